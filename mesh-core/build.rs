@@ -1,0 +1,11 @@
+//! Compiles the protos with a compiler written in Rust, so that no `protoc` has to be installed.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(
+        ["authorization.proto", "ca.proto", "discovery.proto", "pods.proto", "workload.proto"],
+        ["proto"],
+    )?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}

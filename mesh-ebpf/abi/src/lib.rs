@@ -1,0 +1,2 @@
+#![no_std]
+//! Layouts that kernel programs and user space share.
