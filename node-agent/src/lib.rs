@@ -1,1 +1,16 @@
-//! lib
+//! The agent of one node: it watches the API server, keeps the mesh model, serves it to the node's proxies, and
+//! enrols the node's pods. Its second role is the certificate authority.
+//!
+//! **Invariant:** only `watch` and `ca` talk to the API server, only `datapath` to the kernel's BPF; `index` is pure.
+
+pub mod app;
+pub mod ca;
+pub mod cni;
+pub mod config;
+pub mod datapath;
+pub mod enrol;
+pub mod index;
+pub mod netns_of_pod;
+pub mod pods;
+pub mod watch;
+pub mod xds;

@@ -1,0 +1,1 @@
+//! The eBPF datapath as the rest of the agent sees it.

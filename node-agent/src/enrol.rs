@@ -1,0 +1,1 @@
+//! Brings the node's pods into the mesh and out of it.

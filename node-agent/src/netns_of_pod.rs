@@ -1,0 +1,1 @@
+//! Finds the network namespace of a running pod through its cgroup.

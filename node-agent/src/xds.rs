@@ -1,0 +1,1 @@
+//! Serves the index to the proxies as delta xDS.
