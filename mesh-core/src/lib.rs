@@ -2,5 +2,11 @@
 //!
 //! **Invariant:** knows neither Kubernetes nor eBPF.
 
+pub mod addr;
+pub mod authz;
+pub mod convert;
 pub mod identity;
 pub mod proto;
+pub mod service;
+pub mod store;
+pub mod workload;

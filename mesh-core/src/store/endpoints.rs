@@ -1,0 +1,171 @@
+//! The endpoints of a service and the choice of one.
+//!
+//! A choice is O(1) unless the service asks for locality, which has to look at every endpoint.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::service::{Balancing, Mode, Scope, Service, ServicePort};
+use crate::workload::{Health, Workload, WorkloadUid};
+
+/// A workload in its role as a part of one service.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Who serves.
+    pub workload: Arc<Workload>,
+    /// `(service port, target port)` where the endpoint has its own.
+    pub ports: Box<[(u16, u16)]>,
+}
+
+impl Endpoint {
+    /// The port on the endpoint for a port of the service: its own entry, else the service's target.
+    pub fn target_port(&self, port: ServicePort) -> Option<u16> {
+        let own = self.ports.iter().find(|(service_port, _)| *service_port == port.port);
+        own.map(|(_, target)| *target).or(port.target)
+    }
+
+    fn usable(&self) -> bool {
+        self.workload.capacity > 0
+            && !(self.workload.addresses.is_empty()
+                && self.workload.hostname.is_empty()
+                && self.workload.network_gateway.is_none())
+    }
+}
+
+/// A service with its endpoints, which change without it.
+#[derive(Debug)]
+pub struct ServiceEntry {
+    /// The service itself.
+    pub service: Service,
+    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+}
+
+/// Why no endpoint can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PickError {
+    /// The service does not list the port.
+    #[error("the service has no port {0}")]
+    NoSuchPort(u16),
+    /// No endpoint is ready (or, where locality is strict, near enough).
+    #[error("no endpoint of the service is ready")]
+    NoneReady,
+    /// There are some, but none resolves the named target port.
+    #[error("no endpoint of the service has a target for port {0}")]
+    NoTargetPort(u16),
+}
+
+impl ServiceEntry {
+    pub(super) fn new(service: Service, members: &Members) -> Self {
+        let entry = Self { service, endpoints: ArcSwap::default() };
+        entry.publish(members);
+        entry
+    }
+
+    pub(super) fn publish(&self, members: &Members) {
+        self.endpoints.store(Arc::new(members.ready(self.service.balancing.allow_unhealthy)));
+    }
+
+    /// What may be chosen now.
+    pub fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
+        self.endpoints.load_full()
+    }
+
+    /// Whether the workload serves this service (ready or not is not asked).
+    pub fn has_member(&self, workload: &Workload) -> bool {
+        workload.services.iter().any(|membership| membership.service == self.service.key)
+    }
+
+    /// Chooses an endpoint for a client and its target port. `random` is any number; each value of it is as good as
+    /// another.
+    ///
+    /// # Errors
+    /// When the port is not one of the service's, or nothing is ready.
+    pub fn pick(
+        &self,
+        client: &Workload,
+        port: u16,
+        random: usize,
+    ) -> Result<(Arc<Endpoint>, u16), PickError> {
+        let port = self.service.port(port).ok_or(PickError::NoSuchPort(port))?;
+        let endpoints = self.endpoints.load();
+        if endpoints.is_empty() {
+            return Err(PickError::NoneReady);
+        }
+        let balancing = &self.service.balancing;
+        let picked = match balancing.mode {
+            Mode::Any | Mode::Passthrough => pick_any(&endpoints, port, random),
+            Mode::Strict | Mode::Failover => pick_near(&endpoints, port, client, balancing, random)?,
+        };
+        picked.ok_or(PickError::NoTargetPort(port.port))
+    }
+}
+
+/// Starts anywhere and takes the first that resolves the port: as good as always the first one looked at.
+fn pick_any(endpoints: &[Arc<Endpoint>], port: ServicePort, random: usize) -> Option<(Arc<Endpoint>, u16)> {
+    let start = random % endpoints.len();
+    let (head, tail) = endpoints.split_at(start);
+    tail.iter().chain(head).find_map(|endpoint| Some((endpoint.clone(), endpoint.target_port(port)?)))
+}
+
+fn pick_near(
+    endpoints: &[Arc<Endpoint>],
+    port: ServicePort,
+    client: &Workload,
+    balancing: &Balancing,
+    random: usize,
+) -> Result<Option<(Arc<Endpoint>, u16)>, PickError> {
+    let rank = |endpoint: &Endpoint| {
+        balancing.scopes.iter().take_while(|scope| same(**scope, client, &endpoint.workload)).count()
+    };
+    let candidates = || endpoints.iter().filter(|endpoint| endpoint.target_port(port).is_some());
+    let Some(best) = candidates().map(|endpoint| rank(endpoint)).max() else { return Ok(None) };
+    if balancing.mode == Mode::Strict && best < balancing.scopes.len() {
+        return Err(PickError::NoneReady);
+    }
+    let nearest = || candidates().filter(|endpoint| rank(endpoint) == best);
+    let chosen = nearest().nth(random % nearest().count().max(1));
+    Ok(chosen.and_then(|endpoint| Some((endpoint.clone(), endpoint.target_port(port)?))))
+}
+
+/// Whether two workloads are in the same place; two unknown places are the same.
+fn same(scope: Scope, a: &Workload, b: &Workload) -> bool {
+    match scope {
+        Scope::Region => a.locality.region == b.locality.region,
+        Scope::Zone => a.locality.zone == b.locality.zone,
+        Scope::Subzone => a.locality.subzone == b.locality.subzone,
+        Scope::Node => a.node == b.node,
+        Scope::Cluster => a.cluster == b.cluster,
+        Scope::Network => a.network == b.network,
+    }
+}
+
+/// The writer's list of a service's endpoints, ready or not.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    by_uid: HashMap<WorkloadUid, Arc<Endpoint>>,
+}
+
+impl Members {
+    pub(super) fn put(&mut self, endpoint: Arc<Endpoint>) {
+        self.by_uid.insert(endpoint.workload.uid.clone(), endpoint);
+    }
+
+    pub(super) fn remove(&mut self, uid: &WorkloadUid) {
+        self.by_uid.remove(uid);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_uid.is_empty()
+    }
+
+    fn ready(&self, allow_unhealthy: bool) -> Vec<Arc<Endpoint>> {
+        self.by_uid
+            .values()
+            .filter(|endpoint| allow_unhealthy || endpoint.workload.health == Health::Healthy)
+            .filter(|endpoint| endpoint.usable())
+            .cloned()
+            .collect()
+    }
+}

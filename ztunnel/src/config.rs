@@ -1,0 +1,61 @@
+//! The command line: every flag has an environment equivalent, so that a manifest can set either.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mesh_core::identity::TrustDomain;
+
+/// Carries the TCP connections of this node's pods to their peers over HBONE, with mutual TLS.
+///
+/// Which pods there are, and their sockets, comes from the node agent over <run dir>/pods.sock; what the mesh looks
+/// like, over <run dir>/xds.sock; certificates from the certificate authority.
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "ztunnel", version, max_term_width = 110)]
+pub struct Config {
+    /// Name of the Kubernetes node that this ztunnel runs on
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+    /// Id of the cluster, as in metrics and workload names
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// Trust domain of the mesh's identities
+    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: TrustDomain,
+    /// Id of the network whose addresses this node can reach directly
+    #[arg(long, env = "NETWORK", default_value = "")]
+    pub network: String,
+    /// Directory with the node agent's sockets
+    #[arg(long, env = "AMBIT_RUN_DIR", default_value = "/run/ambit")]
+    pub run_dir: PathBuf,
+    /// Certificate authority
+    #[arg(long, env = "CA_ADDRESS", default_value = "https://ambit-ca.ambit-system.svc:15012")]
+    pub ca_address: String,
+    /// PEM file with the roots that vouch for the certificate authority's server; read again at every dial
+    #[arg(long, env = "CA_ROOT_CA", default_value = "/var/run/secrets/ambit/root-cert.pem")]
+    pub ca_root: PathBuf,
+    /// Service account token that is shown to the certificate authority; read again at every call
+    #[arg(long = "token", env = "AUTH_TOKEN", default_value = "/var/run/secrets/tokens/istio-token")]
+    pub token: PathBuf,
+    /// Configuration dump; keep it on loopback
+    #[arg(long, env = "AMBIT_ADMIN_ADDRESS", default_value = "127.0.0.1:15000")]
+    pub admin_address: SocketAddr,
+    /// Prometheus metrics
+    #[arg(long, env = "AMBIT_METRICS_ADDRESS", default_value = "0.0.0.0:15020")]
+    pub metrics_address: SocketAddr,
+    /// Readiness, /healthz/ready
+    #[arg(long, env = "AMBIT_READINESS_ADDRESS", default_value = "0.0.0.0:15021")]
+    pub readiness_address: SocketAddr,
+    /// After SIGTERM, how many seconds connections may go on before they are cut
+    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", default_value = "5", value_parser = seconds)]
+    pub drain_deadline: Duration,
+}
+
+/// "5" or "5s".
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').unwrap_or(text);
+    number
+        .parse()
+        .map(Duration::from_secs)
+        .map_err(|_| format!("{text:?} is no number of seconds, e.g. 5 or 5s"))
+}
