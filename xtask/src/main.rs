@@ -1,1 +1,62 @@
-fn main() {}
+//! Every developer task, one file each: `cargo xtask --help`.
+//!
+//! **Invariant:** a task needs nothing but the Rust toolchain, gcc, Debian's packages and the crate registry, and may be
+//! run twice, after an interruption, and beside what an earlier run left.
+
+mod demo;
+mod deny;
+mod ebpf;
+mod kubectl;
+mod process;
+mod setup;
+mod test;
+mod tidy;
+mod tools;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::workspace::Workspace;
+
+/// Developer tasks of Ambit.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Bring up a two-node mesh in the lab, run the demo, tear it down. Needs root.
+    Demo(demo::Args),
+    /// Formatting, lints, unit, eBPF and end-to-end suites. Needs root for the suites that touch the kernel.
+    Test(test::Args),
+    /// Build the kernel programs into target/ebpf/mesh-ebpf.
+    Ebpf(ebpf::Args),
+    /// Install the Debian packages and tools that the other tasks need.
+    Setup,
+    /// Check the house rules that no compiler knows: who imports whom, lengths, names shared with the manifests.
+    Tidy,
+    /// Check dependencies: bans, licences, sources.
+    Deny,
+}
+
+fn main() -> ExitCode {
+    match dispatch(Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::from(process::interrupted().map_or(1, |signal| 128_u8.saturating_add(signal)))
+        }
+    }
+}
+
+fn dispatch(task: Task) -> anyhow::Result<()> {
+    let workspace = Workspace::find()?;
+    process::forward_signals()?;
+    match task {
+        Task::Demo(args) => demo::run(&workspace, &args),
+        Task::Test(args) => test::run(&workspace, &args),
+        Task::Ebpf(args) => ebpf::run(&workspace, &args),
+        Task::Setup => setup::run(&workspace),
+        Task::Tidy => tidy::run(&workspace),
+        Task::Deny => deny::run(&workspace),
+    }
+}

@@ -1,0 +1,152 @@
+//! `cargo xtask setup`: the Debian packages and tools of the other tasks.
+//!
+//! As root it installs what is missing and says what for; otherwise it stops with the command to run. Where there is no
+//! dpkg it names what is needed and goes on: another system has the same programs under other names.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::geteuid;
+
+use crate::process;
+use crate::workspace::Workspace;
+use crate::{ebpf, kubectl};
+
+/// What a task is about to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Build daemons and kernel programs.
+    Build,
+    /// Run labs.
+    Lab,
+}
+
+struct Package {
+    name: &'static str,
+    need: Need,
+    reason: &'static str,
+    /// Not needed while this holds.
+    unless: fn() -> bool,
+}
+
+const fn package(name: &'static str, need: Need, reason: &'static str) -> Package {
+    Package { name, need, reason, unless: || false }
+}
+
+const PACKAGES: &[Package] = &[
+    package("libc6-dev", Need::Build, "headers and start files that gcc links with"),
+    package("make", Need::Build, "ztunnel's allocator, jemalloc, is built with it"),
+    package("llvm-22-dev", Need::Build, "the LLVM that bpf-linker is built against"),
+    Package {
+        unless: ebpf::nightly_has_core,
+        ..package("rustc-web", Need::Build, "a rustc whose LLVM bpf-linker can read")
+    },
+    Package {
+        unless: ebpf::nightly_has_core,
+        ..package("libstd-rust-web-dev-bpf", Need::Build, "`core` for the BPF target")
+    },
+    package("containernetworking-plugins", Need::Lab, "the CNI plugins that mesh-cni is chained after"),
+    package("iproute2", Need::Lab, "network namespaces and links"),
+    Package {
+        unless: kubectl::is_new_enough,
+        ..package("python3-venv", Need::Lab, "a place to install kubectl into")
+    },
+];
+
+pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+    ensure(workspace, &[Need::Build, Need::Lab])?;
+    eprintln!("everything is there; next: cargo xtask demo");
+    Ok(())
+}
+
+/// Makes sure of everything that `needs` take.
+pub(crate) fn ensure(workspace: &Workspace, needs: &[Need]) -> Result<()> {
+    let wanted: Vec<&Package> =
+        PACKAGES.iter().filter(|p| needs.contains(&p.need) && !(p.unless)()).collect();
+    ensure_packages(&wanted)?;
+    if needs.contains(&Need::Lab) {
+        kubectl::ensure(workspace)?;
+    }
+    Ok(())
+}
+
+/// Stops a task that could not work, before it has built anything.
+pub(crate) fn require_root(task: &str) -> Result<()> {
+    if !geteuid().is_root() {
+        bail!("{task} makes network namespaces and loads eBPF programs, which needs root; run it as root");
+    }
+    Ok(())
+}
+
+fn ensure_packages(wanted: &[&Package]) -> Result<()> {
+    let names: Vec<&str> = wanted.iter().map(|package| package.name).collect();
+    if !Path::new("/usr/bin/dpkg-query").exists() {
+        eprintln!(
+            "not a Debian system: make sure that you have what these packages hold: {}",
+            names.join(" ")
+        );
+        return Ok(());
+    }
+    let missing: Vec<&&Package> = {
+        let installed = installed(&names);
+        wanted.iter().filter(|package| !installed.iter().any(|name| name == package.name)).collect()
+    };
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    let reasons: Vec<String> =
+        missing.iter().map(|package| format!("    {:<28} {}", package.name, package.reason)).collect();
+    eprintln!("missing Debian packages:\n{}", reasons.join("\n"));
+    if !geteuid().is_root() {
+        bail!(
+            "run as root: apt-get update && apt-get install --yes --no-install-recommends {}",
+            names.join(" ")
+        );
+    }
+    process::step("installing them", || install(&names))
+}
+
+/// Which of `names` dpkg has fully installed. dpkg-query exits 1 as soon as one is unknown to it, and prints the others.
+fn installed(names: &[&str]) -> Vec<String> {
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat=${Package} ${db:Status-Status}\n"]).args(names);
+    let Ok(output) = query.output() else { return Vec::new() };
+    fully_installed(&String::from_utf8_lossy(&output.stdout))
+}
+
+fn fully_installed(listing: &str) -> Vec<String> {
+    listing.lines().filter_map(|line| line.strip_suffix(" installed")).map(str::to_owned).collect()
+}
+
+/// A machine with fresh lists is spared the update.
+fn install(names: &[&str]) -> Result<()> {
+    let apt = |arguments: &[&str]| {
+        let mut apt = Command::new("apt-get");
+        apt.args(["--quiet", "--option=Dpkg::Use-Pty=0"])
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive");
+        apt
+    };
+    let install: Vec<&str> =
+        ["install", "--yes", "--no-install-recommends"].iter().chain(names).copied().collect();
+    if process::output(apt(&install).arg("--simulate")).is_none() || process::run(&mut apt(&install)).is_err()
+    {
+        process::run(&mut apt(&["update"])).context("the package lists could not be read")?;
+        process::run(&mut apt(&install))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fully_installed;
+
+    #[test]
+    fn a_removed_package_with_its_settings_left_is_not_installed() {
+        let listing =
+            "make installed\niproute2 config-files\nrustc-web not-installed\nllvm-22-dev half-installed\n";
+        assert_eq!(fully_installed(listing), ["make"]);
+    }
+}
