@@ -1,1 +1,3 @@
-//! lib
+//! The lab: a cluster of network namespaces with an API server, and what the suites share.
+
+pub mod api;

@@ -1,0 +1,268 @@
+//! The kinds this server knows: one table of built-in ones, and those that CustomResourceDefinitions add.
+//! Everything that differs by kind and is plain data is a column here; behaviour is in `defaults` and `validate`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::json;
+
+/// What the server knows of one kind in one version.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Kind {
+    pub(super) group: String,
+    pub(super) version: String,
+    /// Such as `Pod`.
+    pub(super) kind: String,
+    pub(super) plural: String,
+    pub(super) singular: String,
+    pub(super) short_names: Vec<String>,
+    pub(super) categories: Vec<String>,
+    pub(super) namespaced: bool,
+    /// Has the subresource `status`.
+    pub(super) status: bool,
+    /// Has the subresource `scale`.
+    pub(super) scale: bool,
+    /// Counts changes outside metadata and status in `metadata.generation`.
+    pub(super) generation: bool,
+    /// Only a question to the server: created, answered, never stored.
+    pub(super) review: bool,
+    /// `additionalPrinterColumns` of a custom resource.
+    pub(super) columns: Vec<Value>,
+    /// Comes from a CustomResourceDefinition.
+    pub(super) custom: bool,
+}
+
+impl Kind {
+    /// Where objects are stored, shared by all versions: `pods`, `deployments.apps`.
+    pub(super) fn resource(&self) -> String {
+        resource(&self.plural, &self.group)
+    }
+
+    /// `v1`, `apps/v1`.
+    pub(super) fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// The verbs discovery tells.
+    pub(super) fn verbs(&self) -> &'static [&'static str] {
+        if self.review {
+            return &["create"];
+        }
+        &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+    }
+
+    fn of_row(row: &Row) -> Self {
+        Self {
+            group: row.group.to_owned(),
+            version: "v1".to_owned(),
+            kind: row.kind.to_owned(),
+            plural: row.plural.to_owned(),
+            singular: row.kind.to_lowercase(),
+            short_names: row.short.split_whitespace().map(str::to_owned).collect(),
+            categories: if row.all { vec!["all".to_owned()] } else { Vec::new() },
+            namespaced: row.namespaced,
+            status: row.status,
+            scale: row.scale,
+            generation: row.generation,
+            review: row.review,
+            columns: Vec::new(),
+            custom: false,
+        }
+    }
+}
+
+/// The storage name of a resource: `pods`, `deployments.apps`.
+pub(super) fn resource(plural: &str, group: &str) -> String {
+    if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") }
+}
+
+/// All kinds served now. A definition's versions each have an entry.
+#[derive(Debug)]
+pub(super) struct Kinds {
+    builtin: Vec<Arc<Kind>>,
+    custom: BTreeMap<String, Vec<Arc<Kind>>>,
+}
+
+impl Kinds {
+    /// The built-in ones.
+    pub(super) fn new() -> Self {
+        Self {
+            builtin: ROWS.iter().map(|row| Arc::new(Kind::of_row(row))).collect(),
+            custom: BTreeMap::new(),
+        }
+    }
+
+    /// All, built-in first.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Kind>> {
+        self.builtin.iter().chain(self.custom.values().flatten())
+    }
+
+    /// The kind a request path names.
+    pub(super) fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Kind>> {
+        self.all()
+            .find(|kind| kind.group == group && kind.version == version && kind.plural == plural)
+            .cloned()
+    }
+
+    /// The kind an object says it is.
+    pub(super) fn of_object(&self, object: &Value) -> Option<Arc<Kind>> {
+        let (api_version, name) = (json::text(object, "/apiVersion"), json::text(object, "/kind"));
+        self.all().find(|kind| kind.kind == name && kind.api_version() == api_version).cloned()
+    }
+
+    /// The kind for a word as `kubectl` takes it: plural, `plural.group`, singular or short name.
+    pub(super) fn named(&self, word: &str) -> Option<Arc<Kind>> {
+        let lower = word.to_lowercase();
+        self.all()
+            .find(|kind| {
+                kind.plural == lower
+                    || kind.resource() == lower
+                    || kind.singular == lower
+                    || kind.short_names.contains(&lower)
+            })
+            .cloned()
+    }
+
+    /// Serves the versions of a CustomResourceDefinition, in place of what it said before.
+    pub(super) fn define(&mut self, definition: &Value) {
+        let versions = json::items(definition, "/spec/versions")
+            .filter(|version| version["served"].as_bool() == Some(true))
+            .map(|version| Arc::new(custom(definition, version)))
+            .collect();
+        self.custom.insert(json::name(definition).to_owned(), versions);
+    }
+
+    /// Stops serving a definition's kinds.
+    pub(super) fn forget(&mut self, definition: &str) {
+        self.custom.remove(definition);
+    }
+}
+
+fn custom(definition: &Value, version: &Value) -> Kind {
+    let names = |field: &str| json::text(definition, &format!("/spec/names/{field}")).to_owned();
+    let words = |field: &str| {
+        json::items(definition, &format!("/spec/names/{field}"))
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect()
+    };
+    let kind = names("kind");
+    let singular = names("singular");
+    Kind {
+        group: json::text(definition, "/spec/group").to_owned(),
+        version: json::text(version, "/name").to_owned(),
+        plural: names("plural"),
+        singular: if singular.is_empty() { kind.to_lowercase() } else { singular },
+        kind,
+        short_names: words("shortNames"),
+        categories: words("categories"),
+        namespaced: json::text(definition, "/spec/scope") == "Namespaced",
+        status: version.pointer("/subresources/status").is_some(),
+        scale: false,
+        generation: true,
+        review: false,
+        columns: json::items(version, "/additionalPrinterColumns").cloned().collect(),
+        custom: true,
+    }
+}
+
+/// One built-in kind; all are version v1 of their group.
+struct Row {
+    group: &'static str,
+    kind: &'static str,
+    plural: &'static str,
+    short: &'static str,
+    namespaced: bool,
+    status: bool,
+    scale: bool,
+    generation: bool,
+    review: bool,
+    all: bool,
+}
+
+impl Row {
+    const fn namespaced(
+        group: &'static str,
+        kind: &'static str,
+        plural: &'static str,
+        short: &'static str,
+    ) -> Self {
+        let (status, scale, generation, review, all) = (false, false, false, false, false);
+        Self { group, kind, plural, short, namespaced: true, status, scale, generation, review, all }
+    }
+
+    const fn cluster(
+        group: &'static str,
+        kind: &'static str,
+        plural: &'static str,
+        short: &'static str,
+    ) -> Self {
+        let mut row = Self::namespaced(group, kind, plural, short);
+        row.namespaced = false;
+        row
+    }
+
+    const fn status(mut self) -> Self {
+        self.status = true;
+        self
+    }
+
+    const fn scale(mut self) -> Self {
+        self.scale = true;
+        self
+    }
+
+    const fn generation(mut self) -> Self {
+        self.generation = true;
+        self
+    }
+
+    const fn review(mut self) -> Self {
+        self.review = true;
+        self
+    }
+
+    const fn in_all(mut self) -> Self {
+        self.all = true;
+        self
+    }
+}
+
+const APPS: &str = "apps";
+const BATCH: &str = "batch";
+const RBAC: &str = "rbac.authorization.k8s.io";
+const AUTHN: &str = "authentication.k8s.io";
+const AUTHZ: &str = "authorization.k8s.io";
+
+const ROWS: &[Row] = &[
+    Row::cluster("", "Namespace", "namespaces", "ns").status(),
+    Row::cluster("", "Node", "nodes", "no").status(),
+    Row::namespaced("", "Pod", "pods", "po").status().in_all(),
+    Row::namespaced("", "Service", "services", "svc").status().in_all(),
+    Row::namespaced("", "Endpoints", "endpoints", "ep"),
+    Row::namespaced("", "ServiceAccount", "serviceaccounts", "sa"),
+    Row::namespaced("", "Secret", "secrets", ""),
+    Row::namespaced("", "ConfigMap", "configmaps", "cm"),
+    Row::namespaced("", "Event", "events", "ev"),
+    Row::namespaced("discovery.k8s.io", "EndpointSlice", "endpointslices", "").generation(),
+    Row::namespaced(APPS, "Deployment", "deployments", "deploy").status().scale().generation().in_all(),
+    Row::namespaced(APPS, "ReplicaSet", "replicasets", "rs").status().scale().generation().in_all(),
+    Row::namespaced(APPS, "DaemonSet", "daemonsets", "ds").status().generation().in_all(),
+    Row::namespaced(BATCH, "Job", "jobs", "").status().generation().in_all(),
+    Row::namespaced(BATCH, "CronJob", "cronjobs", "cj").status().generation().in_all(),
+    Row::namespaced(RBAC, "Role", "roles", ""),
+    Row::namespaced(RBAC, "RoleBinding", "rolebindings", ""),
+    Row::cluster(RBAC, "ClusterRole", "clusterroles", ""),
+    Row::cluster(RBAC, "ClusterRoleBinding", "clusterrolebindings", ""),
+    Row::namespaced("coordination.k8s.io", "Lease", "leases", ""),
+    Row::namespaced("events.k8s.io", "Event", "events", "ev"),
+    Row::cluster("apiextensions.k8s.io", "CustomResourceDefinition", "customresourcedefinitions", "crd crds")
+        .status()
+        .generation(),
+    Row::cluster(AUTHN, "TokenReview", "tokenreviews", "").review(),
+    Row::cluster(AUTHN, "SelfSubjectReview", "selfsubjectreviews", "").review(),
+    Row::cluster(AUTHZ, "SubjectAccessReview", "subjectaccessreviews", "").review(),
+    Row::cluster(AUTHZ, "SelfSubjectAccessReview", "selfsubjectaccessreviews", "").review(),
+];
