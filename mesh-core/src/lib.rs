@@ -5,8 +5,14 @@
 pub mod addr;
 pub mod authz;
 pub mod convert;
+pub mod drain;
 pub mod identity;
+pub mod listener;
+pub mod pod_link;
 pub mod proto;
+pub mod readiness;
 pub mod service;
+pub mod status;
 pub mod store;
+pub mod telemetry;
 pub mod workload;
