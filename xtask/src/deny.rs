@@ -9,6 +9,11 @@ use crate::workspace::Workspace;
 const CARGO_DENY: Tool =
     Tool { name: "cargo-deny", version: "0.20.2", arguments: &[], environment: &[], cost: "several minutes" };
 
+/// Building it takes longer than all the suites: `cargo xtask test` runs the check where it is there already.
+pub(crate) fn is_present(workspace: &Workspace) -> bool {
+    CARGO_DENY.is_present(workspace)
+}
+
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     CARGO_DENY.ensure(workspace)?;
     process::step("dependencies: bans, licences, sources", || {

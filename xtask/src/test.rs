@@ -1,5 +1,243 @@
+//! `cargo xtask test`: what CI runs, in the order in which it is cheapest to fail.
+//!
+//! Suites: `static` (formatting, tidy, lints), `unit` (all that needs no root), and one per test binary of the package
+//! mesh-tests (`ebpf`, `netns`, `e2e` ...) for its tests that do. Every cargo call takes all default members: one
+//! choice of features, so that clippy, tests and demo share what was built.
+//!
+//! **Invariant:** a suite that fails stops nothing but itself, and a suite for root that ran no test has failed.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::process::{self, step};
+use crate::setup::{self, Need};
+use crate::workspace::Workspace;
+use crate::{deny, ebpf, tidy};
+
+const STATIC: &str = "static";
+const UNIT: &str = "unit";
+/// Tests inside the crates that need root.
+const PRIVILEGED: &str = "privileged";
+/// Run last, in this order: a fault that a smaller suite can name should be named by it.
+const LAST: [&str; 3] = ["ebpf", "netns", "e2e"];
+
 #[derive(clap::Args)]
-pub(crate) struct Args {}
-pub(crate) fn run(_: &crate::workspace::Workspace, _: &Args) -> anyhow::Result<()> {
+pub(crate) struct Args {
+    /// Suites to run; all of them when none is named. `cargo xtask test list` names them.
+    suites: Vec<String>,
+    /// Passed to the test binaries, e.g. part of a test's name.
+    #[arg(last = true)]
+    filter: Vec<String>,
+}
+
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    let known = suites(workspace)?;
+    if args.suites == ["list"] {
+        println!("{}", known.join("\n"));
+        return Ok(());
+    }
+    let chosen = choose(&known, &args.suites)?;
+    if chosen.iter().any(|suite| ![STATIC, UNIT].contains(&suite.as_str())) {
+        setup::require_root("this suite")?;
+    }
+    let started = Instant::now();
+    setup::ensure(workspace, &[Need::Build, Need::Lab])?;
+    if chosen.iter().any(|suite| suite == STATIC) {
+        check_format_and_rules(workspace)?;
+    }
+    ebpf::build(workspace, false)?;
+    if chosen.iter().any(|suite| suite == STATIC) {
+        lint(workspace)?;
+    }
+    step("daemons, lab and test binaries", || {
+        process::run(workspace.cargo("build").args(["--locked", "--bins", "--tests"]))
+    })?;
+    let reports = run_suites(workspace, &chosen, &args.filter)?;
+    summarise(&reports, started)
+}
+
+/// Seconds each, and neither needs anything built.
+fn check_format_and_rules(workspace: &Workspace) -> Result<()> {
+    step("formatting", || process::run(workspace.cargo("fmt").args(["--all", "--check"])))?;
+    step("house rules", || tidy::run(workspace))
+}
+
+fn lint(workspace: &Workspace) -> Result<()> {
+    if deny::is_present(workspace) {
+        deny::run(workspace)?;
+    }
+    step("lints", || {
+        process::run(workspace.cargo("clippy").args([
+            "--locked",
+            "--all-targets",
+            "--quiet",
+            "--",
+            "-Dwarnings",
+        ]))
+    })
+}
+
+/// All suites, in the order in which they run.
+fn suites(workspace: &Workspace) -> Result<Vec<String>> {
+    let metadata =
+        process::output(workspace.cargo("metadata").args(["--locked", "--no-deps", "--format-version=1"]))
+            .context("cargo metadata failed; run it to see why")?;
+    let mut binaries = test_binaries(&metadata)?;
+    binaries.sort_by_key(|name| LAST.iter().position(|last| last == name).map_or(0, |place| place + 1));
+    Ok([STATIC, UNIT, PRIVILEGED].map(str::to_owned).into_iter().chain(binaries).collect())
+}
+
+/// The test binaries of mesh-tests.
+fn test_binaries(metadata: &str) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        packages: Vec<Package>,
+    }
+    #[derive(Deserialize)]
+    struct Package {
+        name: String,
+        targets: Vec<Target>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+        kind: Vec<String>,
+    }
+    let metadata: Metadata = serde_json::from_str(metadata).context("unreadable cargo metadata")?;
+    let package = metadata.packages.into_iter().find(|package| package.name == "mesh-tests");
+    let targets = package.context("no package mesh-tests")?.targets;
+    Ok(targets.into_iter().filter(|t| t.kind.iter().any(|kind| kind == "test")).map(|t| t.name).collect())
+}
+
+fn choose(known: &[String], named: &[String]) -> Result<Vec<String>> {
+    if let Some(unknown) = named.iter().find(|name| !known.contains(name)) {
+        bail!("no suite `{unknown}`; there are: {}", known.join(", "));
+    }
+    Ok(known.iter().filter(|suite| named.is_empty() || named.contains(suite)).cloned().collect())
+}
+
+/// What a suite's runner said, one line per binary that had a test to run.
+struct Report {
+    suite: String,
+    results: Vec<String>,
+    seconds: String,
+    succeeded: bool,
+}
+
+fn run_suites(workspace: &Workspace, chosen: &[String], filter: &[String]) -> Result<Vec<Report>> {
+    let mut reports = Vec::new();
+    for suite in chosen.iter().filter(|suite| *suite != STATIC) {
+        eprintln!("==> suite {suite}");
+        let started = Instant::now();
+        let mut results = Vec::new();
+        let mut succeeded = true;
+        for arguments in runs(suite, chosen) {
+            let mut cargo = workspace.cargo("test");
+            cargo.args(["--locked", "--quiet", "--no-fail-fast"]).args(arguments).args(filter);
+            let status = process::run_lines(&mut cargo, |line| {
+                if line.starts_with("test result:") && !line.contains(" 0 passed; 0 failed;") {
+                    results.push(line.to_owned());
+                }
+            })?;
+            succeeded &= status.success();
+        }
+        // A renamed binary or a lost attribute must not pass for a success.
+        succeeded &= !(filter.is_empty() && LAST.contains(&suite.as_str()) && results.is_empty());
+        reports.push(Report {
+            suite: suite.clone(),
+            results,
+            seconds: process::seconds(started.elapsed()),
+            succeeded,
+        });
+    }
+    Ok(reports)
+}
+
+/// The arguments of each `cargo test` of a suite. Tests that need root share a kernel: one at a time.
+fn runs(suite: &str, chosen: &[String]) -> Vec<Vec<String>> {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let as_root = ["--", "--ignored", "--test-threads=1"];
+    match suite {
+        UNIT => vec![words(&["--lib", "--bins", "--tests", "--"])],
+        PRIVILEGED => vec![words(&[&["--lib", "--bins"][..], &as_root[..]].concat())],
+        // Named without `unit`, a suite brings along those of its tests that need no root.
+        binary => {
+            let plain = (!chosen.iter().any(|name| name == UNIT)).then(|| words(&["--test", binary, "--"]));
+            plain.into_iter().chain([words(&[&["--test", binary][..], &as_root[..]].concat())]).collect()
+        }
+    }
+}
+
+/// Prints what every runner said, then the sum on the last line.
+fn summarise(reports: &[Report], started: Instant) -> Result<()> {
+    println!("\n==> summary ({})", process::seconds(started.elapsed()));
+    for report in reports {
+        println!("{} ({}){}", report.suite, report.seconds, if report.succeeded { "" } else { ": FAILED" });
+        for result in &report.results {
+            println!("    {result}");
+        }
+    }
+    let results = || reports.iter().flat_map(|report| &report.results);
+    let (passed, failed) =
+        results().filter_map(|line| counts(line)).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    println!("total: {passed} passed, {failed} failed");
+    let bad: Vec<&str> = reports.iter().filter(|r| !r.succeeded).map(|r| r.suite.as_str()).collect();
+    if !bad.is_empty() {
+        bail!("these suites failed: {}", bad.join(", "));
+    }
+    if !reports.is_empty() && passed == 0 {
+        bail!("no test ran");
+    }
     Ok(())
+}
+
+/// Passed and failed of libtest's "test result:" line.
+fn counts(line: &str) -> Option<(u32, u32)> {
+    let number_before =
+        |what: &str| line.split(what).next()?.rsplit(' ').find(|word| !word.is_empty())?.parse().ok();
+    Some((number_before(" passed;")?, number_before(" failed;")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{choose, counts, runs, test_binaries};
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn reads_the_counts_of_a_result_line() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s";
+        assert_eq!(counts(line), Some((12, 3)));
+        assert_eq!(counts("test result: garbled"), None);
+    }
+
+    #[test]
+    fn finds_the_test_binaries_of_mesh_tests_only() {
+        let metadata = r#"{"packages": [
+            {"name": "other", "targets": [{"name": "x", "kind": ["test"]}]},
+            {"name": "mesh-tests", "targets": [{"name": "e2e", "kind": ["test"]}, {"name": "ambit-lab", "kind": ["bin"]}]}
+        ]}"#;
+        assert_eq!(test_binaries(metadata).unwrap(), ["e2e"]);
+    }
+
+    #[test]
+    fn suites_keep_their_order_and_an_unknown_one_is_refused() {
+        let known = names(&["static", "unit", "ebpf", "e2e"]);
+        assert_eq!(choose(&known, &[]).unwrap(), known);
+        assert_eq!(choose(&known, &names(&["e2e", "unit"])).unwrap(), ["unit", "e2e"]);
+        let refused = choose(&known, &names(&["e3e"])).unwrap_err().to_string();
+        assert!(refused.contains("e3e") && refused.contains("ebpf"), "{refused}");
+    }
+
+    #[test]
+    fn each_test_runs_once() {
+        let all = names(&["unit", "e2e"]);
+        let ignored = names(&["--test", "e2e", "--", "--ignored", "--test-threads=1"]);
+        assert_eq!(runs("e2e", &all), std::slice::from_ref(&ignored));
+        assert_eq!(runs("e2e", &names(&["e2e"])), [names(&["--test", "e2e", "--"]), ignored]);
+    }
 }
