@@ -4,6 +4,7 @@
 
 pub mod addr;
 pub mod authz;
+pub mod backoff;
 pub mod convert;
 pub mod drain;
 pub mod identity;
@@ -16,3 +17,4 @@ pub mod status;
 pub mod store;
 pub mod telemetry;
 pub mod workload;
+pub mod xds;

@@ -55,6 +55,14 @@ impl<K: Hash + Eq, V: Clone> Shards<K, V> {
     }
 }
 
+#[cfg(test)]
+impl<K, V> Shards<K, V> {
+    /// Where each shard's snapshot is, to see which ones a commit replaced.
+    pub(super) fn snapshots(&self) -> Vec<Option<usize>> {
+        self.shards.iter().map(|shard| shard.load().as_ref().map(|map| Arc::as_ptr(map).addr())).collect()
+    }
+}
+
 impl<K: Hash + Eq + Clone, V: Clone> ShardsWriter<K, V> {
     pub(super) fn new(readers: &Shards<K, V>) -> Self {
         Self {
