@@ -5,11 +5,13 @@
 
 pub mod app;
 pub mod ca;
+pub mod cluster;
 pub mod cni;
 pub mod config;
 pub mod datapath;
 pub mod enrol;
 pub mod index;
+pub mod model;
 pub mod netns_of_pod;
 pub mod pods;
 pub mod watch;

@@ -1,1 +1,134 @@
-//! The API server as streams of typed events; the only user of the kube client beside ca.
+//! The API server as one stream of typed events.
+//!
+//! Lists and watches with the kube client's watcher, which resumes, lists again where it must, and backs off. Each
+//! object is first read as plain JSON and then decoded by itself. **Invariant:** an object that cannot be decoded is
+//! reported by name and skipped, it never ends a stream; no other module but `cluster` and `ca` knows the kube client.
+
+mod raw;
+
+use std::future::Future;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tracing::{info, warn};
+
+use crate::index::event::{Event, Kind, Object};
+use raw::Raw;
+
+/// Where events come from: the API server, or a test's script.
+pub trait Source: Send + 'static {
+    /// The next event; none when there will be no more.
+    fn next(&mut self) -> impl Future<Output = Option<Event>> + Send;
+}
+
+/// The API server.
+pub struct ApiServer {
+    events: BoxStream<'static, Event>,
+}
+
+impl ApiServer {
+    /// Starts to list and watch all kinds, once `next` is called.
+    pub fn new(client: &Client) -> Self {
+        let events = stream::select_all([
+            watch::<Namespace>(client, Kind::Namespace, |object| Object::Namespace(Box::new(object))),
+            watch::<Node>(client, Kind::Node, |object| Object::Node(Box::new(object))),
+            watch::<Pod>(client, Kind::Pod, |object| Object::Pod(Box::new(object))),
+            watch::<Service>(client, Kind::Service, |object| Object::Service(Box::new(object))),
+            watch::<EndpointSlice>(client, Kind::EndpointSlice, |object| {
+                Object::EndpointSlice(Box::new(object))
+            }),
+        ]);
+        Self { events: events.boxed() }
+    }
+}
+
+impl Source for ApiServer {
+    async fn next(&mut self) -> Option<Event> {
+        self.events.next().await
+    }
+}
+
+fn watch<K>(client: &Client, kind: Kind, wrap: fn(K) -> Object) -> BoxStream<'static, Event>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned + 'static,
+{
+    let api: Api<Raw<K>> = Api::all(client.clone());
+    let mut failing = false;
+    watcher(api, watcher::Config::default())
+        .backoff(Doubling(BACKOFF_MIN))
+        .filter_map(move |event| {
+            let event = match event {
+                Ok(event) => {
+                    if failing {
+                        info!(?kind, "watching again");
+                    }
+                    failing = false;
+                    Some(translate(kind, event, wrap))
+                }
+                Err(error) => {
+                    report(kind, &error, &mut failing);
+                    None
+                }
+            };
+            std::future::ready(event)
+        })
+        .boxed()
+}
+
+/// Once loudly, then quietly: the API server may be away for long.
+fn report(kind: Kind, error: &watcher::Error, failing: &mut bool) {
+    let error = crate::cluster::chain(error);
+    if std::mem::replace(failing, true) {
+        tracing::debug!(?kind, "still cannot watch: {error}");
+    } else {
+        warn!(?kind, "cannot watch, will retry; what is known stays in use: {error}");
+    }
+}
+
+fn translate<K>(kind: Kind, event: watcher::Event<Raw<K>>, wrap: fn(K) -> Object) -> Event
+where
+    K: DeserializeOwned,
+{
+    match event {
+        watcher::Event::Init => Event::Restarted(kind),
+        watcher::Event::InitDone => Event::Listed(kind),
+        watcher::Event::Delete(raw) => Event::Deleted(kind, raw.name()),
+        watcher::Event::Apply(raw) | watcher::Event::InitApply(raw) => {
+            let name = raw.name();
+            match raw.decode() {
+                Ok(object) => Event::Applied(wrap(object)),
+                Err(error) => Event::Unreadable { kind, name, reason: error.to_string() },
+            }
+        }
+    }
+}
+
+/// Pauses between attempts; with jitter, since every agent of the cluster loses the API server at the same time.
+struct Doubling(Duration);
+
+impl Iterator for Doubling {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.0.mul_f32(rand::random_range(0.5..1.0));
+        self.0 = (self.0 * 2).min(BACKOFF_MAX);
+        Some(pause)
+    }
+}
+
+impl Backoff for Doubling {
+    fn reset(&mut self) {
+        self.0 = BACKOFF_MIN;
+    }
+}
+
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);

@@ -1,1 +1,12 @@
-//! Serves the index to the proxies as delta xDS.
+//! Serves the model to the proxies as delta xDS.
+//!
+//! `snapshot` has the current resources and their versions, `session` decides what one client lacks, `server` is the
+//! gRPC around them. **Invariant:** nothing is answered before the model is complete, since a proxy would take what
+//! is not there yet for deleted.
+
+pub mod server;
+pub mod session;
+pub mod snapshot;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+//! Single requests to the API server: what enrolment reads and writes of one pod.
+//!
+//! Writes name the pod's UID, so that they can never meet another pod of the same name: the API server answers 409.
+
+use std::future::Future;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::index::event::ObjectName;
+use crate::index::pod::{ENROLLED_CONDITION, REDIRECTION_ANNOTATION, REDIRECTION_ENABLED, Reported};
+
+/// What enrolment needs of the API server; a test has its own.
+pub trait Cluster: Send + Sync + 'static {
+    /// A pod and its namespace as they are now; none when either does not exist.
+    fn pod(
+        &self,
+        name: &ObjectName,
+    ) -> impl Future<Output = Result<Option<(Pod, Namespace)>, ClusterError>> + Send;
+
+    /// Says on the pod that its traffic is captured, or takes that back.
+    fn annotate(
+        &self,
+        name: &ObjectName,
+        uid: &str,
+        captured: bool,
+    ) -> impl Future<Output = Result<(), ClusterError>> + Send;
+
+    /// Sets our condition in the pod's status, or removes it.
+    fn report(
+        &self,
+        name: &ObjectName,
+        uid: &str,
+        condition: Option<&Reported>,
+    ) -> impl Future<Output = Result<(), ClusterError>> + Send;
+}
+
+/// Why a request came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClusterError {
+    /// There is no such pod (any more).
+    #[error("the pod no longer exists")]
+    Gone,
+    /// The API server refused; asking again will not help before something is changed.
+    #[error("the API server refused to {act}: {reason}")]
+    Refused {
+        /// What was asked.
+        act: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// No answer that helps, now.
+    #[error("cannot {act}: {reason}; is the API server reachable from this node?")]
+    Unreachable {
+        /// What was asked.
+        act: &'static str,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+/// The API server.
+#[derive(Clone)]
+pub struct ApiServer(Client);
+
+impl ApiServer {
+    /// Asks with this client.
+    pub fn new(client: Client) -> Self {
+        Self(client)
+    }
+
+    fn pods(&self, name: &ObjectName) -> Api<Pod> {
+        Api::namespaced(self.0.clone(), &name.namespace)
+    }
+}
+
+impl Cluster for ApiServer {
+    async fn pod(&self, name: &ObjectName) -> Result<Option<(Pod, Namespace)>, ClusterError> {
+        let (pods, namespaces) = (self.pods(name), Api::<Namespace>::all(self.0.clone()));
+        let (pod, namespace) = tokio::try_join!(
+            one("get the pod", pods.get_opt(&name.name)),
+            one("get the namespace", namespaces.get_opt(&name.namespace)),
+        )?;
+        Ok(pod.zip(namespace))
+    }
+
+    async fn annotate(&self, name: &ObjectName, uid: &str, captured: bool) -> Result<(), ClusterError> {
+        let value = if captured { json!(REDIRECTION_ENABLED) } else { Value::Null };
+        let patch = json!({"metadata": {"uid": uid, "annotations": {REDIRECTION_ANNOTATION: value}}});
+        let (pods, parameters) = (self.pods(name), PatchParams::default());
+        one("annotate the pod", pods.patch(&name.name, &parameters, &Patch::Merge(patch))).await.map(drop)
+    }
+
+    async fn report(
+        &self,
+        name: &ObjectName,
+        uid: &str,
+        condition: Option<&Reported>,
+    ) -> Result<(), ClusterError> {
+        let condition = match condition {
+            Some(condition) => json!({
+                "type": ENROLLED_CONDITION,
+                "status": condition.status,
+                "reason": condition.reason,
+                "message": condition.message,
+                "lastTransitionTime": k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            }),
+            None => json!({"type": ENROLLED_CONDITION, "$patch": "delete"}),
+        };
+        let patch = json!({"metadata": {"uid": uid}, "status": {"conditions": [condition]}});
+        let (pods, parameters) = (self.pods(name), PatchParams::default());
+        one("set the pod's status", pods.patch_status(&name.name, &parameters, &Patch::Strategic(patch)))
+            .await
+            .map(drop)
+    }
+}
+
+/// One request with a deadline; a watch may wait for ever, this may not.
+async fn one<T: DeserializeOwned>(
+    act: &'static str,
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, ClusterError> {
+    match tokio::time::timeout(DEADLINE, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(kube::Error::Api(status))) => Err(match status.code {
+            // 409: the name belongs to another pod by now, see the UID in each patch.
+            404 | 409 => ClusterError::Gone,
+            429 | 500.. => ClusterError::Unreachable { act, reason: status.message.clone() },
+            _ => ClusterError::Refused { act, reason: status.message.clone() },
+        }),
+        Ok(Err(error)) => Err(ClusterError::Unreachable { act, reason: chain(&error) }),
+        Err(_) => Err(ClusterError::Unreachable {
+            act,
+            reason: format!("no answer within {} s", DEADLINE.as_secs()),
+        }),
+    }
+}
+
+/// An error with its causes in one line: the outer text alone often says only that there was one.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+const DEADLINE: Duration = Duration::from_secs(5);

@@ -1,0 +1,96 @@
+//! The pods of this node as enrolment sees them.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as api;
+use mesh_core::proto::pods as proto;
+
+use super::event::ObjectName;
+use super::membership::{Membership, membership};
+use super::namespace::Namespace;
+use super::pod::{Pod, Reported};
+use super::{Config, Index, Invalid, wds};
+
+/// A pod of this node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LocalPod {
+    /// Its name.
+    pub name: ObjectName,
+    /// Kubernetes pod UID.
+    pub uid: String,
+    /// Whether it belongs in the mesh.
+    pub membership: Membership,
+    /// From its status: empty until the kubelet has reported them.
+    pub addresses: Vec<IpAddr>,
+    /// Its traffic is said to be captured (annotation).
+    pub annotated: bool,
+    /// Succeeded or Failed.
+    pub finished: bool,
+    /// Being deleted.
+    pub terminating: bool,
+    /// Our condition in its status.
+    pub reported: Option<Reported>,
+    /// What its proxy has to know of it, with the addresses above.
+    pub description: proto::Pod,
+}
+
+impl Index {
+    /// The pods of this node, in no order.
+    pub fn local_pods(&self) -> Vec<LocalPod> {
+        let names = self.pods_of_node.get(self.config.node_name.as_str()).into_iter().flatten();
+        names.filter_map(|name| self.pods.get(name)).map(|pod| self.local(pod)).collect()
+    }
+
+    /// One pod of any node, when it is known and so is its namespace.
+    pub fn pod(&self, name: &ObjectName) -> Option<LocalPod> {
+        self.namespaces.get(&name.namespace)?;
+        self.pods.get(name).map(|pod| self.local(pod))
+    }
+
+    fn local(&self, pod: &Pod) -> LocalPod {
+        local(&self.config, pod, self.namespaces.get(&pod.name.namespace))
+    }
+}
+
+/// The same answer for objects that were fetched, for when the watch is behind.
+///
+/// # Errors
+/// When the pod cannot be used.
+pub fn read(config: &Config, pod: &api::Pod, namespace: &api::Namespace) -> Result<LocalPod, Invalid> {
+    let name = super::event::Object::Pod(Box::new(pod.clone())).name();
+    let pod = Pod::read(&name, pod)?;
+    Ok(local(config, &pod, Some(&Namespace::read(namespace))))
+}
+
+fn local(config: &Config, pod: &Pod, namespace: Option<&Namespace>) -> LocalPod {
+    LocalPod {
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+        membership: membership(config, pod, namespace),
+        addresses: pod.addresses.clone(),
+        annotated: pod.captured,
+        finished: pod.finished,
+        terminating: pod.terminating,
+        reported: pod.reported.clone(),
+        description: proto::Pod {
+            uid: pod.uid.clone(),
+            namespace: pod.name.namespace.to_string(),
+            name: pod.name.name.to_string(),
+            service_account: pod.service_account.clone(),
+            addresses: pod.addresses.iter().map(wds::bytes).collect(),
+            workload_uid: wds::pod_uid(config, &pod.name),
+            trust_domain: config.trust_domain.clone(),
+            node: config.node_name.clone(),
+            cluster_id: config.cluster_id.clone(),
+            workload_name: pod.owner.name.clone(),
+            workload_type: pod.owner.kind.into(),
+            canonical_name: pod.canonical_name.clone(),
+            canonical_revision: pod.canonical_revision.clone(),
+        },
+    }
+}
+
+/// The description of a pod with addresses that its status does not have yet.
+pub fn with_addresses(description: &proto::Pod, addresses: &[IpAddr]) -> proto::Pod {
+    proto::Pod { addresses: addresses.iter().map(wds::bytes).collect(), ..description.clone() }
+}

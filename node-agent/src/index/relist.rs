@@ -1,0 +1,39 @@
+//! Which objects a list has named so far, per kind.
+//!
+//! **Invariant:** nothing is deleted by a list that did not complete.
+
+use std::collections::{HashMap, HashSet};
+
+use super::event::{Kind, ObjectName};
+
+/// Lists under way and lists completed.
+#[derive(Debug, Default)]
+pub(super) struct Relist {
+    open: HashMap<Kind, HashSet<ObjectName>>,
+    completed: HashSet<Kind>,
+}
+
+impl Relist {
+    /// A list begins, perhaps in place of one that broke off.
+    pub(super) fn start(&mut self, kind: Kind) {
+        self.open.insert(kind, HashSet::new());
+    }
+
+    /// An object exists.
+    pub(super) fn saw(&mut self, kind: Kind, name: &ObjectName) {
+        if let Some(seen) = self.open.get_mut(&kind) {
+            seen.insert(name.clone());
+        }
+    }
+
+    /// The list is complete: all that exists of the kind.
+    pub(super) fn finish(&mut self, kind: Kind) -> HashSet<ObjectName> {
+        self.completed.insert(kind);
+        self.open.remove(&kind).unwrap_or_default()
+    }
+
+    /// Whether every kind was listed at least once.
+    pub(super) fn is_complete(&self) -> bool {
+        self.completed.len() == Kind::ALL.len()
+    }
+}

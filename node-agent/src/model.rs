@@ -1,0 +1,120 @@
+//! The one writer of the index: takes events in, publishes what changed, tells enrolment when local pods did.
+//!
+//! **Invariant:** the lock is held for one event or one question, never across an await.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use mesh_core::readiness::Gate;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::index::event::ObjectName;
+use crate::index::local::LocalPod;
+use crate::index::{Changes, Config, Index};
+use crate::watch::Source;
+use crate::xds::server::Publisher;
+use crate::xds::snapshot::Type;
+
+/// Feeds the index.
+#[derive(Debug)]
+pub struct Writer {
+    index: Arc<RwLock<Index>>,
+    state: watch::Sender<State>,
+}
+
+/// Asks the index.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    index: Arc<RwLock<Index>>,
+    state: watch::Receiver<State>,
+}
+
+/// What a reader waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct State {
+    synced: bool,
+    /// Counts the changes that concern local pods.
+    local: u64,
+}
+
+/// A new pair over an empty index.
+pub fn model(config: Config) -> (Writer, Reader) {
+    let index = Arc::new(RwLock::new(Index::new(config)));
+    let (sender, receiver) = watch::channel(State::default());
+    (Writer { index: Arc::clone(&index), state: sender }, Reader { index, state: receiver })
+}
+
+impl Writer {
+    /// Takes events in until there are no more, or `shutdown`.
+    pub async fn run(
+        self,
+        mut source: impl Source,
+        publisher: Publisher,
+        synced: Gate,
+        shutdown: CancellationToken,
+    ) {
+        let mut is_synced = false;
+        loop {
+            let event = tokio::select! {
+                () = shutdown.cancelled() => return,
+                event = source.next() => event,
+            };
+            let Some(event) = event else { return };
+            let changes = {
+                let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+                index.handle(event)
+            };
+            self.publish(&changes, &publisher);
+            if !is_synced && self.read(Index::is_synced) {
+                is_synced = true;
+                info!("everything is listed; serving it from now on");
+                publisher.complete();
+                synced.open();
+                self.state.send_modify(|state| state.synced = true);
+            }
+            if changes.local {
+                self.state.send_modify(|state| state.local += 1);
+            }
+        }
+    }
+
+    fn publish(&self, changes: &Changes, publisher: &Publisher) {
+        for problem in &changes.problems {
+            warn!(
+                kind = ?problem.kind, name = %problem.name,
+                "object skipped, what was known of it stays in use: {}", problem.reason,
+            );
+        }
+        let resources: Vec<_> = self.read(|index| {
+            changes.keys.iter().map(|key| (index.resource_name(key), index.resource(key))).collect()
+        });
+        publisher.publish(Type::Address, resources);
+    }
+
+    fn read<T>(&self, question: impl FnOnce(&Index) -> T) -> T {
+        question(&self.index.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Reader {
+    /// Whether everything was listed once.
+    pub fn is_synced(&self) -> bool {
+        self.state.borrow().synced
+    }
+
+    /// Waits for a change that concerns local pods. Ends with the writer.
+    pub async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        self.state.changed().await
+    }
+
+    /// The pods of this node.
+    pub fn local_pods(&self) -> Vec<LocalPod> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).local_pods()
+    }
+
+    /// One pod, when it and its namespace are known.
+    pub fn pod(&self, name: &ObjectName) -> Option<LocalPod> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).pod(name)
+    }
+}

@@ -1,0 +1,134 @@
+//! The resources as they are now, encoded once for all clients, each with a version.
+//!
+//! A version is a digest of the resource's bytes, so it means the same to an agent that was restarted: a proxy that
+//! reconnects is sent only what differs. **Invariant:** one writer; a name is in the snapshot or it does not exist.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hasher};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mesh_core::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use prost::Message;
+
+/// Types of resource that are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Type {
+    /// Workloads and services.
+    Address,
+    /// L4 policies.
+    Authorization,
+}
+
+impl Type {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Address, Self::Authorization];
+
+    /// Its type URL.
+    pub fn url(self) -> &'static str {
+        match self {
+            Self::Address => ADDRESS_TYPE,
+            Self::Authorization => AUTHORIZATION_TYPE,
+        }
+    }
+
+    /// The type with this URL.
+    pub fn of(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|r#type| r#type.url() == url)
+    }
+}
+
+/// Digest of a resource's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version(u64);
+
+impl Version {
+    fn of(bytes: &[u8]) -> Self {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(bytes);
+        Self(hasher.finish())
+    }
+
+    /// As it travels.
+    pub fn text(self) -> String {
+        format!("{:016x}", self.0)
+    }
+
+    /// Back from the client; none when it is not one of ours.
+    pub fn parse(text: &str) -> Option<Self> {
+        u64::from_str_radix(text, 16).ok().map(Self)
+    }
+}
+
+/// One resource.
+#[derive(Clone, Debug)]
+pub struct Resource {
+    /// Its version.
+    pub version: Version,
+    /// The encoded message, shared with every client that is sent it.
+    pub bytes: Bytes,
+}
+
+/// Name of a resource; shared, since every session remembers it.
+pub type Name = Arc<str>;
+
+/// All resources.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    addresses: HashMap<Name, Resource>,
+    authorizations: HashMap<Name, Resource>,
+}
+
+impl Snapshot {
+    /// Sets or removes a resource; the name comes back when that made a difference.
+    pub fn put(&mut self, r#type: Type, name: &str, resource: Option<&impl Message>) -> Option<Name> {
+        let resources = self.resources_mut(r#type);
+        let Some(message) = resource else {
+            return resources.remove_entry(name).map(|(name, _)| name);
+        };
+        let bytes = Bytes::from(message.encode_to_vec());
+        let version = Version::of(&bytes);
+        match resources.get_key_value(name) {
+            Some((_, known)) if known.version == version => None,
+            Some((known, _)) => {
+                let name = Name::clone(known);
+                resources.insert(Name::clone(&name), Resource { version, bytes });
+                Some(name)
+            }
+            None => {
+                let name = Name::from(name);
+                resources.insert(Name::clone(&name), Resource { version, bytes });
+                Some(name)
+            }
+        }
+    }
+
+    /// The resource of that name.
+    pub fn find(&self, r#type: Type, name: &str) -> Option<&Resource> {
+        self.resources(r#type).get(name)
+    }
+
+    /// Names of all resources of a type.
+    pub fn names(&self, r#type: Type) -> impl Iterator<Item = &Name> {
+        self.resources(r#type).keys()
+    }
+
+    /// How many there are of a type.
+    pub fn count(&self, r#type: Type) -> usize {
+        self.resources(r#type).len()
+    }
+
+    fn resources(&self, r#type: Type) -> &HashMap<Name, Resource> {
+        match r#type {
+            Type::Address => &self.addresses,
+            Type::Authorization => &self.authorizations,
+        }
+    }
+
+    fn resources_mut(&mut self, r#type: Type) -> &mut HashMap<Name, Resource> {
+        match r#type {
+            Type::Address => &mut self.addresses,
+            Type::Authorization => &mut self.authorizations,
+        }
+    }
+}
