@@ -35,7 +35,6 @@ const fn package(name: &'static str, need: Need, reason: &'static str) -> Packag
 }
 
 const PACKAGES: &[Package] = &[
-    package("libc6-dev", Need::Build, "headers and start files that gcc links with"),
     package("make", Need::Build, "ztunnel's allocator, jemalloc, is built with it"),
     package("llvm-22-dev", Need::Build, "the LLVM that bpf-linker is built against"),
     Package {
