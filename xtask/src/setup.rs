@@ -123,7 +123,7 @@ fn fully_installed(listing: &str) -> Vec<String> {
 fn install(names: &[&str]) -> Result<()> {
     let apt = |arguments: &[&str]| {
         let mut apt = Command::new("apt-get");
-        apt.args(["--quiet", "--option=Dpkg::Use-Pty=0"])
+        apt.args(["--quiet=2", "--option=Dpkg::Use-Pty=0"])
             .args(arguments)
             .env("DEBIAN_FRONTEND", "noninteractive");
         apt
