@@ -47,6 +47,7 @@ const PACKAGES: &[Package] = &[
     },
     package("containernetworking-plugins", Need::Lab, "the CNI plugins that mesh-cni is chained after"),
     package("iproute2", Need::Lab, "network namespaces and links"),
+    package("nftables", Need::Lab, "the Service addresses of the lab's nodes, as kube-proxy makes them"),
     Package {
         unless: kubectl::is_new_enough,
         ..package("python3-venv", Need::Lab, "a place to install kubectl into")
