@@ -1,13 +1,41 @@
 //! The certificate authority role, `node-agent ca`.
 //!
 //! It runs as ordinary pods of the mesh's own namespace, and it alone holds the signing key. `attest` decides who may
-//! have which identity, `issue` signs, `roots` owns the key's home in the API server, `server` speaks gRPC.
+//! have which identity, `issue` signs, `roots` and `keeper` own the key's home in the API server, `server` speaks gRPC.
 //!
 //! **Invariant:** no private key, and no caller's token, ever reaches a log or an error text.
 
-use std::net::SocketAddr;
+pub mod attest;
+pub mod authority;
+pub mod cluster;
+pub mod csr;
+pub mod issue;
+pub mod keeper;
+pub mod listen;
+pub mod metrics;
+pub mod roots;
+pub mod server;
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use futures_util::Stream;
+use http::StatusCode;
+use mesh_core::identity::TrustDomain;
+use mesh_core::readiness::Readiness;
+use mesh_core::status::{self, Handlers};
+use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tracing::info;
+
+use crate::ca::attest::{Rules, ServiceAccount};
+use crate::ca::cluster::{Callers, Cluster};
+use crate::ca::keeper::Keeper;
+use crate::ca::metrics::Metrics;
+use crate::ca::server::CertificateService;
 
 /// Settings of `node-agent ca`.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,12 +57,86 @@ pub struct Config {
     pub status_address: SocketAddr,
 }
 
-/// Runs until `shutdown`.
+/// Runs until `shutdown`; requests under way are answered first.
 ///
 /// # Errors
-/// When a setting is wrong or an address is taken.
+/// When a setting is wrong, an address is taken, or a part ends by itself.
 pub async fn run(config: Config, client: kube::Client, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let _ = (config, client);
-    shutdown.cancelled().await;
-    Ok(())
+    let rules = config.rules()?;
+    let status_listener = status::bind(config.status_address).await?;
+    let listener = status::bind(config.listen).await?;
+
+    let readiness = Readiness::new();
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let cluster = Cluster::new(client, config.system_namespace.clone());
+    let gate = readiness.gate("ca secret");
+    let keeper =
+        Keeper::new(cluster.clone(), config.trust_domain.clone(), config.names(), gate, metrics.clone());
+    let current = keeper.watch();
+    let service = CertificateService::new(cluster, rules, current.clone(), metrics);
+    info!(listen = %config.listen, status = %config.status_address, trust_domain = config.trust_domain, "CA started");
+
+    let incoming = listen::accept(listener, listen::tls_config(current)?);
+    let handlers = handlers(readiness, registry);
+    tokio::select! {
+        () = keeper.run() => anyhow::bail!("the keeper of the CA's Secret ended"),
+        () = status::serve(status_listener, handlers, std::future::pending()) => anyhow::bail!("the status server ended"),
+        served = serve(service, incoming, shutdown) => served.context("the certificate service failed"),
+    }
 }
+
+/// Serves certificates on connections whose TLS handshake is done.
+///
+/// # Errors
+/// When the server fails as a whole.
+pub async fn serve<C: Callers>(
+    service: CertificateService<C>,
+    incoming: impl Stream<Item = std::io::Result<listen::Connection>>,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let cut = shutdown.clone();
+    let server = Server::builder()
+        .timeout(REQUEST_DEADLINE)
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .add_service(service.into_server())
+        .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
+    // Clients keep their connection open; the ones that do not close it on GOAWAY are cut.
+    tokio::select! {
+        served = server => served,
+        () = async { cut.cancelled().await; tokio::time::sleep(REQUEST_DEADLINE).await } => Ok(()),
+    }
+}
+
+impl Config {
+    fn rules(&self) -> anyhow::Result<Rules> {
+        let trust_domain = self.trust_domain.parse::<TrustDomain>().context("--trust-domain")?;
+        let ztunnel = ServiceAccount { namespace: self.system_namespace.clone(), name: "ztunnel".to_owned() };
+        Ok(Rules { trust_domain, ztunnel })
+    }
+
+    /// What clients call the CA, and what its serving certificate therefore says.
+    fn names(&self) -> Vec<String> {
+        let service = format!("ambit-ca.{}.svc", self.system_namespace);
+        vec![format!("{service}.{}", self.cluster_domain), service, "localhost".to_owned()]
+    }
+}
+
+fn handlers(readiness: Readiness, registry: Registry) -> Handlers {
+    Handlers::new().readiness(readiness).liveness().get("/metrics", move |_| {
+        let mut text = String::new();
+        match prometheus_client::encoding::text::encode(&mut text, &registry) {
+            Ok(()) => status::reply(StatusCode::OK, OPENMETRICS, Bytes::from(text)),
+            Err(error) => status::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
+    })
+}
+
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// For one request, including what is asked of the API server for it.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+/// A ztunnel has eight requests under way.
+const MAX_STREAMS: u32 = 64;
+/// Finds dead peers.
+const KEEPALIVE: Duration = Duration::from_secs(30);

@@ -6,9 +6,14 @@
 //! **Invariant:** what is returned is not the host's namespace, and belonged to a process of that pod when it was
 //! opened.
 
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
 /// An open network namespace.
 #[derive(Debug)]
@@ -49,6 +54,122 @@ pub enum NotFound {
 /// # Errors
 /// When no process of the pod is running, or all of them are in the host's namespace.
 pub fn find(proc: &Path, pod_uid: &str) -> Result<PodNetns, NotFound> {
-    let _ = proc;
-    Err(NotFound::NoProcess { uid: pod_uid.to_owned() })
+    let hosts = host_inodes(proc)?;
+    let mut candidates: Vec<_> =
+        processes(proc)?.into_iter().filter_map(|pid| Candidate::open(proc, pid, pod_uid)).collect();
+    // The pause process is the pod's first. A container may make namespaces of its own (docker in a pod does), so
+    // later processes, and those in cgroups below a container's, are asked last.
+    candidates.sort_by_key(|candidate| (candidate.nested, candidate.started));
+    let mut in_host = false;
+    for candidate in candidates {
+        match candidate.netns(pod_uid) {
+            Some(found) if hosts.contains(&found.inode) => in_host = true,
+            Some(found) => return Ok(found),
+            None => {}
+        }
+    }
+    let uid = pod_uid.to_owned();
+    Err(if in_host { NotFound::HostNetwork { uid } } else { NotFound::NoProcess { uid } })
 }
+
+/// Which pod a process is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// The pod's UID, with dashes.
+    pub uid: String,
+    /// It is in a cgroup that its container made, not in the container's own.
+    pub nested: bool,
+}
+
+/// Reads the text of `/proc/<pid>/cgroup`: `<hierarchy>:<controllers>:<path>` a line, one line with v2, one per
+/// controller with v1 (cgroups(7)). Paths are relative to the reader's cgroup namespace, so they may start with `..`
+/// and lack `kubepods`.
+pub fn membership(cgroup: &str) -> Option<Membership> {
+    let path = |line: &str| line.splitn(3, ':').nth(2).and_then(membership_of_path);
+    cgroup.lines().find_map(path)
+}
+
+/// The outermost pod counts: a process can name cgroups only below its own.
+fn membership_of_path(path: &str) -> Option<Membership> {
+    let mut segments = path.split('/').filter(|segment| !matches!(*segment, "" | "." | ".."));
+    let uid = segments.find_map(pod_uid_of)?;
+    Some(Membership { uid, nested: segments.count() > 1 })
+}
+
+/// `pod<uid>` with the cgroupfs driver, `kubepods-<class>-pod<uid>.slice` with systemd, whose escape of `-` is `_`.
+fn pod_uid_of(segment: &str) -> Option<String> {
+    let uid = match segment.strip_suffix(".slice") {
+        Some(slice) => {
+            let (parents, uid) = slice.rsplit_once("-pod")?;
+            parents.split('-').any(|parent| parent == "kubepods").then(|| uid.replace('_', "-"))?
+        }
+        None => segment.strip_prefix("pod")?.to_owned(),
+    };
+    // A UUID; or 32 digits, the hash that kubelet gives to pods from its manifest directory.
+    let groups: Vec<_> = uid.split('-').map(str::len).collect();
+    let hex = uid.bytes().all(|c| c.is_ascii_hexdigit() || c == b'-');
+    (hex && matches!(groups[..], [8, 4, 4, 4, 12] | [32])).then_some(uid)
+}
+
+/// A process that was in the pod. Its files are read through its directory's descriptor, so a new process with the
+/// same number cannot take its place: reads of a dead one fail.
+struct Candidate {
+    directory: OwnedFd,
+    nested: bool,
+    /// In clock ticks since boot.
+    started: u64,
+}
+
+impl Candidate {
+    fn open(proc: &Path, pid: u32, pod_uid: &str) -> Option<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = nix::fcntl::open(&proc.join(pid.to_string()), flags, Mode::empty()).ok()?;
+        let membership = membership(&read(&directory, "cgroup")?).filter(|found| found.uid == pod_uid)?;
+        let started = started(&read(&directory, "stat")?)?;
+        Some(Self { directory, nested: membership.nested, started })
+    }
+
+    /// Its network namespace, if it is still in the pod with that open: processes can be moved.
+    fn netns(&self, pod_uid: &str) -> Option<PodNetns> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let netns = nix::fcntl::openat(&self.directory, "ns/net", flags, Mode::empty()).ok()?;
+        let inode = nix::sys::stat::fstat(&netns).ok()?.st_ino;
+        let still = membership(&read(&self.directory, "cgroup")?).is_some_and(|found| found.uid == pod_uid);
+        still.then_some(PodNetns { netns, inode })
+    }
+}
+
+fn read(directory: &OwnedFd, name: &str) -> Option<String> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let file = File::from(nix::fcntl::openat(directory, name, flags, Mode::empty()).ok()?);
+    let mut text = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut text).ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Field 22 of `/proc/<pid>/stat`; the second one is the command in parentheses, which may hold anything (proc(5)).
+fn started(stat: &str) -> Option<u64> {
+    let (_, after_command) = stat.rsplit_once(')')?;
+    after_command.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+fn processes(proc: &Path) -> Result<Vec<u32>, NotFound> {
+    let failed = |source| NotFound::Proc { path: proc.to_owned(), source };
+    let entries = fs::read_dir(proc).map_err(failed)?;
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// This process is in the host's namespace (hostNetwork), as is the host's first one; where `proc` is only part of a
+/// host, the two differ, and neither is a pod's.
+fn host_inodes(proc: &Path) -> Result<Vec<u64>, NotFound> {
+    let own = proc.join("self/ns/net");
+    let inode = fs::metadata(&own).map_err(|source| NotFound::Proc { path: own, source })?.ino();
+    let first = fs::metadata(proc.join("1/ns/net")).map(|metadata| metadata.ino());
+    Ok([inode].into_iter().chain(first).collect())
+}
+
+/// Bytes of a file in `/proc/<pid>` that are looked at; a hybrid host has some twelve lines.
+const MAX_FILE: u64 = 64 * 1024;
+
+#[cfg(test)]
+mod tests;

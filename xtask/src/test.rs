@@ -38,25 +38,18 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         println!("{}", known.join("\n"));
         return Ok(());
     }
-    let mut chosen = choose(&known, &args.suites)?;
-    let checks = chosen.iter().any(|suite| suite == STATIC);
-    chosen.retain(|suite| suite != STATIC);
-    if chosen.iter().any(|suite| suite != UNIT) {
+    let chosen = choose(&known, &args.suites)?;
+    if chosen.iter().any(|suite| ![STATIC, UNIT].contains(&suite.as_str())) {
         setup::require_root("this suite")?;
     }
     let started = Instant::now();
-    if checks {
+    setup::ensure(workspace, &[Need::Build, Need::Lab])?;
+    if chosen.iter().any(|suite| suite == STATIC) {
         check_format_and_rules(workspace)?;
     }
-    if !chosen.is_empty() {
-        setup::ensure(workspace, &[Need::Build, Need::Lab])?;
-        ebpf::build(workspace, false)?;
-    }
-    if checks {
+    ebpf::build(workspace, false)?;
+    if chosen.iter().any(|suite| suite == STATIC) {
         lint(workspace)?;
-    }
-    if chosen.is_empty() {
-        return Ok(());
     }
     step("daemons, lab and test binaries", || {
         process::run(workspace.cargo("build").args(["--locked", "--bins", "--tests"]))
@@ -135,7 +128,7 @@ struct Report {
 
 fn run_suites(workspace: &Workspace, chosen: &[String], filter: &[String]) -> Result<Vec<Report>> {
     let mut reports = Vec::new();
-    for suite in chosen {
+    for suite in chosen.iter().filter(|suite| *suite != STATIC) {
         eprintln!("==> suite {suite}");
         let started = Instant::now();
         let mut results = Vec::new();

@@ -1,0 +1,236 @@
+//! The signing key with the certificates that lead from it to the mesh's roots, read and checked as a whole.
+//!
+//! **Invariant:** what this type holds can sign certificates that peers with the same roots will verify; a key that does
+//! not fit its certificate, or a chain that leads nowhere, never becomes one.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256,
+};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+
+use crate::ca::issue;
+
+/// How long a root of our own making is valid.
+const ROOT_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// Certificates between the signing one and a root.
+const MAX_CHAIN: usize = 8;
+
+/// The four files of a CA Secret, in Istio's layout. The key is in it: never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Material {
+    /// `ca-cert.pem`: the signing certificate.
+    pub ca_cert: String,
+    /// `ca-key.pem`: its private key.
+    pub ca_key: String,
+    /// `cert-chain.pem`: what leads to a root; may repeat the signing certificate and the root, may be empty.
+    pub cert_chain: String,
+    /// `root-cert.pem`: the roots that the mesh trusts.
+    pub root_cert: String,
+}
+
+/// What signs.
+pub struct Authority {
+    pub(super) issuer: Issuer<'static, KeyPair>,
+    /// The signing certificate and what follows it, roots excluded; PEM each.
+    intermediates: Vec<String>,
+    roots: Vec<Vec<u8>>,
+    not_after: SystemTime,
+}
+
+/// Why the files of a Secret are no authority.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidAuthority {
+    /// A file that must hold certificates does not.
+    #[error("{file} does not hold PEM certificates")]
+    Certificates {
+        /// Key of the Secret.
+        file: &'static str,
+    },
+    /// The key is of no kind that we can sign with.
+    #[error("ca-key.pem is not an unencrypted EC or RSA private key in PEM")]
+    Key,
+    /// They are not a pair.
+    #[error("ca-key.pem is not the key of ca-cert.pem")]
+    OtherKey,
+    /// A leaf.
+    #[error("ca-cert.pem is not a CA certificate: it may not sign others (basicConstraints, keyUsage)")]
+    NotCa,
+    /// Peers could not verify what it signs.
+    #[error("ca-cert.pem does not lead to any of root-cert.pem through cert-chain.pem")]
+    NoPath,
+    /// Our writer of certificates would write another issuer name than this subject.
+    #[error(
+        "ca-cert.pem has a subject that cannot be repeated as issuer, such as one with repeated attributes"
+    )]
+    Subject,
+    /// Expired.
+    #[error("ca-cert.pem or a certificate above it expired at {0} (seconds since 1970)")]
+    Expired(i64),
+}
+
+impl Authority {
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn new(material: &Material, now: SystemTime) -> Result<Self, InvalidAuthority> {
+        let signing = certificates(&material.ca_cert, "ca-cert.pem")?;
+        let roots = certificates(&material.root_cert, "root-cert.pem")?;
+        let chain = match material.cert_chain.trim() {
+            "" => Vec::new(),
+            chain => certificates(chain, "cert-chain.pem")?,
+        };
+        let signing = &signing[0];
+        let (certificate, key) = pair(signing, &material.ca_key)?;
+        let path = path(signing, &chain, &roots)?;
+        let not_after = path.iter().map(|der| parsed(der).map_or(0, |c| c.validity().not_after.timestamp()));
+        let not_after = not_after.min().unwrap_or(0);
+        if not_after <= seconds(now) {
+            return Err(InvalidAuthority::Expired(not_after));
+        }
+        let issuer = Issuer::from_ca_cert_der(&signing.as_slice().into(), key)
+            .map_err(|_| InvalidAuthority::Subject)?;
+        let authority = Self {
+            issuer,
+            intermediates: path.iter().filter(|der| !roots.contains(der)).map(|der| print(der)).collect(),
+            roots,
+            not_after: UNIX_EPOCH + Duration::from_secs(not_after.unsigned_abs()),
+        };
+        authority.check_subject(&certificate)?;
+        Ok(authority)
+    }
+
+    /// PEM of the roots, as published.
+    pub fn roots(&self) -> String {
+        self.roots.iter().map(|der| print(der)).collect()
+    }
+
+    /// PEM of what lies between a leaf and the roots, nearest first.
+    pub fn intermediates(&self) -> &[String] {
+        &self.intermediates
+    }
+
+    /// When the first certificate on the way to the root expires: nothing may be valid beyond.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// Does a peer that trusts only `other`'s roots trust what this signs, or the other way round? Without that, a
+    /// change from one to the other cuts the mesh in two until every certificate is renewed.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.roots.iter().any(|root| other.roots.contains(root))
+    }
+
+    /// A name that is read and written again may come out otherwise (two OUs, say), and peers compare bytes.
+    fn check_subject(&self, certificate: &X509Certificate<'_>) -> Result<(), InvalidAuthority> {
+        let probe = CertificateParams::default().signed_by(self.issuer.key(), &self.issuer);
+        let probe = probe.map_err(|_| InvalidAuthority::Subject)?;
+        let probe = parsed(probe.der()).ok_or(InvalidAuthority::Subject)?;
+        if probe.issuer().as_raw() != certificate.subject().as_raw() {
+            return Err(InvalidAuthority::Subject);
+        }
+        probe.verify_signature(Some(certificate.public_key())).map_err(|_| InvalidAuthority::OtherKey)
+    }
+}
+
+impl Material {
+    /// A new self-signed root, EC P-256.
+    ///
+    /// # Errors
+    /// When the random source or the signature fails.
+    pub fn generate(trust_domain: &str, now: SystemTime) -> Result<Self, rcgen::Error> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, trust_domain);
+        params.distinguished_name.push(DnType::CommonName, "Ambit root");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        issue::set_validity(&mut params, now - issue::BACKDATE, now + ROOT_VALIDITY);
+        params.serial_number = Some(issue::serial());
+        let certificate = params.self_signed(&key)?.pem();
+        Ok(Self {
+            ca_cert: certificate.clone(),
+            ca_key: key.serialize_pem(),
+            cert_chain: String::new(),
+            root_cert: certificate,
+        })
+    }
+}
+
+impl std::fmt::Debug for Material {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Material").field("root_cert", &self.root_cert).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").field("not_after", &self.not_after).finish_non_exhaustive()
+    }
+}
+
+fn pair<'a>(der: &'a [u8], key: &str) -> Result<(X509Certificate<'a>, KeyPair), InvalidAuthority> {
+    let certificate = parsed(der).ok_or(InvalidAuthority::Certificates { file: "ca-cert.pem" })?;
+    let key = KeyPair::from_pem(key).map_err(|_| InvalidAuthority::Key)?;
+    if certificate.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+        return Err(InvalidAuthority::OtherKey);
+    }
+    let may_sign = certificate.key_usage().ok().flatten().is_none_or(|usage| usage.value.key_cert_sign());
+    if !certificate.is_ca() || !may_sign {
+        return Err(InvalidAuthority::NotCa);
+    }
+    Ok((certificate, key))
+}
+
+/// From the signing certificate (first) to a root (last).
+fn path(signing: &[u8], chain: &[Vec<u8>], roots: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, InvalidAuthority> {
+    let mut path = vec![signing.to_vec()];
+    for _ in 0..=MAX_CHAIN {
+        let last = &path[path.len() - 1];
+        if roots.contains(last) {
+            return Ok(path);
+        }
+        let above = roots.iter().chain(chain).find(|above| !path.contains(above) && signed(last, above));
+        path.push(above.ok_or(InvalidAuthority::NoPath)?.clone());
+    }
+    Err(InvalidAuthority::NoPath)
+}
+
+fn signed(below: &[u8], above: &[u8]) -> bool {
+    let (Some(below), Some(above)) = (parsed(below), parsed(above)) else { return false };
+    below.issuer().as_raw() == above.subject().as_raw()
+        && below.verify_signature(Some(above.public_key())).is_ok()
+}
+
+fn certificates(text: &str, file: &'static str) -> Result<Vec<Vec<u8>>, InvalidAuthority> {
+    let invalid = InvalidAuthority::Certificates { file };
+    let blocks = pem::parse_many(text).map_err(|_| invalid.clone())?;
+    let is_certificate =
+        |block: &pem::Pem| block.tag() == "CERTIFICATE" && parsed(block.contents()).is_some();
+    if blocks.is_empty() || !blocks.iter().all(is_certificate) {
+        return Err(invalid);
+    }
+    Ok(blocks.into_iter().map(pem::Pem::into_contents).collect())
+}
+
+fn parsed(der: &[u8]) -> Option<X509Certificate<'_>> {
+    X509Certificate::from_der(der)
+        .ok()
+        .filter(|(rest, _)| rest.is_empty())
+        .map(|(_, certificate)| certificate)
+}
+
+pub(super) fn print(der: &[u8]) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", der), config)
+}
+
+fn seconds(at: SystemTime) -> i64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,241 @@
+//! What the CA asks of the API server, and how.
+//!
+//! Two narrow views of it, so that the part that answers strangers cannot reach the Secret with the key.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::future::Future;
+use std::time::Duration;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::core::v1::{self as core, ConfigMap, Secret};
+use kube::api::{Api, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use crate::ca::attest::{AUDIENCE, Freshness, Pod, Review};
+
+/// Facts about callers.
+pub trait Callers: Send + Sync + 'static {
+    /// Whose is the token?
+    fn review(&self, token: &str) -> impl Future<Output = Result<Review, ClusterError>> + Send;
+
+    /// One pod, as it is now.
+    fn pod(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> impl Future<Output = Result<Option<Pod>, ClusterError>> + Send;
+
+    /// The pods of one namespace on one node.
+    fn pods(
+        &self,
+        node: &str,
+        namespace: &str,
+        freshness: Freshness,
+    ) -> impl Future<Output = Result<Vec<Pod>, ClusterError>> + Send;
+}
+
+/// Files of a Secret, or of a ConfigMap.
+pub type Files = BTreeMap<String, Vec<u8>>;
+
+/// The CA's own objects, in the mesh's own namespace.
+pub trait Store: Send + Sync + 'static {
+    /// A Secret's files; `None`: there is none.
+    fn secret(&self, name: &str) -> impl Future<Output = Result<Option<Files>, ClusterError>> + Send;
+
+    /// Creates a Secret; false: one was there already, and stays.
+    fn create_secret(
+        &self,
+        name: &str,
+        files: Files,
+    ) -> impl Future<Output = Result<bool, ClusterError>> + Send;
+
+    /// One file of a ConfigMap; `None`: there is no such file.
+    fn published(
+        &self,
+        name: &str,
+        file: &str,
+    ) -> impl Future<Output = Result<Option<String>, ClusterError>> + Send;
+
+    /// Creates or changes that file.
+    fn publish(
+        &self,
+        name: &str,
+        file: &str,
+        text: &str,
+    ) -> impl Future<Output = Result<(), ClusterError>> + Send;
+}
+
+/// The API server did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// It answered with an error, or could not be reached.
+    #[error("cannot {act}: {source}")]
+    Api {
+        /// What was tried.
+        act: String,
+        /// Why it failed.
+        source: Box<kube::Error>,
+    },
+    /// It did not answer.
+    #[error("cannot {act}: the API server did not answer within {} s", DEADLINE.as_secs())]
+    Timeout {
+        /// What was tried.
+        act: String,
+    },
+}
+
+/// The real API server.
+#[derive(Clone)]
+pub struct Cluster {
+    client: kube::Client,
+    namespace: String,
+}
+
+impl Cluster {
+    /// `namespace` is the mesh's own, where [`Store`] keeps its objects.
+    pub fn new(client: kube::Client, namespace: String) -> Self {
+        Self { client, namespace }
+    }
+
+    fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn config_maps(&self) -> Api<ConfigMap> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn metadata(&self, name: &str) -> ObjectMeta {
+        let labels = [("app.kubernetes.io/managed-by", "ambit-ca"), ("app.kubernetes.io/part-of", "ambit")];
+        ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(self.namespace.clone()),
+            labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
+            ..ObjectMeta::default()
+        }
+    }
+}
+
+impl Callers for Cluster {
+    async fn review(&self, token: &str) -> Result<Review, ClusterError> {
+        let spec =
+            TokenReviewSpec { audiences: Some(vec![AUDIENCE.to_owned()]), token: Some(token.to_owned()) };
+        let review = TokenReview { spec, ..TokenReview::default() };
+        let reviews = Api::<TokenReview>::all(self.client.clone());
+        let parameters = PostParams::default();
+        let status =
+            call("review a token", reviews.create(&parameters, &review)).await?.status.unwrap_or_default();
+        let user = status.user.unwrap_or_default();
+        Ok(Review {
+            authenticated: status.authenticated.unwrap_or(false),
+            error: status.error.filter(|error| !error.is_empty()),
+            audiences: status.audiences.unwrap_or_default(),
+            username: user.username.unwrap_or_default(),
+            extra: user.extra.unwrap_or_default(),
+        })
+    }
+
+    async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, ClusterError> {
+        let pods = Api::<core::Pod>::namespaced(self.client.clone(), namespace);
+        let found = call(&format!("get pod {namespace}/{name}"), pods.get_opt(name)).await?;
+        Ok(found.map(pod))
+    }
+
+    async fn pods(
+        &self,
+        node: &str,
+        namespace: &str,
+        freshness: Freshness,
+    ) -> Result<Vec<Pod>, ClusterError> {
+        let pods = Api::<core::Pod>::namespaced(self.client.clone(), namespace);
+        let parameters = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        let parameters = match freshness {
+            Freshness::Cached => parameters.match_any(),
+            Freshness::Latest => parameters,
+        };
+        let act = format!("list the pods of namespace {namespace} on node {node}");
+        Ok(call(&act, pods.list(&parameters)).await?.items.into_iter().map(pod).collect())
+    }
+}
+
+impl Store for Cluster {
+    async fn secret(&self, name: &str) -> Result<Option<Files>, ClusterError> {
+        let secrets = self.secrets();
+        let found = call(&format!("get Secret {}/{name}", self.namespace), secrets.get_opt(name)).await?;
+        let files =
+            |secret: Secret| secret.data.unwrap_or_default().into_iter().map(|(k, v)| (k, v.0)).collect();
+        Ok(found.map(files))
+    }
+
+    async fn create_secret(&self, name: &str, files: Files) -> Result<bool, ClusterError> {
+        let secret = Secret {
+            metadata: self.metadata(name),
+            data: Some(files.into_iter().map(|(key, value)| (key, ByteString(value))).collect()),
+            type_: Some("Opaque".to_owned()),
+            ..Secret::default()
+        };
+        let (secrets, parameters) = (self.secrets(), PostParams::default());
+        let act = format!("create Secret {}/{name}", self.namespace);
+        created(call(&act, secrets.create(&parameters, &secret)).await)
+    }
+
+    async fn published(&self, name: &str, file: &str) -> Result<Option<String>, ClusterError> {
+        let maps = self.config_maps();
+        let found = call(&format!("get ConfigMap {}/{name}", self.namespace), maps.get_opt(name)).await?;
+        Ok(found.and_then(|map| map.data.unwrap_or_default().remove(file)))
+    }
+
+    async fn publish(&self, name: &str, file: &str, text: &str) -> Result<(), ClusterError> {
+        let maps = self.config_maps();
+        let map = ConfigMap {
+            metadata: self.metadata(name),
+            data: Some([(file.to_owned(), text.to_owned())].into()),
+            ..ConfigMap::default()
+        };
+        let (post, patch) = (PostParams::default(), PatchParams::default());
+        let act = format!("create ConfigMap {}/{name}", self.namespace);
+        if created(call(&act, maps.create(&post, &map)).await)? {
+            return Ok(());
+        }
+        let change = Patch::Merge(json!({"data": {file: text}}));
+        let act = format!("change ConfigMap {}/{name}", self.namespace);
+        call(&act, maps.patch(name, &patch, &change)).await.map(drop)
+    }
+}
+
+fn pod(pod: core::Pod) -> Pod {
+    let spec = pod.spec.unwrap_or_default();
+    let phase = pod.status.and_then(|status| status.phase);
+    Pod {
+        uid: pod.metadata.uid.unwrap_or_default(),
+        service_account: spec
+            .service_account_name
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| "default".to_owned()),
+        node: spec.node_name.unwrap_or_default(),
+        ended: matches!(phase.as_deref(), Some("Succeeded" | "Failed")),
+    }
+}
+
+fn created<T>(result: Result<T, ClusterError>) -> Result<bool, ClusterError> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(ClusterError::Api { source, .. }) if matches!(&*source, kube::Error::Api(status) if status.is_already_exists()) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn call<T>(act: &str, call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ClusterError> {
+    match tokio::time::timeout(DEADLINE, call).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(source)) => Err(ClusterError::Api { act: act.to_owned(), source: Box::new(source) }),
+        Err(_) => Err(ClusterError::Timeout { act: act.to_owned() }),
+    }
+}
+
+/// For one call; callers of ours wait meanwhile.
+const DEADLINE: Duration = Duration::from_secs(10);

@@ -1,0 +1,145 @@
+//! TLS for the CA's server: the certificate of the moment, and bounds on what strangers can hold.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::Stream;
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::{Connected, TcpConnectInfo};
+use tracing::{debug, warn};
+
+use crate::ca::keeper::CurrentWatch;
+
+/// Connections at once: the ztunnels of a large cluster, shared by the replicas; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 4096;
+/// For a whole handshake.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// Out of file descriptors: wait for some to come back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// TLS 1.3 with the certificate that `current` shows at each handshake; none before there is one.
+///
+/// # Errors
+/// When the TLS library refuses the settings.
+pub fn tls_config(current: CurrentWatch) -> Result<ServerConfig, rustls::Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Resolver(current)));
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// Connections whose handshake is done; ends when dropped.
+pub fn accept(listener: TcpListener, config: ServerConfig) -> impl Stream<Item = io::Result<Connection>> {
+    let (sender, receiver) = mpsc::channel(1);
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        let closed = sender.clone();
+        tokio::select! {
+            () = closed.closed() => {}
+            () = accept_all(listener, acceptor, sender) => {}
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+async fn accept_all(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    sender: mpsc::Sender<io::Result<Connection>>,
+) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut handshakes = JoinSet::new();
+    loop {
+        while handshakes.try_join_next().is_some() {}
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let (acceptor, sender) = (acceptor.clone(), sender.clone());
+                handshakes.spawn(async move {
+                    match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
+                        Ok(Ok(tls)) => drop(sender.send(Ok(Connection { tls, _place: place })).await),
+                        Ok(Err(error)) => debug!(%peer, %error, "no TLS handshake"),
+                        Err(_) => debug!(%peer, "no TLS handshake within the deadline"),
+                    }
+                });
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Resolver(CurrentWatch);
+
+impl std::fmt::Debug for crate::ca::keeper::Current {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Current").field("authority", &self.authority).finish_non_exhaustive()
+    }
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.borrow().as_ref().map(|current| Arc::clone(&current.serving))
+    }
+}
+
+/// A TLS connection, with its place among the bounded number of them.
+pub struct Connection {
+    tls: TlsStream<TcpStream>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> Self::ConnectInfo {
+        self.tls.get_ref().0.connect_info()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,52 @@
+//! What the CA counts.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// The CA's metric families. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    issued: Counter,
+    refused: Family<Reason, Counter>,
+    not_after: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+impl Metrics {
+    /// Registers the families.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register("ambit_ca_certificates_issued", "Certificates signed", metrics.issued.clone());
+        registry.register(
+            "ambit_ca_requests_refused",
+            "Requests not signed, by reason",
+            metrics.refused.clone(),
+        );
+        let help = "When the CA's own certificate expires, in seconds since 1970";
+        registry.register("ambit_ca_not_after_timestamp_seconds", help, metrics.not_after.clone());
+        metrics
+    }
+
+    pub(super) fn issued(&self) {
+        self.issued.inc();
+    }
+
+    /// `reason` is from a closed list: a stranger cannot make up label values.
+    pub(super) fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(super) fn authority(&self, not_after: SystemTime) {
+        let seconds = not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.not_after.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+}

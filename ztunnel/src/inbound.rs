@@ -1,3 +1,0 @@
-//! Connections to pods over HBONE: terminate, authorize, connect, copy.
-
-pub mod authority;

@@ -1,3 +1,0 @@
-//! Connections that pods open: identify, plan, connect, copy.
-
-pub mod plan;
