@@ -7,6 +7,9 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+/// Port of HBONE on every workload (Istio's).
+pub const HBONE_PORT: u16 = 15008;
+
 /// Network id of a mesh: addresses are unique within one. Empty in a mesh of one network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Network(Arc<str>);
@@ -95,6 +98,12 @@ macro_rules! socket_address {
         impl From<SocketAddr> for $name {
             fn from(addr: SocketAddr) -> Self {
                 Self(canonical(addr))
+            }
+        }
+
+        impl From<(IpAddr, u16)> for $name {
+            fn from((ip, port): (IpAddr, u16)) -> Self {
+                Self::from(SocketAddr::new(ip, port))
             }
         }
 

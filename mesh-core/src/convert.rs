@@ -11,13 +11,10 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::addr::NetworkAddress;
+use crate::addr::{HBONE_PORT, NetworkAddress};
 use crate::identity::{Identity, InvalidIdentity};
 use crate::proto::workload as wire;
 use crate::service::{Gateway, GatewayDestination, ServiceName};
-
-/// Port of HBONE where a gateway names none.
-pub const HBONE_PORT: u16 = 15008;
 
 /// Strings and identities seen before, so that equal ones share memory.
 #[derive(Debug, Default)]

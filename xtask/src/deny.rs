@@ -17,6 +17,13 @@ pub(crate) fn is_present(workspace: &Workspace) -> bool {
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     CARGO_DENY.ensure(workspace)?;
     process::step("dependencies: bans, licences, sources", || {
-        process::run(workspace.cargo("deny").args(["--locked", "check", "bans", "licenses", "sources"]))
+        process::run(workspace.cargo("deny").args([
+            "--locked",
+            "check",
+            "--hide-inclusion-graph",
+            "bans",
+            "licenses",
+            "sources",
+        ]))
     })
 }

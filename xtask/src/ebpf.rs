@@ -18,7 +18,8 @@ use crate::workspace::Workspace;
 const TARGET: &str = "bpfel-unknown-none";
 /// The LLVM that bpf-linker is built against.
 const LLVM: u32 = 22;
-const FLAGS: [&str; 3] = ["-Clinker=bpf-linker", "-Cdebuginfo=2", "-Clink-arg=--btf"];
+/// Debian's compiler comes without clippy, so its own warnings are the lints there are.
+const FLAGS: [&str; 4] = ["-Clinker=bpf-linker", "-Cdebuginfo=2", "-Clink-arg=--btf", "-Dwarnings"];
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
 const BPF_LINKER: Tool = Tool {

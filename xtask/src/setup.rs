@@ -35,7 +35,6 @@ const fn package(name: &'static str, need: Need, reason: &'static str) -> Packag
 }
 
 const PACKAGES: &[Package] = &[
-    package("libc6-dev", Need::Build, "headers and start files that gcc links with"),
     package("make", Need::Build, "ztunnel's allocator, jemalloc, is built with it"),
     package("llvm-22-dev", Need::Build, "the LLVM that bpf-linker is built against"),
     Package {
@@ -48,6 +47,7 @@ const PACKAGES: &[Package] = &[
     },
     package("containernetworking-plugins", Need::Lab, "the CNI plugins that mesh-cni is chained after"),
     package("iproute2", Need::Lab, "network namespaces and links"),
+    package("nftables", Need::Lab, "the Service addresses of the lab's nodes, as kube-proxy makes them"),
     Package {
         unless: kubectl::is_new_enough,
         ..package("python3-venv", Need::Lab, "a place to install kubectl into")
@@ -124,7 +124,7 @@ fn fully_installed(listing: &str) -> Vec<String> {
 fn install(names: &[&str]) -> Result<()> {
     let apt = |arguments: &[&str]| {
         let mut apt = Command::new("apt-get");
-        apt.args(["--quiet", "--option=Dpkg::Use-Pty=0"])
+        apt.args(["--quiet=2", "--option=Dpkg::Use-Pty=0"])
             .args(arguments)
             .env("DEBIAN_FRONTEND", "noninteractive");
         apt

@@ -38,18 +38,25 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         println!("{}", known.join("\n"));
         return Ok(());
     }
-    let chosen = choose(&known, &args.suites)?;
-    if chosen.iter().any(|suite| ![STATIC, UNIT].contains(&suite.as_str())) {
+    let mut chosen = choose(&known, &args.suites)?;
+    let checks = chosen.iter().any(|suite| suite == STATIC);
+    chosen.retain(|suite| suite != STATIC);
+    if chosen.iter().any(|suite| suite != UNIT) {
         setup::require_root("this suite")?;
     }
     let started = Instant::now();
-    setup::ensure(workspace, &[Need::Build, Need::Lab])?;
-    if chosen.iter().any(|suite| suite == STATIC) {
+    if checks {
         check_format_and_rules(workspace)?;
     }
-    ebpf::build(workspace, false)?;
-    if chosen.iter().any(|suite| suite == STATIC) {
+    if !chosen.is_empty() {
+        setup::ensure(workspace, &[Need::Build, Need::Lab])?;
+        ebpf::build(workspace, false)?;
+    }
+    if checks {
         lint(workspace)?;
+    }
+    if chosen.is_empty() {
+        return Ok(());
     }
     step("daemons, lab and test binaries", || {
         process::run(workspace.cargo("build").args(["--locked", "--bins", "--tests"]))
@@ -128,7 +135,7 @@ struct Report {
 
 fn run_suites(workspace: &Workspace, chosen: &[String], filter: &[String]) -> Result<Vec<Report>> {
     let mut reports = Vec::new();
-    for suite in chosen.iter().filter(|suite| *suite != STATIC) {
+    for suite in chosen {
         eprintln!("==> suite {suite}");
         let started = Instant::now();
         let mut results = Vec::new();

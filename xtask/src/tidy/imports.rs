@@ -18,12 +18,50 @@ const ROOMS: &[(&str, &[&str])] = &[
 const PACKAGES: [&str; 6] =
     ["mesh-core", "mesh-ebpf", "mesh-ebpf-abi", "node-agent", "ztunnel", "mesh-tests"];
 
-/// Foreign crates and the only product files that may name them: a path, or a directory with its `/`.
-const FOREIGN: &[(&str, &[&str])] = &[];
+/// The rooms whose code the tables below are about.
+const DAEMONS: [&str; 3] = ["mesh-core/src/", "node-agent/src/", "ztunnel/src/"];
+
+/// Foreign crates and the only files of the daemons that may name them; `watch` stands for watch.rs and watch/.
+const FOREIGN: &[(&str, &[&str])] = &[
+    ("aya", &["node-agent/src/datapath", "ztunnel/src/flag"]),
+    ("h2", &["mesh-core/src/hbone"]),
+    ("hyper", &["mesh-core/src/status"]),
+    ("kube", &["node-agent/src/app", "node-agent/src/ca", "node-agent/src/cluster", "node-agent/src/watch"]),
+    (
+        "tonic",
+        &[
+            "mesh-core/src/certs",
+            "mesh-core/src/proto",
+            "mesh-core/src/xds/client",
+            "node-agent/src/ca/server",
+            "node-agent/src/xds/server",
+        ],
+    ),
+];
+
+/// Decisions: functions of their arguments, which a table can test. They know no runtime, no socket and no client.
+const PURE: &[&str] = &[
+    "mesh-core/src/addr",
+    "mesh-core/src/authz",
+    "mesh-core/src/convert",
+    "mesh-core/src/identity",
+    "mesh-core/src/service",
+    "mesh-core/src/store",
+    "mesh-core/src/workload",
+    "mesh-core/src/xds/stream",
+    "node-agent/src/cni/conflist",
+    "node-agent/src/cni/spec",
+    "node-agent/src/index",
+    "node-agent/src/xds/session",
+    "node-agent/src/xds/snapshot",
+    "ztunnel/src/outbound/plan",
+];
+const NOT_PURE: [&str; 6] = ["aya", "kube", "nix", "socket2", "tokio", "tonic"];
 
 pub(super) fn check(files: &[File]) -> Vec<Finding> {
     let mut findings: Vec<Finding> = files.iter().flat_map(room).collect();
     findings.extend(FOREIGN.iter().flat_map(|(name, allowed)| foreign(name, allowed, files)));
+    findings.extend(NOT_PURE.iter().flat_map(|name| impure(name, files)));
     findings
 }
 
@@ -52,18 +90,30 @@ fn room(file: &File) -> Vec<Finding> {
 }
 
 fn foreign(name: &str, allowed: &[&str], files: &[File]) -> Vec<Finding> {
-    let may = |path: &str| {
-        allowed.iter().any(|entry| path == *entry || (entry.ends_with('/') && path.starts_with(entry)))
-    };
-    let product =
-        files.iter().filter(|file| file.has_extension("rs") && file.path.contains("src/") && !file.is_test());
-    product
-        .filter(|file| !may(&file.path))
+    let elsewhere = |file: &&File| is_daemon(file) && !allowed.iter().any(|module| is_of(&file.path, module));
+    let says = format!("names `{name}`, which is for {}", allowed.join(", "));
+    named(name, files.iter().filter(elsewhere), &says)
+}
+
+fn impure(name: &str, files: &[File]) -> Vec<Finding> {
+    let pure = |file: &&File| is_daemon(file) && PURE.iter().any(|module| is_of(&file.path, module));
+    named(name, files.iter().filter(pure), &format!("names `{name}` in a pure module"))
+}
+
+fn is_daemon(file: &File) -> bool {
+    file.has_extension("rs") && !file.is_test() && DAEMONS.iter().any(|room| file.path.starts_with(room))
+}
+
+/// Is `path` the module's file or one below it?
+fn is_of(path: &str, module: &str) -> bool {
+    path.strip_prefix(module).is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
+}
+
+fn named<'a>(name: &str, files: impl Iterator<Item = &'a File>, says: &str) -> Vec<Finding> {
+    files
         .flat_map(|file| file.product_lines().map(move |(number, line)| (file, number, line)))
         .filter(|(_, _, line)| names_crate(line, name))
-        .map(|(file, number, _)| {
-            Finding::new(&file.path, number, format!("names `{name}`, which is for: {}", allowed.join(", ")))
-        })
+        .map(|(file, number, _)| Finding::new(&file.path, number, says))
         .collect()
 }
 
@@ -81,7 +131,7 @@ fn names_crate(line: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{foreign, names_crate, room};
+    use super::{foreign, impure, names_crate, room};
     use crate::tidy::tree::File;
 
     #[test]
@@ -109,13 +159,22 @@ mod tests {
 
     #[test]
     fn a_foreign_crate_stays_in_its_files() {
-        let files = |path: &str| [File::new(path, "use kube::Client;\n")];
         let check = |path: &str| {
-            foreign("kube", &["node-agent/src/watch.rs", "node-agent/src/ca/"], &files(path)).len()
+            let files = [File::new(path, "use kube::Client;\n")];
+            foreign("kube", &["node-agent/src/watch", "node-agent/src/ca"], &files).len()
         };
         assert_eq!(check("node-agent/src/watch.rs"), 0);
         assert_eq!(check("node-agent/src/ca/roots.rs"), 0);
+        assert_eq!(check("node-agent/src/cache.rs"), 1);
         assert_eq!(check("node-agent/src/index.rs"), 1);
         assert_eq!(check("tests/src/lab.rs"), 0);
+    }
+
+    #[test]
+    fn a_pure_module_knows_no_runtime() {
+        let check = |path: &str, text: &str| impure("tokio", &[File::new(path, text)]).len();
+        assert_eq!(check("node-agent/src/index/pod.rs", "use tokio::sync::mpsc;\n"), 1);
+        assert_eq!(check("node-agent/src/index/pod.rs", "#[cfg(test)]\nuse tokio::sync::mpsc;\n"), 0);
+        assert_eq!(check("node-agent/src/watch.rs", "use tokio::sync::mpsc;\n"), 0);
     }
 }

@@ -1,0 +1,3 @@
+//! Connections to pods over HBONE: terminate, authorize, connect, copy.
+
+pub mod authority;

@@ -1,0 +1,236 @@
+//! What a CONNECT may ask for: the authority against the pod that it arrived at; no I/O.
+//!
+//! **Invariant:** the target is always the pod itself; an authority never makes the proxy dial elsewhere.
+
+use std::net::{IpAddr, SocketAddr};
+
+use mesh_core::addr::{HBONE_PORT, Target};
+use mesh_core::store::Reader;
+use mesh_core::workload::Workload;
+
+/// Why a CONNECT is refused before policy is asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Another method.
+    #[error("method {0} is not CONNECT")]
+    Method(String),
+    /// No `host:port`.
+    #[error("authority {0:?} is not <address or host name>:<port>")]
+    Unparsable(String),
+    /// An address that is not the pod's.
+    #[error("authority {asked} names another address than this pod's, {local}")]
+    OtherAddress {
+        /// As asked.
+        asked: IpAddr,
+        /// Where the connection arrived.
+        local: IpAddr,
+    },
+    /// A host name that is no service of the pod's, or without that port.
+    #[error("authority {0:?} is no service of this pod, or has no such port")]
+    UnknownService(String),
+    /// The tunnel's own port would be a loop.
+    #[error("port {0} is the tunnel's own")]
+    IllegalPort(u16),
+    /// The caller meant another workload: addresses are reused.
+    #[error("the caller means workload {expected}, but this is {actual}")]
+    OtherWorkload {
+        /// `ambit-workload-uid` of the request.
+        expected: String,
+        /// Whose address it is now.
+        actual: String,
+    },
+    /// The pod wants a PROXY header in front.
+    #[error("this pod has an application tunnel, which is not supported yet")]
+    ApplicationTunnel,
+}
+
+impl Refusal {
+    /// The reply that Istio's ztunnel gives in the same case.
+    pub fn status(&self) -> http::StatusCode {
+        match self {
+            Self::Method(_) | Self::Unparsable(_) | Self::OtherAddress { .. } => {
+                http::StatusCode::BAD_REQUEST
+            }
+            // 421: the request is fine but came to the wrong workload.
+            Self::OtherWorkload { .. } => http::StatusCode::MISDIRECTED_REQUEST,
+            Self::UnknownService(_) | Self::IllegalPort(_) | Self::ApplicationTunnel => {
+                http::StatusCode::SERVICE_UNAVAILABLE
+            }
+        }
+    }
+}
+
+/// What a request says about where it wants to go.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// `:method`.
+    pub method: &'a http::Method,
+    /// `:authority`.
+    pub authority: &'a str,
+    /// `ambit-workload-uid`; an Istio peer sends none.
+    pub workload_uid: Option<&'a str>,
+}
+
+/// Decides what to dial. `pod` is the workload whose listener accepted; `in_mesh` is what WDS says about it, if
+/// anything yet.
+///
+/// # Errors
+/// When the request has to be refused.
+pub fn check(asked: Asked<'_>, local: IpAddr, pod: &Workload, mesh: &Reader) -> Result<Target, Refusal> {
+    if asked.method != http::Method::CONNECT {
+        return Err(Refusal::Method(asked.method.to_string()));
+    }
+    if let Some(expected) = asked.workload_uid
+        && expected != pod.uid.as_str()
+    {
+        return Err(Refusal::OtherWorkload { expected: expected.to_owned(), actual: pod.uid.to_string() });
+    }
+    let in_mesh = mesh.workload(pod.uid.as_str());
+    if in_mesh.as_ref().is_some_and(|workload| workload.application_tunnel.is_some()) {
+        return Err(Refusal::ApplicationTunnel);
+    }
+    let port = match asked.authority.parse::<SocketAddr>() {
+        Ok(address) if address.ip().to_canonical() != local => {
+            return Err(Refusal::OtherAddress { asked: address.ip(), local });
+        }
+        Ok(address) => address.port(),
+        Err(_) => {
+            let (hostname, port) = host_and_port(asked.authority)?;
+            let unknown = || Refusal::UnknownService(asked.authority.to_owned());
+            service_port(mesh, in_mesh.as_deref().unwrap_or(pod), hostname, port).ok_or_else(unknown)?
+        }
+    };
+    match port {
+        0 => Err(Refusal::Unparsable(asked.authority.to_owned())),
+        HBONE_PORT => Err(Refusal::IllegalPort(port)),
+        port => Ok(Target::from((local, port))),
+    }
+}
+
+fn host_and_port(authority: &str) -> Result<(&str, u16), Refusal> {
+    let unparsable = || Refusal::Unparsable(authority.to_owned());
+    let (host, port) = authority.rsplit_once(':').ok_or_else(unparsable)?;
+    let allowed = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'-' | b'_');
+    if host.is_empty() || host.len() > 253 || !host.bytes().all(allowed) {
+        return Err(unparsable());
+    }
+    Ok((host, port.parse().map_err(|_| unparsable())?))
+}
+
+/// The pod's own port for a port of a service that it is a part of.
+fn service_port(mesh: &Reader, workload: &Workload, hostname: &str, port: u16) -> Option<u16> {
+    let service = mesh.service_named(hostname, &workload.namespace)?;
+    let membership = workload.services.iter().find(|member| member.service == service.service.key)?;
+    let entry = service.service.port(port)?;
+    let own = membership.ports.iter().find(|(service_port, _)| *service_port == port);
+    own.map(|(_, target)| *target).or(entry.target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh_core::convert::Names;
+    use mesh_core::proto::workload as wire;
+    use mesh_core::store;
+
+    const UID: &str = "c//Pod/shop/web";
+
+    fn wire_pod() -> wire::Workload {
+        let port = |service_port, target_port| wire::Port { service_port, target_port, app_protocol: 0 };
+        wire::Workload {
+            uid: UID.into(),
+            name: "web".into(),
+            namespace: "shop".into(),
+            addresses: vec![vec![10, 0, 0, 2].into()],
+            services: [
+                ("shop/web.local".to_owned(), wire::PortList { ports: vec![port(81, 9091)] }),
+                ("shop/gone.local".to_owned(), wire::PortList::default()),
+            ]
+            .into(),
+            ..Default::default()
+        }
+    }
+
+    fn world(workload: wire::Workload) -> (Reader, Workload) {
+        let (mut writer, reader) = store::new();
+        let mut names = Names::default();
+        let port = |service_port, target_port| wire::Port { service_port, target_port, app_protocol: 0 };
+        for hostname in ["web.local", "foreign.local"] {
+            let service = wire::Service {
+                namespace: "shop".into(),
+                hostname: hostname.into(),
+                ports: vec![port(80, 8080), port(81, 0), port(82, 0)],
+                ..Default::default()
+            };
+            writer.put_service(mesh_core::convert::service::convert(&service, &mut names).unwrap());
+        }
+        let pod = mesh_core::convert::workload::convert(&workload, &mut names).unwrap();
+        writer.put_workload(pod.clone());
+        writer.commit();
+        (reader, pod)
+    }
+
+    fn ask(method: &str, authority: &str, workload_uid: Option<&str>) -> Result<Target, Refusal> {
+        let (reader, pod) = world(wire_pod());
+        let method = method.parse().unwrap();
+        let asked = Asked { method: &method, authority, workload_uid };
+        check(asked, "10.0.0.2".parse().unwrap(), &pod, &reader)
+    }
+
+    #[test]
+    fn accepted() {
+        for (authority, uid, target) in [
+            ("10.0.0.2:8080", None, "10.0.0.2:8080"),
+            ("10.0.0.2:8080", Some(UID), "10.0.0.2:8080"),
+            ("[::ffff:10.0.0.2]:8080", None, "10.0.0.2:8080"),
+            ("10.0.0.2:15020", None, "10.0.0.2:15020"),
+            ("web.local:80", None, "10.0.0.2:8080"),
+            ("web.local:81", None, "10.0.0.2:9091"),
+        ] {
+            assert_eq!(ask("CONNECT", authority, uid).unwrap().to_string(), target, "{authority}");
+        }
+    }
+
+    #[test]
+    fn refused() {
+        for (method, authority, uid, status, expect) in [
+            ("GET", "10.0.0.2:80", None, 400, "method GET is not CONNECT"),
+            ("CONNECT", "", None, 400, "is not <address or host name>:<port>"),
+            ("CONNECT", "10.0.0.2", None, 400, "is not <address or host name>:<port>"),
+            ("CONNECT", "10.0.0.2:0", None, 400, "is not <address or host name>:<port>"),
+            ("CONNECT", "10.0.0.2:70000", None, 400, "is not <address or host name>:<port>"),
+            ("CONNECT", "[::1:80", None, 400, "is not <address or host name>:<port>"),
+            ("CONNECT", "user@web.local:80", None, 400, "is not <address or host name>:<port>"),
+            ("CONNECT", "10.0.0.3:80", None, 400, "names another address than this pod's, 10.0.0.2"),
+            ("CONNECT", "127.0.0.1:80", None, 400, "names another address"),
+            ("CONNECT", "10.0.0.2:15008", None, 503, "port 15008 is the tunnel's own"),
+            ("CONNECT", "unknown.local:80", None, 503, "is no service of this pod"),
+            ("CONNECT", "foreign.local:80", None, 503, "is no service of this pod"),
+            ("CONNECT", "gone.local:80", None, 503, "is no service of this pod"),
+            ("CONNECT", "web.local:83", None, 503, "has no such port"),
+            ("CONNECT", "web.local:82", None, 503, "has no such port"),
+            (
+                "CONNECT",
+                "10.0.0.2:80",
+                Some("c//Pod/shop/old"),
+                421,
+                "the caller means workload c//Pod/shop/old",
+            ),
+            ("CONNECT", "10.0.0.2:80", Some(""), 421, "the caller means workload"),
+        ] {
+            let refusal = ask(method, authority, uid).unwrap_err();
+            assert_eq!(refusal.status(), status, "{method} {authority}");
+            assert!(refusal.to_string().contains(expect), "{method} {authority}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn application_tunnels_are_refused_for_now() {
+        let tunnel = wire::ApplicationTunnel { protocol: 1, port: 15088 };
+        let (reader, pod) = world(wire::Workload { application_tunnel: Some(tunnel), ..wire_pod() });
+        let method = http::Method::CONNECT;
+        let asked = Asked { method: &method, authority: "10.0.0.2:80", workload_uid: None };
+        let refusal = check(asked, "10.0.0.2".parse().unwrap(), &pod, &reader).unwrap_err();
+        assert_eq!(refusal, Refusal::ApplicationTunnel);
+    }
+}

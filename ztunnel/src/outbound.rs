@@ -1,0 +1,3 @@
+//! Connections that pods open: identify, plan, connect, copy.
+
+pub mod plan;

@@ -1,0 +1,186 @@
+//! What to do with a connection that a pod opens: a decision over a snapshot, no I/O (`wire.md`-compatible with
+//! Istio's ztunnel).
+//!
+//! **Invariant:** what must not be skipped is never skipped: where a waypoint or a gateway has to be passed, which
+//! this version cannot, the answer is a refusal, not another way.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_core::addr::{HBONE_PORT, NetworkAddress, NextHop, OrigDst, Target};
+use mesh_core::identity::Identity;
+use mesh_core::service::{Families, Gateway, Mode};
+use mesh_core::store::{Endpoint, Found, PickError, Reader, ServiceEntry};
+use mesh_core::workload::{Tunnel, Workload};
+
+/// Where a connection goes.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// How.
+    pub route: Route,
+    /// What it finally has to reach.
+    pub target: Target,
+    /// Who that is, if it is in the mesh.
+    pub destination: Option<Arc<Workload>>,
+    /// The service that was meant.
+    pub service: Option<Arc<ServiceEntry>>,
+}
+
+/// How to reach the target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// CONNECT over mutual TLS.
+    Hbone {
+        /// Where the tunnel ends.
+        next_hop: NextHop,
+        /// Who its end may be; one of them has to be proved.
+        expected: Vec<Identity>,
+    },
+    /// As it is, from the pod's network namespace.
+    Plain,
+    /// The pod's own application, without leaving the pod.
+    Own,
+}
+
+/// Why there is no way.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// A tunnel port on loopback: only a loop ends there.
+    #[error("{0} is the tunnel's own port on loopback")]
+    Recursive(OrigDst),
+    /// The destination's traffic has to pass a waypoint.
+    #[error("traffic to {destination} has to pass the waypoint {waypoint}, which is not supported yet")]
+    Waypoint {
+        /// Service or workload.
+        destination: String,
+        /// Its waypoint.
+        waypoint: String,
+    },
+    /// The endpoint is behind another network's gateway.
+    #[error(
+        "endpoint {endpoint} is in network {network:?}, and gateways to other networks are not supported yet"
+    )]
+    OtherNetwork {
+        /// Uid of the workload.
+        endpoint: String,
+        /// Its network.
+        network: String,
+    },
+    /// The service has nothing to offer.
+    #[error("service {service}: {cause}")]
+    NoEndpoint {
+        /// `namespace/hostname`.
+        service: String,
+        /// Why.
+        cause: PickError,
+    },
+    /// The endpoint has no address of a family that may be used.
+    #[error(
+        "endpoint {endpoint} has no IP address that may be dialled; endpoints with host names are not supported yet"
+    )]
+    NoAddress {
+        /// Uid of the workload.
+        endpoint: String,
+    },
+}
+
+/// Plans the connection of `source` to `dst`. `random` chooses among equal endpoints.
+///
+/// # Errors
+/// When the connection has to be refused.
+pub fn outbound(mesh: &Reader, source: &Workload, dst: OrigDst, random: usize) -> Result<Plan, PlanError> {
+    if dst.ip().is_loopback() && dst.port() == HBONE_PORT {
+        return Err(PlanError::Recursive(dst));
+    }
+    let address = NetworkAddress::new(source.network.clone(), dst.ip());
+    // A service's waypoint counts only where no workload has the address; among the ways to go on, the service
+    // comes first.
+    let found = mesh.find(&address, &source.namespace);
+    if let Some(service) = mesh.service_at(&address, &source.namespace) {
+        if let Some((waypoint, _)) = service.service.waypoints.first() {
+            return Err(needs_waypoint(service.service.key.to_string(), waypoint));
+        }
+        return to_service(source, service, dst, random);
+    }
+    match found {
+        Some(Found::Workload(workload)) => to_workload(source, workload, dst),
+        _ => Ok(plain(Target::from(dst.get()), None)),
+    }
+}
+
+fn to_service(
+    source: &Workload,
+    service: Arc<ServiceEntry>,
+    dst: OrigDst,
+    random: usize,
+) -> Result<Plan, PlanError> {
+    if service.service.balancing.mode == Mode::Passthrough {
+        return Ok(plain(Target::from(dst.get()), Some(service)));
+    }
+    let (endpoint, port) = service
+        .pick(source, dst.port(), random)
+        .map_err(|cause| PlanError::NoEndpoint { service: service.service.key.to_string(), cause })?;
+    same_network(source, &endpoint.workload)?;
+    let ip = dialled_ip(&endpoint, dst.ip(), service.service.families)?;
+    let mut expected = service.service.identities.to_vec();
+    expected.push(endpoint.workload.identity.clone());
+    Ok(direct(source, endpoint.workload.clone(), ip, port, expected, Some(service)))
+}
+
+fn to_workload(source: &Workload, workload: Arc<Workload>, dst: OrigDst) -> Result<Plan, PlanError> {
+    same_network(source, &workload)?;
+    if let Some(waypoint) = &workload.waypoint {
+        return Err(needs_waypoint(workload.uid.to_string(), waypoint));
+    }
+    let expected = vec![workload.identity.clone()];
+    Ok(direct(source, workload, dst.ip(), dst.port(), expected, None))
+}
+
+/// By what the endpoint speaks; what is in the same pod needs no network.
+fn direct(
+    source: &Workload,
+    destination: Arc<Workload>,
+    ip: IpAddr,
+    port: u16,
+    expected: Vec<Identity>,
+    service: Option<Arc<ServiceEntry>>,
+) -> Plan {
+    let route = match destination.tunnel {
+        _ if destination.uid == source.uid => Route::Own,
+        Tunnel::Hbone => Route::Hbone { next_hop: NextHop::from((ip, HBONE_PORT)), expected },
+        Tunnel::Plain => Route::Plain,
+    };
+    Plan { route, target: Target::from((ip, port)), destination: Some(destination), service }
+}
+
+fn plain(target: Target, service: Option<Arc<ServiceEntry>>) -> Plan {
+    Plan { route: Route::Plain, target, destination: None, service }
+}
+
+fn same_network(source: &Workload, endpoint: &Workload) -> Result<(), PlanError> {
+    if endpoint.network == source.network {
+        return Ok(());
+    }
+    let network = endpoint.network.to_string();
+    Err(PlanError::OtherNetwork { endpoint: endpoint.uid.to_string(), network })
+}
+
+/// The dialled address if it is the endpoint's own, else its first of the dialled family, else its first.
+fn dialled_ip(endpoint: &Endpoint, dialled: IpAddr, families: Families) -> Result<IpAddr, PlanError> {
+    let own = &endpoint.workload.addresses;
+    if own.contains(&dialled) {
+        return Ok(dialled);
+    }
+    let allowed = || own.iter().copied().filter(|ip| families.allows(*ip));
+    allowed()
+        .find(|ip| ip.is_ipv4() == dialled.is_ipv4())
+        .or_else(|| allowed().next())
+        .ok_or_else(|| PlanError::NoAddress { endpoint: endpoint.workload.uid.to_string() })
+}
+
+fn needs_waypoint(destination: String, waypoint: &Gateway) -> PlanError {
+    PlanError::Waypoint { destination, waypoint: waypoint.destination.to_string() }
+}
+
+#[cfg(test)]
+mod tests;

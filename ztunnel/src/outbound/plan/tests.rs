@@ -1,0 +1,196 @@
+//! The decision table: what a pod dials, what comes of it.
+
+use mesh_core::convert::Names;
+use mesh_core::proto::workload as wire;
+use mesh_core::store;
+use wire::gateway_address::Destination;
+
+use super::*;
+
+/// The dialling pod.
+const CLIENT: &str = "c//Pod/shop/client";
+
+fn pod(name: &str, ip: &str) -> wire::Workload {
+    wire::Workload {
+        uid: format!("c//Pod/shop/{name}"),
+        name: name.into(),
+        namespace: "shop".into(),
+        service_account: name.into(),
+        addresses: ip.split(',').filter(|ip| !ip.is_empty()).map(|ip| octets(ip).into()).collect(),
+        tunnel_protocol: wire::TunnelProtocol::Hbone as i32,
+        ..Default::default()
+    }
+}
+
+fn octets(ip: &str) -> Vec<u8> {
+    match ip.parse().unwrap() {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+fn member(mut workload: wire::Workload, service: &str) -> wire::Workload {
+    workload.services.insert(format!("shop/{service}"), wire::PortList::default());
+    workload
+}
+
+fn service(hostname: &str, vip: &str) -> wire::Service {
+    wire::Service {
+        name: hostname.into(),
+        namespace: "shop".into(),
+        hostname: hostname.into(),
+        addresses: vec![wire::NetworkAddress { address: octets(vip).into(), ..Default::default() }],
+        ports: vec![wire::Port { service_port: 80, target_port: 8080, app_protocol: 0 }],
+        ..Default::default()
+    }
+}
+
+fn waypoint() -> Option<wire::GatewayAddress> {
+    let name = wire::NamespacedHostname { namespace: "shop".into(), hostname: "waypoint".into() };
+    Some(wire::GatewayAddress { destination: Some(Destination::Hostname(name)), hbone_mtls_port: 15008 })
+}
+
+fn balancing(mode: wire::load_balancing::Mode) -> Option<wire::LoadBalancing> {
+    Some(wire::LoadBalancing { mode: mode as i32, ..Default::default() })
+}
+
+fn mesh(workloads: Vec<wire::Workload>, services: Vec<wire::Service>) -> (Reader, Arc<Workload>) {
+    let (mut writer, reader) = store::new();
+    let mut names = Names::default();
+    let client = member(pod("client", "10.0.0.1"), "self");
+    for workload in workloads.into_iter().chain([client]) {
+        writer.put_workload(mesh_core::convert::workload::convert(&workload, &mut names).unwrap());
+    }
+    for service in services {
+        writer.put_service(mesh_core::convert::service::convert(&service, &mut names).unwrap());
+    }
+    writer.commit();
+    let client = reader.workload(CLIENT).unwrap();
+    (reader, client)
+}
+
+/// A mesh with one of each kind.
+fn world() -> (Reader, Arc<Workload>) {
+    let workloads = vec![
+        member(pod("web", "10.0.0.2"), "web"),
+        wire::Workload { tunnel_protocol: 0, ..member(pod("plain", "10.0.0.3"), "plain") },
+        wire::Workload { waypoint: waypoint(), ..member(pod("guarded", "10.0.0.4"), "behind") },
+        wire::Workload { network: "far".into(), ..member(pod("far", "10.0.0.5"), "far") },
+        wire::Workload { network_mode: 1, ..member(pod("host", "10.0.0.6"), "host") },
+        wire::Workload { status: 1, ..member(pod("sick", "10.0.0.7"), "sick") },
+        wire::Workload { addresses: vec![], hostname: "ext.example".into(), ..member(pod("ext", ""), "ext") },
+        member(pod("dual", "fd00::8,10.0.0.8"), "dual"),
+        member(pod("six", "fd00::9"), "six"),
+    ];
+    let mut services: Vec<_> = [
+        ("web", "10.96.0.2"),
+        ("plain", "10.96.0.3"),
+        ("behind", "10.96.0.4"),
+        ("far", "10.96.0.5"),
+        ("host", "10.96.0.6"),
+        ("sick", "10.96.0.7"),
+        ("dual", "10.96.0.8"),
+        ("six", "10.96.0.9"),
+        ("ext", "10.96.0.10"),
+        ("self", "10.96.0.11"),
+        ("empty", "10.96.0.12"),
+    ]
+    .into_iter()
+    .map(|(name, vip)| service(name, vip))
+    .collect();
+    services.push(wire::Service { waypoint: waypoint(), ..service("waypointed", "10.96.0.13") });
+    let passthrough = balancing(wire::load_balancing::Mode::Passthrough);
+    services.push(wire::Service { load_balancing: passthrough, ..service("pass", "10.0.0.2") });
+    let secret = wire::Visibility::Namespace as i32;
+    services.push(wire::Service {
+        namespace: "other".into(),
+        visibility: secret,
+        ..service("hidden", "10.96.0.14")
+    });
+    let mut only_v4 = service("only4", "fd00:96::1");
+    only_v4.ip_families = wire::IpFamilies::Ipv4Only as i32;
+    services.push(only_v4);
+    mesh(workloads, services)
+}
+
+/// The plan in one line.
+fn plan(dst: &str) -> String {
+    let (reader, client) = world();
+    let dst = OrigDst::from(dst.parse::<std::net::SocketAddr>().unwrap());
+    match outbound(&reader, &client, dst, 0) {
+        Ok(plan) => {
+            let who = plan.destination.map_or("-".into(), |workload| workload.name.to_string());
+            match plan.route {
+                Route::Hbone { next_hop, expected } => {
+                    let accounts: Vec<&str> = expected.iter().map(Identity::service_account).collect();
+                    format!("hbone {who} {next_hop} for {} as {}", plan.target, accounts.join(","))
+                }
+                Route::Plain => format!("plain {who} {}", plan.target),
+                Route::Own => format!("own {who} {}", plan.target),
+            }
+        }
+        Err(error) => format!("error: {error}"),
+    }
+}
+
+#[test]
+fn table() {
+    for (what, dst, expect) in [
+        ("pod that speaks HBONE", "10.0.0.8:81", "hbone dual 10.0.0.8:15008 for 10.0.0.8:81 as dual"),
+        ("mapped address", "[::ffff:10.0.0.8]:81", "hbone dual 10.0.0.8:15008 for 10.0.0.8:81 as dual"),
+        ("pod out of the mesh", "10.0.0.3:81", "plain plain 10.0.0.3:81"),
+        (
+            "service: target port, not the VIP",
+            "10.96.0.2:80",
+            "hbone web 10.0.0.2:15008 for 10.0.0.2:8080 as web",
+        ),
+        ("service out of the mesh", "10.96.0.3:80", "plain plain 10.0.0.3:8080"),
+        (
+            "service ignores its endpoint's waypoint",
+            "10.96.0.4:80",
+            "hbone guarded 10.0.0.4:15008 for 10.0.0.4:8080 as guarded",
+        ),
+        ("host network by service", "10.96.0.6:80", "hbone host 10.0.0.6:15008 for 10.0.0.6:8080 as host"),
+        ("host network by address", "10.0.0.6:80", "plain - 10.0.0.6:80"),
+        ("unknown", "203.0.113.10:443", "plain - 203.0.113.10:443"),
+        ("family as dialled", "10.96.0.8:80", "hbone dual 10.0.0.8:15008 for 10.0.0.8:8080 as dual"),
+        ("other family if need be", "10.96.0.9:80", "hbone six [fd00::9]:15008 for [fd00::9]:8080 as six"),
+        ("itself by its service", "10.96.0.11:80", "own client 10.0.0.1:8080"),
+        ("itself by its address", "10.0.0.1:81", "own client 10.0.0.1:81"),
+        ("passthrough, though the address is a pod's", "10.0.0.2:81", "plain - 10.0.0.2:81"),
+        ("a service that another namespace hides", "10.96.0.14:80", "plain - 10.96.0.14:80"),
+        ("loop", "127.0.0.1:15008", "error: 127.0.0.1:15008 is the tunnel's own port on loopback"),
+    ] {
+        assert_eq!(plan(dst), expect, "{what}");
+    }
+}
+
+#[test]
+fn refusals() {
+    for (dst, expect) in [
+        (
+            "10.96.0.13:80",
+            "traffic to shop/waypointed has to pass the waypoint shop/waypoint, which is not supported",
+        ),
+        ("10.0.0.4:80", "traffic to c//Pod/shop/guarded has to pass the waypoint shop/waypoint"),
+        ("10.96.0.5:80", "endpoint c//Pod/shop/far is in network \"far\""),
+        ("10.96.0.2:81", "service shop/web: the service has no port 81"),
+        ("10.96.0.7:80", "service shop/sick: no endpoint of the service is ready"),
+        ("10.96.0.12:80", "service shop/empty: no endpoint of the service is ready"),
+        ("10.96.0.10:80", "endpoint c//Pod/shop/ext has no IP address"),
+    ] {
+        let plan = plan(dst);
+        assert!(plan.starts_with("error: ") && plan.contains(expect), "{dst}: {plan}");
+    }
+}
+
+#[test]
+fn a_service_may_vouch_for_other_identities() {
+    let mut web = service("web", "10.96.0.2");
+    web.subject_alt_names = vec!["spiffe://cluster.local/ns/shop/sa/extra".into(), "not-spiffe".into()];
+    let (reader, client) = mesh(vec![member(pod("web", "10.0.0.2"), "web")], vec![web]);
+    let dst = OrigDst::from(std::net::SocketAddr::from(([10, 96, 0, 2], 80)));
+    let Route::Hbone { expected, .. } = outbound(&reader, &client, dst, 0).unwrap().route else { panic!() };
+    let names: Vec<&str> = expected.iter().map(Identity::service_account).collect();
+    assert_eq!(names, ["extra", "web"]);
+}
