@@ -5,8 +5,11 @@
 pub mod addr;
 pub mod authz;
 pub mod backoff;
+pub mod certs;
 pub mod convert;
+pub mod copy;
 pub mod drain;
+pub mod hbone;
 pub mod identity;
 pub mod listener;
 pub mod pod_link;
@@ -16,5 +19,6 @@ pub mod service;
 pub mod status;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod workload;
 pub mod xds;

@@ -1,0 +1,246 @@
+//! The accepting end of a tunnel: every CONNECT on it is handed to a [`Handler`], which answers it once.
+//!
+//! Accepting is two steps: [`handshake`] proves who the client is within a deadline, [`Tunnel::serve`] runs its
+//! streams until the client leaves or the drain says so.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{HeaderValue, Request, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
+
+use super::request::{Baggage, ConnectRequest, InvalidRequest, REASON};
+use super::settings::{self, HANDSHAKE_TIMEOUT, KeepAlive, MAX_STREAMS};
+use super::stream::HboneStream;
+use crate::certs::WorkloadCert;
+use crate::drain::Watch;
+use crate::identity::Identity;
+use crate::tls::{self, TlsError};
+
+/// Handlers are told to close through their own watch; those that do not are ended after this.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
+
+/// Limits of one tunnel.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Streams at once, at most [`MAX_STREAMS`].
+    pub max_streams: u32,
+    /// For TLS and the HTTP/2 preface together.
+    pub handshake_timeout: Duration,
+    /// How a dead client is found.
+    pub keep_alive: KeepAlive,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_streams: MAX_STREAMS,
+            handshake_timeout: HANDSHAKE_TIMEOUT,
+            keep_alive: KeepAlive::default(),
+        }
+    }
+}
+
+/// Why a client got no tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HandshakeError {
+    /// It is not believed, does not believe us, or does not speak TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// TLS works, HTTP/2 does not.
+    #[error("the client does not speak HTTP/2: {0}")]
+    Http2(String),
+    /// It did nothing for too long.
+    #[error("the client did not finish the TLS and HTTP/2 handshake within {0:?}")]
+    Timeout(Duration),
+}
+
+/// Why a tunnel ended, when neither side wanted it to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TunnelError {
+    /// The client does not answer pings.
+    #[error("the client does not answer a ping within {0:?}")]
+    Dead(Duration),
+    /// The connection failed or the client broke the protocol.
+    #[error("the tunnel broke: {0}")]
+    Broken(String),
+}
+
+/// What to do with each connection in a tunnel.
+pub trait Handler: Clone + Send + Sync + 'static {
+    /// Answers one request and carries its connection until it is over.
+    fn connect(self, incoming: Incoming) -> impl Future<Output = ()> + Send;
+
+    /// A request was answered with 400 already.
+    fn malformed(&self, error: &InvalidRequest) {
+        tracing::debug!(%error, "malformed request refused");
+    }
+}
+
+impl<F, Served> Handler for F
+where
+    F: FnOnce(Incoming) -> Served + Clone + Send + Sync + 'static,
+    Served: Future<Output = ()> + Send,
+{
+    fn connect(self, incoming: Incoming) -> impl Future<Output = ()> + Send {
+        self(incoming)
+    }
+}
+
+/// A client that has proved who it is.
+pub struct Tunnel<IO> {
+    connection: h2::server::Connection<tls::Stream<IO>, Bytes>,
+    client: Identity,
+    config: Config,
+}
+
+/// TLS as `certificate`'s identity, then HTTP/2, over an accepted connection.
+///
+/// # Errors
+/// When the client is not believed or does not speak both in time; it has been told why as far as TLS can.
+pub async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(
+    io: IO,
+    certificate: &WorkloadCert,
+    config: Config,
+) -> Result<Tunnel<IO>, HandshakeError> {
+    let handshake = async {
+        let (io, client) = tls::server::accept(io, certificate).await?;
+        let broken = io.broken();
+        let connection = settings::server(config.max_streams).handshake(io).await.map_err(|error| {
+            match broken.reason() {
+                Some(reason) => HandshakeError::Tls(reason.clone()),
+                None => HandshakeError::Http2(error.to_string()),
+            }
+        })?;
+        Ok(Tunnel { connection, client, config })
+    };
+    let timeout = config.handshake_timeout;
+    tokio::time::timeout(timeout, handshake).await.unwrap_or(Err(HandshakeError::Timeout(timeout)))
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
+    /// Who is at the other end; the same for all its connections.
+    pub fn client(&self) -> &Identity {
+        &self.client
+    }
+
+    /// Runs the tunnel until it is over. When `drain` starts, the client is asked to open no more streams (GOAWAY), and
+    /// those that are open go on until they end or `drain` says to close.
+    ///
+    /// # Errors
+    /// When it ends otherwise than by the client closing or by the drain.
+    pub async fn serve(mut self, handler: impl Handler, drain: Watch) -> Result<(), TunnelError> {
+        let keep_alive = self.config.keep_alive;
+        let dead = settings::until_dead(self.connection.ping_pong(), keep_alive);
+        tokio::pin!(dead);
+        let mut streams = JoinSet::new();
+        let mut draining = false;
+        let result = loop {
+            tokio::select! {
+                // While this is polled all streams of the tunnel make progress.
+                accepted = self.connection.accept() => match accepted {
+                    Some(Ok((request, respond))) => answer(request, respond, &handler, &mut streams),
+                    Some(Err(error)) => break Err(TunnelError::Broken(error.to_string())),
+                    None => break Ok(()),
+                },
+                () = drain.draining(), if !draining => {
+                    draining = true;
+                    self.connection.graceful_shutdown();
+                }
+                () = close(&drain) => break Ok(()),
+                () = &mut dead => break Err(TunnelError::Dead(keep_alive.timeout)),
+                Some(ended) = streams.join_next() => log_panic(ended),
+            }
+        };
+        // Ends what the streams wait for.
+        drop(self.connection);
+        let rest = async { while streams.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(CLOSE_GRACE, rest).await;
+        streams.shutdown().await;
+        result
+    }
+}
+
+/// The order to close, and time for the handlers, which obey it themselves, to say goodbye.
+async fn close(drain: &Watch) {
+    drain.closing().await;
+    tokio::time::sleep(CLOSE_GRACE).await;
+}
+
+fn answer(
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    handler: &impl Handler,
+    streams: &mut JoinSet<()>,
+) {
+    match ConnectRequest::parse(&request) {
+        Ok(parsed) => {
+            let incoming = Incoming { request: parsed, respond, receive: request.into_body() };
+            streams.spawn(handler.clone().connect(incoming));
+        }
+        Err(error) => {
+            refuse(respond, StatusCode::BAD_REQUEST, &error.to_string());
+            handler.malformed(&error);
+        }
+    }
+}
+
+fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, reason: &str) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    let short: String = reason.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(256).collect();
+    if let Ok(value) = HeaderValue::from_str(&short)
+        && !short.is_empty()
+    {
+        response.headers_mut().insert(REASON, value);
+    }
+    // The client may have gone; then there is nobody to tell.
+    let _ = respond.send_response(response, true);
+}
+
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a stream's task failed; please report this with the lines before it");
+    }
+}
+
+/// One request, to be answered once; dropping it unanswered resets its stream.
+pub struct Incoming {
+    request: ConnectRequest,
+    respond: SendResponse<Bytes>,
+    receive: RecvStream,
+}
+
+impl Incoming {
+    /// What the client asks for.
+    pub fn request(&self) -> &ConnectRequest {
+        &self.request
+    }
+
+    /// Answers 200 and turns the request into its connection. `workload` describes the destination to the client.
+    ///
+    /// # Errors
+    /// When the client has given up.
+    pub fn accept(mut self, workload: &Baggage) -> std::io::Result<HboneStream> {
+        let mut response = Response::new(());
+        workload.write(response.headers_mut());
+        let send = self.respond.send_response(response, false).map_err(std::io::Error::other)?;
+        Ok(HboneStream::new(send, self.receive, None))
+    }
+
+    /// Answers with another status, and says why in words for the client's log.
+    pub fn refuse(self, status: StatusCode, reason: &str) {
+        refuse(self.respond, status, reason);
+    }
+
+    /// Completes when the client gives up before it is answered.
+    pub async fn abandoned(&mut self) {
+        let _ = std::future::poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    }
+}

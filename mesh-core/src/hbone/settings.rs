@@ -1,0 +1,90 @@
+//! HTTP/2 settings of both ends, and the pings that find a dead peer.
+//!
+//! **Invariant:** the connection's window is that of all its streams together, so a reader that has stopped reading
+//! holds up its own stream and no other; what it can make us keep is one stream window.
+
+use std::time::Duration;
+
+use h2::{Ping, PingPong};
+
+/// Streams that a server takes at once on one connection.
+pub const MAX_STREAMS: u32 = 200;
+/// Bytes that one stream may have under way: 8 Gb/s at a round trip of 1 ms. Istio has 4 MiB here and 16 MiB for the
+/// connection, where four stalled readers stop the rest.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// See the module.
+const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
+/// Largest frame that we take, in bytes: fewer frames for bulk.
+const MAX_FRAME: u32 = 1 << 20;
+/// Request heads are small: an authority, baggage and a few identifiers.
+const CLIENT_HEADER_LIST: u32 = 16 * 1024;
+/// Istio's servers take as much.
+const SERVER_HEADER_LIST: u32 = 64 * 1024;
+/// What one stream may queue in us for a peer that reads slower than the app writes, in bytes.
+const SEND_BUFFER: usize = 512 * 1024;
+/// What unread frames may cost beside their bytes before the connection is closed as abuse, in bytes; h2 counts up to
+/// 256 for a frame that is shorter. Its default has killed tunnels that carry databases, whose frames are tiny: this
+/// is room for a quarter of a million unread frames.
+const DATA_FRAME_BUDGET: usize = 64 << 20;
+/// Clients that give up before they are answered are no attack as long as each holds a stream.
+const PENDING_RESETS: usize = MAX_STREAMS as usize;
+
+/// Time for the TLS handshake and the HTTP/2 preface together.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// When to ask whether the peer is alive.
+#[derive(Clone, Copy, Debug)]
+pub struct KeepAlive {
+    /// Time between two pings, on busy connections too.
+    pub interval: Duration,
+    /// Time for the answer.
+    pub timeout: Duration,
+}
+
+impl Default for KeepAlive {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(10), timeout: Duration::from_secs(20) }
+    }
+}
+
+pub(super) fn client() -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(CLIENT_HEADER_LIST)
+        .max_send_buffer_size(SEND_BUFFER)
+        .data_frame_budget(DATA_FRAME_BUDGET);
+    builder
+}
+
+pub(super) fn server(max_streams: u32) -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(max_streams)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(SERVER_HEADER_LIST)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .data_frame_budget(DATA_FRAME_BUDGET);
+    builder
+}
+
+/// Pings until the peer does not answer in time; then it is dead and this returns.
+pub(super) async fn until_dead(pings: Option<PingPong>, keep_alive: KeepAlive) {
+    // h2 hands them out once, and nobody else asks.
+    let Some(mut pings) = pings else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(keep_alive.interval).await;
+        match tokio::time::timeout(keep_alive.timeout, pings.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            // The connection is over; whoever drives it says why.
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return,
+        }
+    }
+}

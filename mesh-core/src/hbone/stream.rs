@@ -1,0 +1,159 @@
+//! One tunnelled connection as ordinary bytes.
+//!
+//! Small writes are gathered until `poll_flush`, which the copy loop calls whenever it has nothing more to read: a
+//! frame for each write of a chatty app would cost both proxies more than its bytes do. So whoever writes here by hand
+//! must flush.
+//!
+//! **Invariant:** shutdown is END_STREAM and the end of the peer's bytes is its END_STREAM; the two directions end
+//! independently. A reset with NO_ERROR or CANCEL reads as the end too (Istio's proxies do the same).
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use h2::{Reason, RecvStream, SendStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::client::Lease;
+
+/// Gathered bytes that are handed to HTTP/2 without waiting for a flush.
+const HAND_OVER: usize = 16 * 1024;
+/// Most bytes that are gathered here for a peer that does not read.
+const MAX_GATHERED: usize = 256 * 1024;
+
+/// See the module. Dropping it before both directions have ended resets the stream (CANCEL).
+#[derive(Debug)]
+pub struct HboneStream {
+    send: SendStream<Bytes>,
+    receive: RecvStream,
+    /// Received, not yet read.
+    unread: Bytes,
+    /// Written, not yet handed to HTTP/2.
+    gathered: BytesMut,
+    finished: bool,
+    ended: Option<Ended>,
+    /// A client's place on its connection.
+    _lease: Option<Lease>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Ended {
+    Cleanly,
+    Failed(io::ErrorKind),
+}
+
+impl HboneStream {
+    pub(super) fn new(send: SendStream<Bytes>, receive: RecvStream, lease: Option<Lease>) -> Self {
+        let (unread, gathered) = (Bytes::new(), BytesMut::new());
+        Self { send, receive, unread, gathered, finished: false, ended: None, _lease: lease }
+    }
+
+    /// Hands over all that is gathered, as the peer's window allows.
+    fn poll_hand_over(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.gathered.is_empty() {
+            self.send.reserve_capacity(self.gathered.len());
+            let capacity = self.send.capacity();
+            if capacity == 0 {
+                match ready!(self.send.poll_capacity(cx)) {
+                    Some(Ok(_)) => continue,
+                    Some(Err(error)) => return Poll::Ready(Err(write_error(error))),
+                    None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                }
+            }
+            let bytes = self.gathered.split_to(capacity.min(self.gathered.len())).freeze();
+            self.send.send_data(bytes, false).map_err(write_error)?;
+        }
+        // Keeps no memory while the connection is idle.
+        self.gathered = BytesMut::new();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Waits for the peer's next bytes; None at their end.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, io::ErrorKind>> {
+        match self.ended {
+            Some(Ended::Cleanly) => return Poll::Ready(Ok(None)),
+            Some(Ended::Failed(kind)) => return Poll::Ready(Err(kind)),
+            None => {}
+        }
+        let ended = match ready!(self.receive.poll_data(cx)) {
+            Some(Ok(bytes)) => return Poll::Ready(Ok(Some(bytes))),
+            None => Ended::Cleanly,
+            Some(Err(error)) => match error.reason() {
+                Some(Reason::NO_ERROR | Reason::CANCEL) if error.is_reset() => Ended::Cleanly,
+                _ => Ended::Failed(error.get_io().map_or(io::ErrorKind::ConnectionReset, io::Error::kind)),
+            },
+        };
+        self.ended = Some(ended);
+        self.poll_more(cx)
+    }
+}
+
+impl AsyncRead for HboneStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        while buf.remaining() > 0 {
+            if self.unread.is_empty() {
+                match self.poll_more(cx) {
+                    Poll::Ready(Ok(Some(bytes))) => self.unread = bytes,
+                    // What came before is delivered first; the end is remembered.
+                    _ if buf.filled().len() > before => break,
+                    Poll::Ready(Ok(None)) => break,
+                    Poll::Ready(Err(kind)) => return Poll::Ready(Err(kind.into())),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            let length = self.unread.len().min(buf.remaining());
+            buf.put_slice(&self.unread[..length]);
+            self.unread.advance(length);
+            // Only bytes that were read may be replaced by others. After a reset there is no window to open.
+            let _ = self.receive.flow_control().release_capacity(length);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for HboneStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.finished {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if self.gathered.len() >= MAX_GATHERED {
+            match self.poll_hand_over(cx) {
+                Poll::Ready(handed_over) => handed_over?,
+                Poll::Pending if self.gathered.len() < MAX_GATHERED => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        let length = buf.len().min(MAX_GATHERED - self.gathered.len());
+        self.gathered.extend_from_slice(&buf[..length]);
+        if self.gathered.len() >= HAND_OVER
+            && let Poll::Ready(Err(error)) = self.poll_hand_over(cx)
+        {
+            return Poll::Ready(Err(error));
+        }
+        Poll::Ready(Ok(length))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_hand_over(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.finished {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.poll_hand_over(cx))?;
+        self.finished = true;
+        Poll::Ready(self.send.send_data(Bytes::new(), true).map_err(write_error))
+    }
+}
+
+/// To a writer, a peer that has gone for whatever reason is a broken pipe.
+fn write_error(error: h2::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, error.to_string())
+}

@@ -1,0 +1,190 @@
+//! Whom to believe: the chain by rustls's webpki, the name by SPIFFE; host names play no part.
+//!
+//! **Invariant:** a name is read only from a certificate whose chain, validity and purpose were verified before.
+
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerMisbehaved,
+    RootCertStore, SignatureScheme,
+};
+use x509_parser::extensions::GeneralName;
+
+use super::fault::CertificateFault;
+use super::provider;
+use crate::identity::{Identity, TrustDomain};
+
+/// The SPIFFE identities that a certificate names, in its order. URI names of another form are skipped, as Istio does.
+pub fn identities(certificate: &CertificateDer<'_>) -> Vec<Identity> {
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else { return Vec::new() };
+    let Ok(Some(names)) = parsed.subject_alternative_name() else { return Vec::new() };
+    let uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => uri.parse().ok(),
+        _ => None,
+    });
+    uris.collect()
+}
+
+/// Verifies that `chain` (leaf first) leads to one of `roots` now and may serve; says nothing about names.
+///
+/// # Errors
+/// With what is wrong with it.
+pub fn chain(
+    chain: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    now: UnixTime,
+) -> Result<(), CertificateFault> {
+    let (leaf, intermediates) = chain.split_first().ok_or(CertificateFault::NoCertificate)?;
+    server_chain(leaf, intermediates, roots, now).map_err(|error| match &error {
+        Error::InvalidCertificate(error) => error.into(),
+        other => CertificateFault::Other(other.to_string()),
+    })
+}
+
+fn server_chain(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    now: UnixTime,
+) -> Result<(), Error> {
+    let leaf = ParsedCertificate::try_from(leaf)?;
+    let algorithms = provider().signature_verification_algorithms;
+    verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, algorithms.all)
+}
+
+fn refuse(fault: CertificateFault) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(fault))))
+}
+
+/// What a client demands: one of `expected` must be among the server's names. Nobody is expected, nobody is believed.
+#[derive(Debug)]
+pub(super) struct ServerVerifier {
+    pub(super) roots: Arc<RootCertStore>,
+    pub(super) expected: Vec<Identity>,
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        server_chain(leaf, intermediates, &self.roots, now)?;
+        expect_one_of(&self.expected, identities(leaf)).map_err(refuse)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::PeerMisbehaved(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The first of the server's names that is expected.
+pub(super) fn expect_one_of(
+    expected: &[Identity],
+    actual: Vec<Identity>,
+) -> Result<Identity, CertificateFault> {
+    match actual.iter().find(|name| expected.contains(name)) {
+        Some(name) => Ok(name.clone()),
+        None if actual.is_empty() => Err(CertificateFault::NoIdentity),
+        None => Err(CertificateFault::WrongIdentity { expected: expected.to_vec(), actual }),
+    }
+}
+
+/// What a server demands: a certificate with a name of its own trust domain. What that name may do is policy, later.
+#[derive(Debug)]
+pub(super) struct ClientVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    trust_domain: TrustDomain,
+}
+
+impl ClientVerifier {
+    pub(super) fn new(
+        roots: Arc<RootCertStore>,
+        trust_domain: TrustDomain,
+    ) -> Result<Self, VerifierBuilderError> {
+        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider())
+            // Clients have one certificate to offer; the list would only make the handshake longer.
+            .clear_root_hint_subjects()
+            .build()?;
+        Ok(Self { chain, trust_domain })
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        expect_trust_domain(&self.trust_domain, identities(leaf)).map_err(refuse)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+/// The first of the client's names that is of `expected`: the identity that policy is asked about.
+pub(super) fn expect_trust_domain(
+    expected: &TrustDomain,
+    actual: Vec<Identity>,
+) -> Result<Identity, CertificateFault> {
+    match actual.iter().find(|name| name.trust_domain() == expected) {
+        Some(name) => Ok(name.clone()),
+        None if actual.is_empty() => Err(CertificateFault::NoIdentity),
+        None => Err(CertificateFault::WrongTrustDomain { expected: expected.clone(), actual }),
+    }
+}
