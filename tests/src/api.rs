@@ -5,16 +5,34 @@
 //! `kube-root-ca.crt`, and each new Pod a projected volume `kube-api-access-*` (token, CA, namespace).
 //! **Invariant:** every change gets one new version from one counter, and watchers see changes in that order.
 
+mod admission;
+mod bootstrap;
+mod cascade;
 mod client;
 mod cluster;
-mod json;
+mod columns;
+mod defaults;
+mod discovery;
+mod http;
 mod kinds;
+mod meta;
 mod patch;
+mod pki;
+mod rbac;
+mod request;
+mod review;
+mod schema;
 mod select;
+mod serve;
 mod shared;
 mod status;
 mod store;
 mod strategic;
+mod stream;
+mod subresource;
+mod table;
+mod token;
+mod validate;
 mod watch;
 
 use std::net::TcpListener;
@@ -27,12 +45,22 @@ pub use select::Selector;
 pub use status::Status;
 pub use watch::{Event, EventKind, Watch};
 
+use anyhow::Context as _;
 use cluster::Cluster;
+use http::Server;
+use pki::Authority;
+use serde_json::json;
 use shared::Shared;
+use token::{Grant, Tokens, User};
+use tokio::runtime::{Builder, Runtime};
+use tokio_rustls::TlsAcceptor;
 
 /// A running API server; dropping it ends it and every connection.
 pub struct ApiServer {
     shared: Arc<Shared>,
+    tokens: Arc<Tokens>,
+    authority: Authority,
+    runtime: Option<Runtime>,
 }
 
 /// Who a kubeconfig speaks for.
@@ -69,29 +97,70 @@ pub enum Availability {
 /// Supplies what `kubectl logs` prints: namespace, pod and container to text, or `None` when it has none.
 pub type LogSource = dyn Fn(&str, &str, Option<&str>) -> Option<Vec<u8>> + Send + Sync;
 
+/// Lifetime of the token in a service account's kubeconfig.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 impl ApiServer {
     /// Serves on `listeners`, which the caller may have made in other network namespaces, with a certificate
-    /// of a fresh CA for `sans` (addresses or names; loopback and the in-cluster names are added).
+    /// of a fresh CA for `sans` (addresses or names; loopback and the in-cluster names are added). It runs on
+    /// threads of its own.
     pub fn start(listeners: Vec<TcpListener>, sans: Vec<String>) -> anyhow::Result<Self> {
-        let _ = (listeners, sans);
-        Ok(Self { shared: Arc::new(Shared::new(Cluster::new())) })
+        let authority = Authority::new()?;
+        let tls = TlsAcceptor::from(Arc::new(authority.server_config(sans)?));
+        let cluster = Cluster::new(authority.pem()).context("the objects every cluster starts with")?;
+        let (shared, tokens) = (Arc::new(Shared::new(cluster)), Arc::new(Tokens::new()?));
+        let runtime =
+            Builder::new_multi_thread().worker_threads(2).thread_name("apiserver").enable_all().build()?;
+        let server = Arc::new(Server { shared: shared.clone(), tokens: tokens.clone() });
+        let inside = runtime.enter();
+        for listener in listeners {
+            listener.set_nonblocking(true)?;
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            runtime.spawn(http::accept(server.clone(), listener, tls.clone()));
+        }
+        drop(inside);
+        Ok(Self { shared, tokens, authority, runtime: Some(runtime) })
     }
 
     /// The CA that signed the server's certificate, in PEM.
     pub fn ca_pem(&self) -> String {
-        String::new()
+        self.authority.pem()
     }
 
     /// A kubeconfig for `credential` that dials `url`, such as `https://172.30.0.1:6443`.
     pub fn kubeconfig(&self, credential: &Credential, url: &str) -> anyhow::Result<String> {
-        let _ = (credential, url);
-        Ok(String::new())
+        const MASTERS: &[&str] = &["system:masters"];
+        let user = match credential {
+            Credential::Admin => json!({"token": self.user_token("kubernetes-admin", MASTERS)}),
+            Credential::AdminCertificate => {
+                let client = self.authority.client("kubernetes-admin", MASTERS)?;
+                json!({
+                    "client-certificate-data": meta::base64(client.certificate.as_bytes()),
+                    "client-key-data": meta::base64(client.key.as_bytes()),
+                })
+            }
+            Credential::Node(name) => {
+                json!({"token": self.user_token(&format!("system:node:{name}"), &["system:nodes"])})
+            }
+            Credential::ServiceAccount { namespace, name } => {
+                json!({"token": self.service_account_token(namespace, name, None, &[], DAY)?})
+            }
+            Credential::Token(token) => json!({"token": token}),
+        };
+        let ca = meta::base64(self.ca_pem().as_bytes());
+        // JSON is YAML, so every client reads it.
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "lab", "preferences": {},
+            "clusters": [{"name": "lab", "cluster": {"server": url, "certificate-authority-data": ca}}],
+            "users": [{"name": "lab", "user": user}],
+            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
+        });
+        Ok(serde_json::to_string_pretty(&config)?)
     }
 
     /// A bearer token for a user of the caller's choice, valid as long as the server.
     pub fn user_token(&self, user: &str, groups: &[&str]) -> String {
-        let _ = (user, groups);
-        String::new()
+        self.tokens.fix(User::new(user, groups))
     }
 
     /// A service account token for `audiences` (empty: the API server's own), bound to `pod` if given, valid
@@ -104,8 +173,10 @@ impl ApiServer {
         audiences: &[&str],
         lifetime: Duration,
     ) -> Result<String, Status> {
-        let _ = (namespace, name, pod, audiences, lifetime);
-        Err(Status::internal("not served yet"))
+        let audiences = audiences.iter().map(|audience| (*audience).to_owned()).collect();
+        let pod = pod.map(|pod| (pod, None));
+        let grant = Grant { namespace, account: name, pod, audiences, lifetime };
+        Ok(self.tokens.issue(&self.shared.cluster(), grant)?.0)
     }
 
     /// In-process access with full rights, without HTTP. Never delayed and never unavailable.
@@ -116,7 +187,7 @@ impl ApiServer {
     /// Holds back watch events over HTTP by `delay`: of one resource (`pods`, `deployments.apps`) or all, to one
     /// user (`system:serviceaccount:ns:name`) or all. The longest matching rule wins; zero removes a rule.
     pub fn set_watch_delay(&self, resource: Option<&str>, user: Option<&str>, delay: Duration) {
-        let _ = (resource, user, delay);
+        self.shared.delays.send_modify(|delays| delays.set(resource, user, delay));
     }
 
     /// Serves normally (`true`) or refuses every connection (`false`).
@@ -126,17 +197,30 @@ impl ApiServer {
 
     /// Sets how requests are treated from now on.
     pub fn set_availability(&self, availability: Availability) {
-        let _ = availability;
+        self.shared.availability.send_replace(availability);
     }
 
-    /// Forgets the history of changes: a watch from any earlier version gets 410 Gone.
-    pub fn compact(&self) {}
+    /// Forgets the history of changes: a watch that has to resume from before gets 410 Gone.
+    pub fn compact(&self) {
+        self.shared.change(|cluster| cluster.store.compact());
+    }
 
     /// Ends all open watches, as a restarting server does; clients resume from their last version.
-    pub fn close_watches(&self) {}
+    pub fn close_watches(&self) {
+        self.shared.closed_watches.send_modify(|closed| *closed += 1);
+    }
 
     /// Sets what `kubectl logs` prints.
     pub fn set_log_source(&self, source: Arc<LogSource>) {
-        let _ = source;
+        self.shared.set_logs(source);
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Not the blocking way: the server may be dropped inside another runtime.
+            runtime.shutdown_background();
+        }
     }
 }

@@ -129,7 +129,7 @@ impl Client {
     fn replace(&self, object: Value, part: Part) -> Result<Arc<Value>, Status> {
         self.shared.change(|cluster| {
             let (kind, namespace) = place(cluster, &object)?;
-            let name = super::json::name(&object).to_owned();
+            let name = super::meta::name(&object).to_owned();
             cluster.replace(&kind, (&namespace, &name), part, object, Write::default())
         })
     }
@@ -155,10 +155,10 @@ fn named(cluster: &Cluster, word: &str) -> Result<Arc<Kind>, Status> {
 /// The kind and namespace an object belongs to by what it says.
 fn place(cluster: &Cluster, object: &Value) -> Result<(Arc<Kind>, String), Status> {
     let kind = cluster.kinds.of_object(object).ok_or_else(|| {
-        let (version, kind) = (super::json::text(object, "/apiVersion"), super::json::text(object, "/kind"));
+        let (version, kind) = (super::meta::text(object, "/apiVersion"), super::meta::text(object, "/kind"));
         Status::bad_request(format!("no kind {kind:?} in version {version:?}"))
     })?;
-    let namespace = match (kind.namespaced, super::json::namespace(object)) {
+    let namespace = match (kind.namespaced, super::meta::namespace(object)) {
         (false, _) => "",
         (true, "") => "default",
         (true, namespace) => namespace,

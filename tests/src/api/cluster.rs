@@ -1,22 +1,26 @@
 //! The rules of create, replace, patch and delete that hold for every kind: names, versions, generations,
-//! finalizers and graceful deletion. What differs by kind is in `defaults`, `admission` and `validate`.
+//! finalizers. What differs by kind is in `defaults`, `admission` and `validate`; what follows from a deletion
+//! is in `cascade`.
 //! **Invariant:** an object is stored only after it was defaulted and validated, and never without name and uid.
 
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::json;
-use super::kinds::Kind;
-use super::kinds::Kinds;
-use super::patch::Patch;
+use super::kinds::{Kind, Kinds};
+use super::patch::{Patch, PatchKind};
 use super::status::Status;
 use super::store::Store;
+use super::{bootstrap, defaults, meta, schema, validate};
 
 /// The state of the cluster.
 pub(super) struct Cluster {
     pub(super) store: Store,
     pub(super) kinds: Kinds,
+    /// Where the search for a free service address goes on, as offset in the range.
+    pub(super) next_service: u32,
+    /// The CA that pods get to verify the API server, in PEM.
+    pub(super) ca_pem: String,
 }
 
 /// Which part of an object a write may change.
@@ -53,8 +57,15 @@ pub(super) struct Deletion {
 }
 
 impl Cluster {
-    pub(super) fn new() -> Self {
-        Self { store: Store::new(), kinds: Kinds::new() }
+    /// An empty cluster with the objects every cluster has.
+    pub(super) fn new(ca_pem: String) -> Result<Self, Status> {
+        let mut cluster = Self { store: Store::new(), kinds: Kinds::new(), next_service: 256, ca_pem };
+        for object in bootstrap::objects() {
+            let kind = cluster.kinds.of_object(&object).ok_or_else(Status::unknown_path)?;
+            let namespace = meta::namespace(&object).to_owned();
+            cluster.create(&kind, &namespace, object, Write::default())?;
+        }
+        Ok(cluster)
     }
 
     pub(super) fn get(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Arc<Value>, Status> {
@@ -71,59 +82,242 @@ impl Cluster {
         mut object: Value,
         write: Write,
     ) -> Result<Arc<Value>, Status> {
-        json::map(&mut object["metadata"]).insert("uid".into(), json::new_uid().into());
-        if kind.namespaced {
-            object["metadata"]["namespace"] = json!(namespace);
+        check_type(kind, &mut object)?;
+        schema::check(kind, &object, write.strict)?;
+        set_metadata(kind, namespace, &mut object)?;
+        if kind.status && kind.kind != "Node" {
+            meta::map(&mut object).remove("status");
         }
-        if self.store.get(&kind.resource(), namespace, json::name(&object)).is_some() {
-            return Err(Status::already_exists(&kind.plural, &kind.group, json::name(&object)));
+        defaults::apply(kind, &mut object);
+        defaults::on_create(kind, &mut object);
+        self.check_namespace(kind, &object)?;
+        self.admit(kind, &mut object)?;
+        validate::check(kind, &object, None)?;
+        let name = meta::name(&object);
+        if self.store.get(&kind.resource(), namespace, name).is_some() {
+            return Err(Status::already_exists(&kind.plural, &kind.group, name));
         }
         if write.dry_run {
             return Ok(Arc::new(object));
         }
-        Ok(self.store.put(&kind.resource(), object))
+        let stored = self.store.put(&kind.resource(), object);
+        self.created(kind, &stored);
+        Ok(stored)
     }
 
+    /// Replaces the part `part` of an object.
     pub(super) fn replace(
         &mut self,
         kind: &Kind,
-        (namespace, name): (&str, &str),
+        place: (&str, &str),
         part: Part,
-        object: Value,
-        _write: Write,
+        mut object: Value,
+        write: Write,
     ) -> Result<Arc<Value>, Status> {
-        let old = self.get(kind, namespace, name)?;
-        let mut new = object;
-        if part == Part::Status {
-            let status = new["status"].take();
-            new = (*old).clone();
-            new["status"] = status;
+        let old = self.get(kind, place.0, place.1)?;
+        check_type(kind, &mut object)?;
+        schema::check(kind, &object, write.strict)?;
+        check_preconditions(kind, place, &old, &object)?;
+        let mut new = match part {
+            Part::Whole => whole(kind, &old, object),
+            Part::Status => {
+                let status = object["status"].take();
+                let mut new = (*old).clone();
+                new["status"] = status;
+                new
+            }
+        };
+        defaults::apply(kind, &mut new);
+        validate::check(kind, &new, Some(&old))?;
+        if kind.generation && generation_changes(kind, &old, &new) {
+            let generation = old["metadata"]["generation"].as_u64().unwrap_or(0);
+            new["metadata"]["generation"] = (generation + 1).into();
         }
-        Ok(self.store.put(&kind.resource(), new))
+        if *old == new {
+            return Ok(old);
+        }
+        if write.dry_run {
+            return Ok(Arc::new(new));
+        }
+        let stored = self.store.put(&kind.resource(), new);
+        self.replaced(kind, &stored);
+        Ok(stored)
     }
 
+    /// Applies a patch; only server-side apply creates what is not there.
     pub(super) fn patch(
         &mut self,
         kind: &Kind,
-        (namespace, name): (&str, &str),
+        place: (&str, &str),
         part: Part,
         patch: &Patch,
         write: Write,
     ) -> Result<Arc<Value>, Status> {
-        let old = self.get(kind, namespace, name)?;
+        let old = match self.get(kind, place.0, place.1) {
+            Err(missing)
+                if missing.is_not_found() && patch.kind == PatchKind::Apply && part == Part::Whole =>
+            {
+                let mut object = patch.body.clone();
+                meta::metadata(&mut object).insert("name".into(), place.1.into());
+                return self.create(kind, place.0, object, write);
+            }
+            found => found?,
+        };
         let new = patch.apply(&old, kind.custom)?;
-        self.replace(kind, (namespace, name), part, new, write)
+        self.replace(kind, place, part, new, write)
     }
+}
 
-    pub(super) fn delete(
-        &mut self,
-        kind: &Kind,
-        namespace: &str,
-        name: &str,
-        _deletion: &Deletion,
-    ) -> Result<Arc<Value>, Status> {
-        self.store
-            .remove(&kind.resource(), namespace, name)
-            .ok_or_else(|| Status::not_found(&kind.plural, &kind.group, name))
+/// The object's type is the path's; what it leaves out is filled in.
+fn check_type(kind: &Kind, object: &mut Value) -> Result<(), Status> {
+    if !object.is_object() {
+        return Err(Status::bad_request("the body is no JSON object"));
     }
+    meta::default(object, "apiVersion", kind.api_version());
+    meta::default(object, "kind", kind.kind.clone());
+    let (version, name) = (meta::text(object, "/apiVersion"), meta::text(object, "/kind"));
+    // A custom resource may be stored in another of its versions.
+    let same_group = kind.custom && version.rsplit_once('/').is_some_and(|(group, _)| group == kind.group);
+    if version != kind.api_version() && !same_group {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({version}) does not match the expected API version ({})",
+            kind.api_version()
+        )));
+    }
+    if name != kind.kind {
+        return Err(Status::bad_request(format!(
+            "the kind in the data ({name}) does not match the expected kind ({})",
+            kind.kind
+        )));
+    }
+    Ok(())
+}
+
+/// What the server decides about a new object's metadata.
+fn set_metadata(kind: &Kind, namespace: &str, object: &mut Value) -> Result<(), Status> {
+    let metadata = meta::metadata(object);
+    let field = |name: &str| metadata.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    if !field("resourceVersion").is_empty() {
+        return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+    }
+    let said = field("namespace");
+    if kind.namespaced && !said.is_empty() && said != namespace {
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    if field("name").is_empty() && !field("generateName").is_empty() {
+        let name = format!("{}{}", field("generateName"), meta::random_suffix(5));
+        metadata.insert("name".into(), name.into());
+    }
+    for dropped in ["resourceVersion", "managedFields", "selfLink", "deletionTimestamp", "namespace"] {
+        metadata.remove(dropped);
+    }
+    metadata.remove("deletionGracePeriodSeconds");
+    metadata.remove("generation");
+    if kind.namespaced {
+        metadata.insert("namespace".into(), namespace.into());
+    }
+    if kind.generation {
+        metadata.insert("generation".into(), 1.into());
+    }
+    metadata.insert("uid".into(), meta::new_uid().into());
+    metadata.insert("creationTimestamp".into(), meta::now().into());
+    Ok(())
+}
+
+/// The new object names the one in the path and is based on the version stored now.
+fn check_preconditions(
+    kind: &Kind,
+    (namespace, name): (&str, &str),
+    old: &Value,
+    new: &Value,
+) -> Result<(), Status> {
+    let said = meta::name(new);
+    if !said.is_empty() && said != name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({said}) does not match the name on the URL ({name})"
+        )));
+    }
+    let said = meta::namespace(new);
+    if kind.namespaced && !said.is_empty() && said != namespace {
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    let conflict = |why: &str| Err(Status::conflict(&kind.plural, &kind.group, name, why));
+    if !meta::uid(new).is_empty() && meta::uid(new) != meta::uid(old) {
+        return conflict(&format!(
+            "Precondition failed: UID in precondition: {}, UID in object meta: {}",
+            meta::uid(new),
+            meta::uid(old)
+        ));
+    }
+    let based_on = meta::text(new, "/metadata/resourceVersion");
+    if !based_on.is_empty() && based_on != meta::text(old, "/metadata/resourceVersion") {
+        return conflict(
+            "the object has been modified; please apply your changes to the latest version and try again",
+        );
+    }
+    Ok(())
+}
+
+/// The new object with what only the server may change taken from the old one.
+fn whole(kind: &Kind, old: &Value, mut new: Value) -> Value {
+    const SERVERS: &[&str] = &[
+        "name",
+        "namespace",
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "generateName",
+    ];
+    let metadata = meta::metadata(&mut new);
+    metadata.remove("managedFields");
+    for field in SERVERS {
+        match old["metadata"].get(*field) {
+            Some(value) => metadata.insert((*field).to_owned(), value.clone()),
+            None => metadata.remove(*field),
+        };
+    }
+    if kind.kind == "Service" && meta::text(&new, "/spec/clusterIP").is_empty() && new["spec"].is_object() {
+        for field in ["clusterIP", "clusterIPs"] {
+            new["spec"][field] = old["spec"][field].clone();
+        }
+    }
+    if kind.status {
+        match old.get("status") {
+            Some(status) => new["status"] = status.clone(),
+            None => drop(meta::map(&mut new).remove("status")),
+        }
+    }
+    new
+}
+
+/// Whether anything changed that counts as a new wish of the user.
+fn generation_changes(kind: &Kind, old: &Value, new: &Value) -> bool {
+    let wish = |object: &Value| {
+        let mut wish = object.clone();
+        let fields = meta::map(&mut wish);
+        fields.remove("metadata");
+        fields.remove("apiVersion");
+        if kind.status {
+            fields.remove("status");
+        }
+        wish
+    };
+    wish(old) != wish(new)
+}
+
+/// A `Status` that tells success, as for a deletion.
+pub(super) fn success(kind: &Kind, object: &Value) -> Value {
+    json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+        "details": {
+            "name": meta::name(object), "group": kind.group, "kind": kind.plural, "uid": meta::uid(object),
+        },
+    })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::json;
+use super::meta;
 
 /// What the server knows of one kind in one version.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,7 +108,7 @@ impl Kinds {
 
     /// The kind an object says it is.
     pub(super) fn of_object(&self, object: &Value) -> Option<Arc<Kind>> {
-        let (api_version, name) = (json::text(object, "/apiVersion"), json::text(object, "/kind"));
+        let (api_version, name) = (meta::text(object, "/apiVersion"), meta::text(object, "/kind"));
         self.all().find(|kind| kind.kind == name && kind.api_version() == api_version).cloned()
     }
 
@@ -125,13 +125,18 @@ impl Kinds {
             .cloned()
     }
 
+    /// A kind stored under this name; of several versions any one.
+    pub(super) fn of_resource(&self, resource: &str) -> Option<Arc<Kind>> {
+        self.all().find(|kind| kind.resource() == resource).cloned()
+    }
+
     /// Serves the versions of a CustomResourceDefinition, in place of what it said before.
     pub(super) fn define(&mut self, definition: &Value) {
-        let versions = json::items(definition, "/spec/versions")
+        let versions = meta::items(definition, "/spec/versions")
             .filter(|version| version["served"].as_bool() == Some(true))
             .map(|version| Arc::new(custom(definition, version)))
             .collect();
-        self.custom.insert(json::name(definition).to_owned(), versions);
+        self.custom.insert(meta::name(definition).to_owned(), versions);
     }
 
     /// Stops serving a definition's kinds.
@@ -141,9 +146,9 @@ impl Kinds {
 }
 
 fn custom(definition: &Value, version: &Value) -> Kind {
-    let names = |field: &str| json::text(definition, &format!("/spec/names/{field}")).to_owned();
+    let names = |field: &str| meta::text(definition, &format!("/spec/names/{field}")).to_owned();
     let words = |field: &str| {
-        json::items(definition, &format!("/spec/names/{field}"))
+        meta::items(definition, &format!("/spec/names/{field}"))
             .filter_map(Value::as_str)
             .map(str::to_owned)
             .collect()
@@ -151,19 +156,19 @@ fn custom(definition: &Value, version: &Value) -> Kind {
     let kind = names("kind");
     let singular = names("singular");
     Kind {
-        group: json::text(definition, "/spec/group").to_owned(),
-        version: json::text(version, "/name").to_owned(),
+        group: meta::text(definition, "/spec/group").to_owned(),
+        version: meta::text(version, "/name").to_owned(),
         plural: names("plural"),
         singular: if singular.is_empty() { kind.to_lowercase() } else { singular },
         kind,
         short_names: words("shortNames"),
         categories: words("categories"),
-        namespaced: json::text(definition, "/spec/scope") == "Namespaced",
+        namespaced: meta::text(definition, "/spec/scope") == "Namespaced",
         status: version.pointer("/subresources/status").is_some(),
         scale: false,
         generation: true,
         review: false,
-        columns: json::items(version, "/additionalPrinterColumns").cloned().collect(),
+        columns: meta::items(version, "/additionalPrinterColumns").cloned().collect(),
         custom: true,
     }
 }

@@ -51,7 +51,7 @@ pub(super) fn merge(target: &mut Value, patch: &Value) {
         *target = patch.clone();
         return;
     };
-    let target = super::json::map(target);
+    let target = super::meta::map(target);
     for (key, value) in patch {
         if value.is_null() {
             target.remove(key);

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::json;
+use super::meta;
 use super::status::Status;
 
 /// Which objects a list or watch is about. The default selects everything.
@@ -62,7 +62,7 @@ impl Selector {
                 key: key.clone(),
                 rule: Rule::In(vec![value.as_str().unwrap_or_default().to_owned()]),
             });
-        let expressions = json::items(selector, "/matchExpressions").map(expression);
+        let expressions = meta::items(selector, "/matchExpressions").map(expression);
         Self { labels: equal.chain(expressions).collect(), fields: Vec::new() }
     }
 
@@ -105,14 +105,14 @@ impl FieldRequirement {
 }
 
 fn expression(expression: &Value) -> Requirement {
-    let values = || json::items(expression, "/values").filter_map(Value::as_str).map(str::to_owned).collect();
-    let rule = match json::text(expression, "/operator") {
+    let values = || meta::items(expression, "/values").filter_map(Value::as_str).map(str::to_owned).collect();
+    let rule = match meta::text(expression, "/operator") {
         "NotIn" => Rule::NotIn(values()),
         "Exists" => Rule::Exists,
         "DoesNotExist" => Rule::Missing,
         _ => Rule::In(values()),
     };
-    Requirement { key: json::text(expression, "/key").to_owned(), rule }
+    Requirement { key: meta::text(expression, "/key").to_owned(), rule }
 }
 
 /// Splits at commas that are outside parentheses.

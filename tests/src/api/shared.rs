@@ -17,7 +17,7 @@ pub(super) struct Shared {
     pub(super) availability: Sender<Availability>,
     /// Counts calls to close all watches.
     pub(super) closed_watches: Sender<u64>,
-    pub(super) logs: Mutex<Option<Arc<LogSource>>>,
+    logs: Mutex<Option<Arc<LogSource>>>,
 }
 
 impl Shared {
@@ -45,6 +45,15 @@ impl Shared {
         drop(cluster);
         self.changed.send_if_modified(|seen| std::mem::replace(seen, version.max(*seen)) < version);
         result
+    }
+
+    /// What answers requests for logs, if anything.
+    pub(super) fn logs(&self) -> Option<Arc<LogSource>> {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_logs(&self, source: Arc<LogSource>) {
+        *self.logs.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
     }
 
     /// Wakes when the state has changed.

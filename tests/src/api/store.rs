@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::json;
+use super::meta;
 use super::status::Status;
 
 /// How many changes a watch may lag behind before it is told 410 Gone.
@@ -75,7 +75,7 @@ impl Store {
 
     /// Stores `object` under its own name, with the next version.
     pub(super) fn put(&mut self, resource: &str, mut object: Value) -> Arc<Value> {
-        let key = (json::namespace(&object).to_owned(), json::name(&object).to_owned());
+        let key = (meta::namespace(&object).to_owned(), meta::name(&object).to_owned());
         self.stamp(&mut object);
         let object = Arc::new(object);
         let previous = self.objects.entry(resource.to_owned()).or_default().insert(key, object.clone());
@@ -121,7 +121,7 @@ impl Store {
 
     fn stamp(&mut self, object: &mut Value) {
         self.version += 1;
-        let metadata = json::map(&mut json::map(object)["metadata"]);
+        let metadata = meta::metadata(object);
         metadata.insert("resourceVersion".to_owned(), self.version.to_string().into());
     }
 
@@ -141,15 +141,15 @@ mod tests {
     use serde_json::json;
 
     use super::Store;
-    use crate::api::json;
+    use crate::api::meta;
 
     #[test]
     fn changes_are_read_in_order_and_per_resource() {
         let mut store = Store::new();
         let start = store.version();
-        let first = json::version(&store.put("pods", json!({"metadata": {"name": "a", "namespace": "n"}})));
+        let first = meta::version(&store.put("pods", json!({"metadata": {"name": "a", "namespace": "n"}})));
         store.put("nodes", json!({"metadata": {"name": "x"}}));
-        let last = json::version(&store.remove("pods", "n", "a").unwrap());
+        let last = meta::version(&store.remove("pods", "n", "a").unwrap());
         let (change, seen) = store.next_change("pods", start).unwrap();
         assert_eq!((seen, change.unwrap().deleted), (first, false));
         let (change, seen) = store.next_change("pods", first).unwrap();
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn a_compacted_log_answers_gone() {
         let mut store = Store::new();
-        let version = json::version(&store.put("nodes", json!({"metadata": {"name": "x"}})));
+        let version = meta::version(&store.put("nodes", json!({"metadata": {"name": "x"}})));
         store.compact();
         assert_eq!(store.next_change("nodes", version).unwrap_err().code, 410);
         assert!(store.next_change("nodes", store.version()).unwrap().0.is_none());
@@ -173,7 +173,7 @@ mod tests {
         for (namespace, name) in [("a", "1"), ("ab", "2"), ("a", "3"), ("b", "4")] {
             store.put("pods", json!({"metadata": {"name": name, "namespace": namespace}}));
         }
-        let names = |namespace| store.list("pods", namespace).map(|pod| json::name(pod).to_owned());
+        let names = |namespace| store.list("pods", namespace).map(|pod| meta::name(pod).to_owned());
         assert_eq!(names(Some("a")).collect::<Vec<_>>(), ["1", "3"]);
         assert_eq!(names(None).count(), 4);
     }

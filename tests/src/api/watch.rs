@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::sync::watch::Receiver;
 use tokio::time::sleep_until;
 
-use super::json;
+use super::meta;
 use super::select::Selector;
 use super::shared::Shared;
 use super::status::Status;
@@ -131,7 +131,7 @@ impl Watch {
 
 impl Scope {
     fn sees(&self, object: &Value) -> bool {
-        self.namespace.as_deref().is_none_or(|namespace| namespace == json::namespace(object))
+        self.namespace.as_deref().is_none_or(|namespace| namespace == meta::namespace(object))
             && self.selector.matches(object)
     }
 

@@ -57,11 +57,25 @@ pub(super) fn map(value: &mut Value) -> &mut Map<String, Value> {
     }
 }
 
+/// The object's `metadata` as a map, making it when missing.
+pub(super) fn metadata(object: &mut Value) -> &mut Map<String, Value> {
+    map(map(object).entry("metadata").or_insert(Value::Null))
+}
+
 /// Sets `key` of an object unless it holds something other than null.
 pub(super) fn default(object: &mut Value, key: &str, value: impl Into<Value>) {
     let slot = map(object).entry(key).or_insert(Value::Null);
     if slot.is_null() {
         *slot = value.into();
+    }
+}
+
+/// Appends to the array at `key` of an object, making it when missing.
+pub(super) fn push(object: &mut Value, key: &str, item: Value) {
+    let slot = map(object).entry(key).or_insert(Value::Null);
+    match slot {
+        Value::Array(list) => list.push(item),
+        _ => *slot = Value::Array(vec![item]),
     }
 }
 

@@ -1,0 +1,144 @@
+//! `meta.k8s.io/v1` Table: what `kubectl get` prints. The columns of each kind are in `columns`.
+
+use serde_json::{Value, json};
+
+use super::columns::{self, Column};
+use super::kinds::Kind;
+use super::meta::text;
+
+/// Which object each row carries: `includeObject` of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Include {
+    Metadata,
+    Object,
+    None,
+}
+
+impl Include {
+    pub(super) fn parse(parameter: &str) -> Self {
+        match parameter {
+            "Object" => Self::Object,
+            "None" => Self::None,
+            _ => Self::Metadata,
+        }
+    }
+}
+
+/// Whether the client wants a table.
+pub(super) fn is_wanted(accept: &str) -> bool {
+    accept.replace(' ', "").split(',').any(|part| {
+        part.contains(";as=Table") && part.contains("v=v1;") || part.ends_with("as=Table;v=v1;g=meta.k8s.io")
+    })
+}
+
+/// A table of `objects`, with the list metadata given.
+pub(super) fn table<'a>(
+    kind: &Kind,
+    objects: impl Iterator<Item = &'a Value>,
+    metadata: Value,
+    include: Include,
+) -> Value {
+    let rows: Vec<Value> = if kind.custom {
+        objects.map(|object| row(custom_cells(kind, object), object, include)).collect()
+    } else {
+        let columns = columns::of(kind);
+        objects
+            .map(|object| row(columns.iter().map(|column| (column.cell)(object)).collect(), object, include))
+            .collect()
+    };
+    json!({
+        "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+        "columnDefinitions": definitions(kind), "rows": rows,
+    })
+}
+
+fn row(cells: Vec<Value>, object: &Value, include: Include) -> Value {
+    let object = match include {
+        Include::None => return json!({"cells": cells}),
+        Include::Object => object.clone(),
+        Include::Metadata => json!({
+            "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"],
+        }),
+    };
+    json!({"cells": cells, "object": object})
+}
+
+fn definitions(kind: &Kind) -> Vec<Value> {
+    let definition = |name: &str, format: &str, kind: &str, priority: i64| json!({"name": name, "type": kind, "format": format, "description": "", "priority": priority});
+    if !kind.custom {
+        let column = |column: &Column| {
+            let format = if column.name == "Name" { "name" } else { "" };
+            definition(column.name, format, column.kind, i64::from(column.wide))
+        };
+        return columns::of(kind).iter().map(column).collect();
+    }
+    let mut all = vec![definition("Name", "name", "string", 0)];
+    for column in &kind.columns {
+        let priority = column["priority"].as_i64().unwrap_or(0);
+        all.push(definition(text(column, "/name"), "", "string", priority));
+    }
+    if kind.columns.is_empty() {
+        all.push(definition("Age", "", "string", 0));
+    }
+    all
+}
+
+fn custom_cells(kind: &Kind, object: &Value) -> Vec<Value> {
+    let mut cells = vec![text(object, "/metadata/name").into()];
+    for column in &kind.columns {
+        let found = object.pointer(&pointer(text(column, "/jsonPath")));
+        cells.push(match (found, text(column, "/type")) {
+            (Some(Value::String(time)), "date") => columns::age(time).into(),
+            (Some(scalar), _) => scalar.clone(),
+            (None, _) => "".into(),
+        });
+    }
+    if kind.columns.is_empty() {
+        cells.push(columns::age(text(object, "/metadata/creationTimestamp")).into());
+    }
+    cells
+}
+
+/// The JSON pointer for a simple JSON path such as `.spec.ports[0].name`.
+fn pointer(path: &str) -> String {
+    path.replace(['.', '['], "/").replace(']', "")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{Include, is_wanted, pointer, table};
+    use crate::api::kinds::Kinds;
+
+    #[test]
+    fn tables_are_for_those_who_ask() {
+        for (accept, expect) in [
+            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", true),
+            ("application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json", false),
+            ("application/json", false),
+        ] {
+            assert_eq!(is_wanted(accept), expect, "{accept}");
+        }
+        assert_eq!(pointer(".spec.ports[0].name"), "/spec/ports/0/name");
+    }
+
+    #[test]
+    fn a_pod_as_a_row() {
+        let pod = json!({
+            "metadata": {"name": "a", "namespace": "n"},
+            "spec": {"nodeName": "node1", "containers": [{"name": "c"}, {"name": "d"}]},
+            "status": {"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [
+                {"name": "c", "ready": true, "restartCount": 2, "state": {"running": {}}},
+                {"name": "d", "ready": false, "restartCount": 1,
+                 "state": {"waiting": {"reason": "CrashLoopBackOff"}}},
+            ]},
+        });
+        let kind = Kinds::new().named("pods").unwrap();
+        let table = table(&kind, [&pod].into_iter(), json!({}), Include::None);
+        let cells = &table["rows"][0]["cells"];
+        assert_eq!(cells[0], "a");
+        assert_eq!((&cells[1], &cells[2], &cells[3]), (&json!("1/2"), &json!("CrashLoopBackOff"), &json!(3)));
+        assert_eq!((&cells[5], &cells[6]), (&json!("10.0.0.1"), &json!("node1")));
+    }
+}
