@@ -11,6 +11,7 @@ use kube::api::{Api, Patch, PatchParams};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::causes::chain;
 use crate::index::event::ObjectName;
 use crate::index::pod::{ENROLLED_CONDITION, REDIRECTION_ANNOTATION, REDIRECTION_ENABLED, Reported};
 
@@ -138,20 +139,6 @@ async fn one<T: DeserializeOwned>(
             reason: format!("no answer within {} s", DEADLINE.as_secs()),
         }),
     }
-}
-
-/// An error with its causes in one line: the outer text alone often says only that there was one.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 const DEADLINE: Duration = Duration::from_secs(5);

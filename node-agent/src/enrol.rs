@@ -1,1 +1,311 @@
-//! Brings the node's pods into the mesh and out of it.
+//! Brings the node's pods into the mesh and out of it, as they start, run and end.
+//!
+//! One task keeps the table of pods (`plan`), begins the steps that are due and answers the CNI plugin; `steps` carries
+//! out one step, `kernel` owns the datapath's thread. **Invariant:** a pod has one step under way at most; stopping the
+//! agent changes nothing for any pod.
+
+pub mod cni;
+pub mod kernel;
+pub mod plan;
+pub mod steps;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::causes::chain;
+use crate::cluster::Cluster;
+use crate::cni::server::AddError;
+use crate::index;
+use crate::index::event::ObjectName;
+use crate::index::local::LocalPod;
+use crate::model::Reader;
+use plan::{Outcome, Step, Table};
+use steps::Hands;
+
+/// What the CNI side asks of the table's task.
+#[derive(Debug)]
+enum Request {
+    Add {
+        pod: Box<LocalPod>,
+        netns: OwnedFd,
+        addresses: Vec<IpAddr>,
+        container: String,
+        reply: oneshot::Sender<Result<(), AddError>>,
+    },
+    Del {
+        uid: Option<String>,
+        name: ObjectName,
+        container: String,
+        reply: oneshot::Sender<()>,
+    },
+    Check {
+        uid: String,
+        reply: oneshot::Sender<bool>,
+    },
+    Gc {
+        containers: BTreeSet<String>,
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// Something that was begun and has ended.
+enum Ended {
+    Step(String, Step, Outcome),
+    Added {
+        pod: Box<LocalPod>,
+        container: String,
+        result: Result<(), AddError>,
+        reply: oneshot::Sender<Result<(), AddError>>,
+    },
+    Deleted {
+        uid: String,
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// The task.
+pub struct Enrolment<C> {
+    hands: Hands<C>,
+    model: Reader,
+    table: Table,
+    requests: mpsc::Receiver<Request>,
+    /// Requests whose pod has a step under way.
+    waiting: VecDeque<Request>,
+    tasks: JoinSet<Ended>,
+    counts: Counts,
+}
+
+/// Pods enrolled, and pods whose last step failed; for metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Counts(Arc<Mutex<(usize, usize)>>);
+
+impl Counts {
+    /// Both numbers.
+    pub fn read(&self) -> (usize, usize) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A new task, and the desk for the CNI server.
+pub fn enrolment<C: Cluster>(
+    hands: Hands<C>,
+    model: Reader,
+    config: index::Config,
+) -> (Enrolment<C>, cni::Desk<C>) {
+    let (sender, requests) = mpsc::channel(REQUESTS);
+    let desk =
+        cni::Desk { requests: sender, model: model.clone(), cluster: Arc::clone(&hands.cluster), config };
+    let enrolment = Enrolment {
+        hands,
+        model,
+        table: Table::default(),
+        requests,
+        waiting: VecDeque::new(),
+        tasks: JoinSet::new(),
+        counts: Counts::default(),
+    };
+    (enrolment, desk)
+}
+
+impl<C: Cluster> Enrolment<C> {
+    /// See [`Counts`].
+    pub fn counts(&self) -> Counts {
+        self.counts.clone()
+    }
+
+    /// Runs until `shutdown`, and then until the steps under way have ended.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        self.take_over().await;
+        let pods = self.hands.pods.clone();
+        let sockets_back = async {
+            // ztunnel may be away as well; then new listeners take the place of the ones it had.
+            let _ = tokio::time::timeout(SOCKETS_BACK, pods.connected()).await;
+        };
+        tokio::pin!(sockets_back);
+        let mut waits_for_sockets = !self.table.is_empty();
+        let mut settled = false;
+        self.observe();
+        loop {
+            let wake = if waits_for_sockets { None } else { self.begin_due() };
+            if !settled && !waits_for_sockets && self.table.is_settled() {
+                settled = true;
+                self.hands.pods.settle();
+            }
+            self.begin_waiting();
+            *self.counts.0.lock().unwrap_or_else(PoisonError::into_inner) = self.table.counts();
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = &mut sockets_back, if waits_for_sockets => waits_for_sockets = false,
+                changed = self.model.changed() => match changed {
+                    Ok(()) => self.observe(),
+                    Err(_) => break,
+                },
+                Some(request) = self.requests.recv() => self.waiting.push_back(request),
+                Some(ended) = self.tasks.join_next() => match ended {
+                    Ok(ended) => self.end(ended),
+                    Err(panic) => error!("a step of enrolment died: {panic}"),
+                },
+                () = sleep_until(wake) => {}
+            }
+        }
+        self.requests.close();
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Ok(ended) = ended {
+                self.end(ended);
+            }
+        }
+    }
+
+    async fn take_over(&mut self) {
+        match self.hands.kernel.run(|kernel| kernel.surviving()).await {
+            Ok(survivors) if survivors.is_empty() => {}
+            Ok(survivors) => {
+                info!(pods = survivors.len(), "pods are captured since before this agent; taking them over");
+                self.table.survived(survivors.into_iter().map(|pod| pod.uid), now());
+            }
+            Err(dead) => error!("{dead}"),
+        }
+    }
+
+    fn observe(&mut self) {
+        let complete = self.model.is_synced();
+        let pods = self.model.local_pods();
+        self.table.observe(pods, complete, now());
+    }
+
+    /// Begins all steps that are due; when the next one will be.
+    fn begin_due(&mut self) -> Option<Instant> {
+        let plan = self.table.plan(now());
+        for (uid, step) in plan.steps {
+            if self.table.begin(&uid) {
+                let hands = self.hands.clone();
+                self.tasks.spawn(async move {
+                    let outcome = hands.carry_out(&uid, &step).await;
+                    Ended::Step(uid, step, outcome)
+                });
+            }
+        }
+        plan.wake.map(Instant::from_std)
+    }
+
+    /// Begins the requests whose pods have no step under way, in order.
+    fn begin_waiting(&mut self) {
+        for request in std::mem::take(&mut self.waiting) {
+            if let Some(request) = self.begin_request(request) {
+                self.waiting.push_back(request);
+            }
+        }
+    }
+
+    /// Begins a request, or gives it back if its pod is busy.
+    fn begin_request(&mut self, request: Request) -> Option<Request> {
+        match request {
+            Request::Add { pod, netns, addresses, container, reply } => {
+                if !self.table.begin(&pod.uid) {
+                    return Some(Request::Add { pod, netns, addresses, container, reply });
+                }
+                let (hands, again) = (self.hands.clone(), self.table.is_enrolled(&pod.uid));
+                self.tasks.spawn(async move {
+                    let result = add(&hands, &pod, netns, addresses, again).await;
+                    Ended::Added { pod, container, result, reply }
+                });
+            }
+            Request::Del { uid, name, container, reply } => {
+                let Some(found) = self.table.attached(uid.as_deref(), &name, &container) else {
+                    // It may be on its way in: an ADD that the runtime gave up.
+                    let _ = reply.send(());
+                    return None;
+                };
+                if !self.table.begin(&found) {
+                    return Some(Request::Del { uid, name, container, reply });
+                }
+                let hands = self.hands.clone();
+                self.tasks.spawn(async move {
+                    hands.release(&found).await;
+                    Ended::Deleted { uid: found, reply }
+                });
+            }
+            Request::Check { uid, reply } => {
+                let _ = reply.send(self.table.is_enrolled(&uid));
+            }
+            Request::Gc { containers, reply } => {
+                for uid in self.table.detached(&containers) {
+                    self.table.detach(&uid);
+                }
+                let _ = reply.send(());
+            }
+        }
+        None
+    }
+
+    fn end(&mut self, ended: Ended) {
+        match ended {
+            Ended::Step(uid, step, outcome) => self.table.finish(&uid, &step, outcome, now()),
+            Ended::Added { pod, container, result, reply } => {
+                self.table.idle(&pod.uid);
+                match &result {
+                    Ok(()) => self.table.enrolled(&pod.uid, Some(pod.name.clone()), Some(container), now()),
+                    Err(_) => self.table.released(&pod.uid),
+                }
+                // The runtime may have given up; it calls DEL then.
+                let _ = reply.send(result);
+            }
+            Ended::Deleted { uid, reply } => {
+                self.table.idle(&uid);
+                self.table.released(&uid);
+                let _ = reply.send(());
+            }
+        }
+    }
+}
+
+/// Enrols a pod that is about to start. One that is enrolled already has a new sandbox: the old one is forgotten first.
+async fn add<C: Cluster>(
+    hands: &Hands<C>,
+    pod: &LocalPod,
+    netns: OwnedFd,
+    addresses: Vec<IpAddr>,
+    again: bool,
+) -> Result<(), AddError> {
+    if again {
+        hands.release(&pod.uid).await;
+    }
+    match hands.enrol(pod, netns, addresses).await {
+        Ok(()) => {
+            info!(pod = %pod.name, uid = pod.uid, "pod enrolled before its start");
+            Ok(())
+        }
+        Err(error) => {
+            hands.undo(&pod.uid).await;
+            Err(AddError::Unavailable(chain(&error)))
+        }
+    }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Requests of the CNI server that are not looked at yet; it has a bound of its own.
+const REQUESTS: usize = 16;
+/// How long a restarted agent waits for ztunnel to bring back the pods' sockets.
+const SOCKETS_BACK: Duration = Duration::from_secs(5);

@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod ca;
+pub mod causes;
 pub mod cluster;
 pub mod cni;
 pub mod config;

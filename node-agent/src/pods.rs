@@ -1,1 +1,343 @@
-//! The agent's side of the pod protocol: which pods ztunnel serves, and their sockets.
+//! The agent's side of the pod protocol (`pods.proto`): which pods ztunnel serves, and their sockets.
+//!
+//! The agent keeps a copy of every listener, so that a restarted ztunnel finds connections waiting in them; a
+//! restarted agent takes them back from ztunnel. `state` decides, this file carries it out.
+//! **Invariant:** a silent, confused or foreign peer costs its own connection only.
+
+mod served;
+mod state;
+
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use mesh_core::pod_link::{Link, LinkError, Listener};
+use mesh_core::proto::pods::{self as proto, from_agent, from_ztunnel};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+pub use served::{InvalidDescriptors, Served};
+use state::{BadAck, LinkId, Next, Progress, State};
+
+/// Versions of the protocol that this agent speaks.
+const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
+/// For the peer's log.
+const SOFTWARE: &str = concat!("node-agent ", env!("CARGO_PKG_VERSION"));
+
+/// The pods that ztunnel is to serve. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Pods {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    changed: watch::Sender<()>,
+}
+
+/// Why a pod is not served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServeError {
+    /// No ztunnel.
+    #[error(
+        "no ztunnel is connected to the agent on this node; see `kubectl get pods -n ambit-system -l app=ztunnel -o wide`"
+    )]
+    NoProxy,
+    /// It does not answer.
+    #[error("ztunnel did not take the pod within {} s; see its log", ACK_DEADLINE.as_secs())]
+    Timeout,
+    /// It says no.
+    #[error("ztunnel could not take the pod: {0}")]
+    Refused(String),
+}
+
+impl Pods {
+    /// No pods, no proxies yet; pods that a proxy reports are taken over until [`Self::settle`].
+    pub fn new() -> Self {
+        let shared = Shared { state: Mutex::new(State::new()), changed: watch::channel(()).0 };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Has the pod served; returns once the newest ztunnel has said that it does.
+    ///
+    /// # Errors
+    /// When none does within the deadline; the pod stays wanted until it is removed.
+    pub async fn add(&self, served: Served) -> Result<(), ServeError> {
+        let uid = served.pod().uid.clone();
+        let mut changed = self.shared.changed.subscribe();
+        self.change(|state| state.put(Arc::new(served)));
+        let deadline = Instant::now() + ACK_DEADLINE;
+        loop {
+            let progress = self.state().progress(&uid);
+            match progress {
+                Progress::Served => return Ok(()),
+                Progress::Failed(error) => return Err(ServeError::Refused(error)),
+                Progress::Pending { connected } => {
+                    if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
+                        return Err(if connected { ServeError::Timeout } else { ServeError::NoProxy });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has no ztunnel serve the pod any more; returns once all have closed its sockets, or after a deadline (a ztunnel
+    /// that does not answer is disconnected, and told again when it is back).
+    pub async fn remove(&self, uid: &str) {
+        let mut changed = self.shared.changed.subscribe();
+        self.change(|state| state.remove(uid));
+        let gone = async {
+            while !self.state().is_gone(uid) {
+                // We hold a sender: it cannot fail.
+                let _ = changed.changed().await;
+            }
+        };
+        if timeout(ACK_DEADLINE, gone).await.is_err() {
+            warn!(uid, "a ztunnel did not confirm that it has let the pod go");
+        }
+    }
+
+    /// Waits until a ztunnel has told which pods it holds.
+    pub async fn connected(&self) {
+        let mut changed = self.shared.changed.subscribe();
+        while !self.state().is_connected() {
+            let _ = changed.changed().await;
+        }
+    }
+
+    /// The listeners of a pod, for example as taken over from ztunnel.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn listeners(&self, uid: &str) -> std::io::Result<Option<crate::datapath::Listeners>> {
+        let served = self.state().find(uid).cloned();
+        served.map(|served| served.listeners().try_clone()).transpose()
+    }
+
+    /// The agent knows its pods now: what ztunnel holds beyond them is dropped.
+    pub fn settle(&self) {
+        let dropped = self.change(State::settle);
+        if !dropped.is_empty() {
+            info!(pods = ?dropped, "ztunnel holds pods that are no longer of the mesh; it will drop them");
+        }
+    }
+
+    /// How many pods are to be served, by how many ztunnels.
+    pub fn counts(&self) -> (usize, usize) {
+        self.state().counts()
+    }
+
+    /// Serves ztunnels until `shutdown`; they go on with what they have then. `flag_map` is the socket flag map.
+    pub async fn serve(self, listener: Listener, flag_map: OwnedFd, shutdown: CancellationToken) {
+        let flag_map = Arc::new(flag_map);
+        let mut links = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => return,
+                Some(_) = links.join_next() => continue,
+                accepted = listener.accept(), if links.len() < MAX_LINKS => accepted,
+            };
+            match accepted {
+                Ok(link) => {
+                    let (pods, flag_map) = (self.clone(), Arc::clone(&flag_map));
+                    links.spawn(async move { pods.converse(&link, &flag_map).await });
+                }
+                Err(error) => {
+                    warn!("cannot accept a ztunnel: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn converse(&self, link: &Link, flag_map: &OwnedFd) {
+        let held = match greet(link, flag_map).await {
+            Ok(held) => held,
+            Err(error) => return warn!("a ztunnel connected, but: {error}"),
+        };
+        info!(pods = held.len(), "ztunnel connected");
+        let id = self.change(|state| state.join(held));
+        let error = self.keep_informed(link, id).await;
+        self.change(|state| state.part(id));
+        match error {
+            ConversationError::Link(LinkError::Closed) => info!("ztunnel disconnected"),
+            error => warn!("ztunnel is disconnected: {error}"),
+        }
+    }
+
+    /// Brings one ztunnel up to date, and keeps it so until something fails.
+    async fn keep_informed(&self, link: &Link, id: LinkId) -> ConversationError {
+        let mut changed = self.shared.changed.subscribe();
+        loop {
+            let next = self.state().next(id, Instant::now().into_std());
+            let step = match next {
+                Next::Wait(until) => {
+                    tokio::select! {
+                        _ = changed.changed() => Ok(()),
+                        () = sleep_until(until) => Ok(()),
+                        message = receive(link) => message.and_then(|(message, _)| Err(unexpected(&message))),
+                    }
+                }
+                message => self.exchange(link, id, message).await,
+            };
+            if let Err(error) = step {
+                return error;
+            }
+        }
+    }
+
+    /// Sends one message and waits for its Ack.
+    async fn exchange(&self, link: &Link, id: LinkId, message: Next) -> Result<(), ConversationError> {
+        timeout(ACK_DEADLINE, send(link, message)).await.map_err(|_| ConversationError::Silent)??;
+        let received = timeout(ACK_DEADLINE, receive(link)).await.map_err(|_| ConversationError::Silent)?;
+        let ack = match received? {
+            (from_ztunnel::Message::Ack(ack), _) => ack,
+            (other, _) => return Err(unexpected(&other)),
+        };
+        if let Some((uid, error)) = self.change(|state| state.acked(id, ack, Instant::now().into_std()))? {
+            warn!(uid, "ztunnel reports a problem with a pod: {error}");
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.state());
+        self.shared.changed.send_replace(());
+        result
+    }
+}
+
+impl Default for Pods {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Why a conversation ended.
+#[derive(Debug, thiserror::Error)]
+enum ConversationError {
+    #[error(
+        "it speaks versions {min} to {max} of the pod protocol, this agent {VERSIONS:?}; upgrade the older of both"
+    )]
+    Version { min: u32, max: u32 },
+    #[error("it sent {0} where that has no place in the pod protocol")]
+    Unexpected(&'static str),
+    #[error("it sent a message without content, perhaps of a newer version")]
+    Empty,
+    #[error("it did not answer within {} s", ACK_DEADLINE.as_secs())]
+    Silent,
+    #[error("it holds more than {MAX_HELD} pods")]
+    TooMany,
+    #[error(transparent)]
+    Ack(#[from] BadAck),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+/// Hello, Welcome, Held ..., HeldEnd.
+async fn greet(link: &Link, flag_map: &OwnedFd) -> Result<Vec<Served>, ConversationError> {
+    let deadline = |_| ConversationError::Silent;
+    let (hello, _) = timeout(GREETING_DEADLINE, receive(link)).await.map_err(deadline)??;
+    let from_ztunnel::Message::Hello(hello) = hello else { return Err(unexpected(&hello)) };
+    let (min, max) = (hello.min_version, hello.max_version);
+    let Some(version) = VERSIONS.rev().find(|version| (min..=max).contains(version)) else {
+        let error = ConversationError::Version { min, max };
+        let goodbye = from_agent::Message::Goodbye(proto::Goodbye { reason: goodbye_reason(min, max) });
+        // It may have gone already.
+        let _ = timeout(GREETING_DEADLINE, link.send(&from_agent(goodbye), &[])).await;
+        return Err(error);
+    };
+    let welcome =
+        proto::Welcome { version, software: SOFTWARE.to_owned(), fds: vec![proto::Fd::SocketFlagMap.into()] };
+    link.send(&from_agent(from_agent::Message::Welcome(welcome)), &[flag_map.as_fd()]).await?;
+    info!(software = hello.software, version, "ztunnel says hello");
+    let mut held = Vec::new();
+    loop {
+        let (message, descriptors) = timeout(GREETING_DEADLINE, receive(link)).await.map_err(deadline)??;
+        match message {
+            from_ztunnel::Message::Held(_) if held.len() >= MAX_HELD => {
+                return Err(ConversationError::TooMany);
+            }
+            from_ztunnel::Message::Held(pod) => match Served::held(pod, descriptors) {
+                Ok(pod) => held.push(pod),
+                Err(error) => warn!("ztunnel holds a pod that cannot be taken over: {error}"),
+            },
+            from_ztunnel::Message::HeldEnd(_) => return Ok(held),
+            other => return Err(unexpected(&other)),
+        }
+    }
+}
+
+fn goodbye_reason(min: u32, max: u32) -> String {
+    format!(
+        "{SOFTWARE} speaks versions {} to {} of the pod protocol, you speak {min} to {max}; upgrade the older of both",
+        VERSIONS.start(),
+        VERSIONS.end(),
+    )
+}
+
+async fn send(link: &Link, message: Next) -> Result<(), ConversationError> {
+    let message = match message {
+        Next::Add(sequence, served) => {
+            let (fds, descriptors): (Vec<i32>, Vec<_>) =
+                served.descriptors().into_iter().map(|(name, fd)| (i32::from(name), fd)).unzip();
+            let add = proto::AddPod { sequence, pod: Some(served.pod().clone()), fds };
+            link.send(&from_agent(from_agent::Message::Add(add)), &descriptors).await?;
+            return Ok(());
+        }
+        Next::Keep(sequence, pod) => from_agent::Message::Keep(proto::KeepPod { sequence, pod: Some(pod) }),
+        Next::Remove(sequence, uid) => from_agent::Message::Remove(proto::RemovePod { sequence, uid }),
+        Next::SnapshotEnd(sequence) => from_agent::Message::SnapshotEnd(proto::SnapshotEnd { sequence }),
+        Next::Wait(_) => return Ok(()),
+    };
+    Ok(link.send(&from_agent(message), &[]).await?)
+}
+
+async fn receive(link: &Link) -> Result<(from_ztunnel::Message, Vec<OwnedFd>), ConversationError> {
+    let (message, descriptors) = link.receive::<proto::FromZtunnel>().await?;
+    let message = message.message.ok_or(ConversationError::Empty)?;
+    if !descriptors.is_empty() && !matches!(message, from_ztunnel::Message::Held(_)) {
+        return Err(LinkError::Descriptors { expected: 0, actual: descriptors.len() }.into());
+    }
+    Ok((message, descriptors))
+}
+
+fn from_agent(message: from_agent::Message) -> proto::FromAgent {
+    proto::FromAgent { message: Some(message) }
+}
+
+fn unexpected(message: &from_ztunnel::Message) -> ConversationError {
+    ConversationError::Unexpected(match message {
+        from_ztunnel::Message::Hello(_) => "Hello",
+        from_ztunnel::Message::Held(_) => "Held",
+        from_ztunnel::Message::HeldEnd(_) => "HeldEnd",
+        from_ztunnel::Message::Ack(_) => "Ack",
+    })
+}
+
+async fn sleep_until(until: Option<std::time::Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// For one message and its Ack, and for a pod to be served.
+const ACK_DEADLINE: Duration = Duration::from_secs(10);
+const GREETING_DEADLINE: Duration = Duration::from_secs(5);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// More pods than the kubelet allows on a node, by far.
+const MAX_HELD: usize = 4096;
+/// Two during an upgrade; some more for what is about to time out.
+const MAX_LINKS: usize = 8;

@@ -20,6 +20,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tracing::{info, warn};
 
+use crate::causes::chain;
 use crate::index::event::{Event, Kind, Object};
 use raw::Raw;
 
@@ -85,7 +86,7 @@ where
 
 /// Once loudly, then quietly: the API server may be away for long.
 fn report(kind: Kind, error: &watcher::Error, failing: &mut bool) {
-    let error = crate::cluster::chain(error);
+    let error = chain(error);
     if std::mem::replace(failing, true) {
         tracing::debug!(?kind, "still cannot watch: {error}");
     } else {

@@ -1,0 +1,128 @@
+//! What the CNI plugin is answered: is the pod of the mesh, and if so, is it enrolled now.
+//!
+//! The watch may be behind, by seconds: a pod that the model does not have, with the UID that the runtime starts, is
+//! asked for at the API server. **Invariant:** a pod whose membership cannot be found out does not start.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::info;
+
+use super::Request;
+use crate::cluster::Cluster;
+use crate::cni::server::{AddError, AddRequest, Attachment, DelRequest, Enroller};
+use crate::index::event::ObjectName;
+use crate::index::local::{self, LocalPod};
+use crate::index::membership::Membership;
+use crate::index::{self};
+use crate::model::Reader;
+
+/// Answers the CNI plugin.
+pub struct Desk<C> {
+    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) model: Reader,
+    pub(super) cluster: Arc<C>,
+    pub(super) config: index::Config,
+}
+
+impl<C: Cluster> Desk<C> {
+    /// The pod that the runtime is about to start.
+    async fn resolve(&self, request: &AddRequest) -> Result<LocalPod, AddError> {
+        let name = ObjectName::new(&request.namespace, &request.name);
+        // Without a UID from the runtime, the model's pod may be an earlier one of the same name.
+        let known = self.model.pod(&name).filter(|pod| request.uid.as_ref() == Some(&pod.uid));
+        if let Some(pod) = known {
+            return Ok(pod);
+        }
+        let answer =
+            self.cluster.pod(&name).await.map_err(|error| AddError::Unavailable(error.to_string()))?;
+        let Some((pod, namespace)) = answer else {
+            return Err(AddError::Unavailable(format!(
+                "the API server does not have pod {name}, or not its namespace; it may be deleted by now"
+            )));
+        };
+        let pod =
+            local::read(&self.config, &pod, &namespace).map_err(|bad| AddError::Refused(bad.to_string()))?;
+        match &request.uid {
+            Some(uid) if *uid != pod.uid => Err(AddError::Unavailable(format!(
+                "the runtime starts pod {name} with UID {uid}, the API server has it with UID {}: one of both is behind",
+                pod.uid
+            ))),
+            _ => Ok(pod),
+        }
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, AddError> {
+        let stopping = || AddError::Unavailable("the agent is stopping".to_owned());
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())
+    }
+}
+
+impl<C: Cluster> Enroller for Desk<C> {
+    async fn add(&self, request: AddRequest) -> Result<(), AddError> {
+        let pod = self.resolve(&request).await?;
+        match &pod.membership {
+            Membership::Member => {}
+            Membership::NotAsked => return Ok(()),
+            Membership::Refused(refusal) => {
+                info!(pod = %pod.name, "pod starts outside the mesh: {refusal}");
+                return Ok(());
+            }
+        }
+        if request.addresses.is_empty() {
+            return Err(AddError::Refused(
+                "the CNI plugins before mesh-cni gave the pod no address; is mesh-cni the last in the list?"
+                    .to_owned(),
+            ));
+        }
+        let netns = open_netns(&request.netns_path)?;
+        let container = request.attachment.container_id;
+        let addresses = request.addresses;
+        self.ask(|reply| Request::Add { pod: Box::new(pod), netns, addresses, container, reply }).await?
+    }
+
+    async fn del(&self, request: DelRequest) {
+        let name = ObjectName::new(&request.namespace, &request.name);
+        let container = request.attachment.container_id;
+        // Without an answer the agent is stopping; the next one sweeps.
+        let _ = self.ask(|reply| Request::Del { uid: request.uid, name, container, reply }).await;
+    }
+
+    async fn check(&self, request: AddRequest) -> Result<(), AddError> {
+        let pod = self.resolve(&request).await?;
+        if pod.membership != Membership::Member {
+            return Ok(());
+        }
+        let uid = pod.uid;
+        match self.ask(|reply| Request::Check { uid, reply }).await? {
+            true => Ok(()),
+            false => Err(AddError::Refused("the pod should be in the mesh and is not enrolled".to_owned())),
+        }
+    }
+
+    /// Always able: a runtime that is told otherwise takes the whole node for not ready, and a ztunnel that is away
+    /// for a moment, or is yet to be started on this node, is no reason for that.
+    async fn status(&self) -> Result<(), AddError> {
+        Ok(())
+    }
+
+    async fn gc(&self, valid: Vec<Attachment>) {
+        let containers: BTreeSet<String> =
+            valid.into_iter().map(|attachment| attachment.container_id).collect();
+        let _ = self.ask(|reply| Request::Gc { containers, reply }).await;
+    }
+}
+
+fn open_netns(path: &str) -> Result<OwnedFd, AddError> {
+    match File::open(path) {
+        Ok(file) => Ok(file.into()),
+        Err(error) => Err(AddError::Refused(format!(
+            "cannot open the pod's network namespace {path}: {error}; does the agent's pod mount the directory of it?"
+        ))),
+    }
+}

@@ -1,0 +1,93 @@
+//! The thread that owns the datapath: netlink, BPF and namespace changes block, and are done one after the other.
+
+use std::sync::mpsc;
+use std::thread;
+
+use tokio::sync::oneshot;
+
+use crate::datapath::{Datapath, Listeners, PodError, PodSpec, Survivor};
+
+/// What enrolment needs of the datapath; a test has its own.
+pub trait Kernel: Send + 'static {
+    /// See [`Datapath::surviving`].
+    fn surviving(&self) -> Vec<Survivor>;
+    /// See [`Datapath::prepare`].
+    ///
+    /// # Errors
+    /// As there.
+    fn prepare(&mut self, pod: &PodSpec, kept: Option<Listeners>) -> Result<Listeners, PodError>;
+    /// See [`Datapath::capture`].
+    ///
+    /// # Errors
+    /// As there.
+    fn capture(&mut self, uid: &str) -> Result<(), PodError>;
+    /// See [`Datapath::leave`].
+    ///
+    /// # Errors
+    /// As there.
+    fn leave(&mut self, uid: &str) -> Result<(), PodError>;
+}
+
+impl Kernel for Datapath {
+    fn surviving(&self) -> Vec<Survivor> {
+        Datapath::surviving(self)
+    }
+
+    fn prepare(&mut self, pod: &PodSpec, kept: Option<Listeners>) -> Result<Listeners, PodError> {
+        Datapath::prepare(self, pod, kept)
+    }
+
+    fn capture(&mut self, uid: &str) -> Result<(), PodError> {
+        Datapath::capture(self, uid)
+    }
+
+    fn leave(&mut self, uid: &str) -> Result<(), PodError> {
+        Datapath::leave(self, uid)
+    }
+}
+
+type Job = Box<dyn FnOnce(&mut dyn Kernel) + Send>;
+
+/// Hands jobs to the thread, which ends with the last handle.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    jobs: mpsc::Sender<Job>,
+}
+
+/// The thread is gone: a job panicked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the agent's datapath thread has died, see the log for a panic; the agent has to be restarted")]
+pub struct Dead;
+
+/// Starts the thread.
+///
+/// # Errors
+/// When the process can have no more threads.
+pub fn spawn(mut kernel: impl Kernel) -> std::io::Result<Handle> {
+    let (jobs, queue) = mpsc::channel::<Job>();
+    thread::Builder::new().name("datapath".to_owned()).spawn(move || {
+        for job in queue {
+            job(&mut kernel);
+        }
+    })?;
+    Ok(Handle { jobs })
+}
+
+impl Handle {
+    /// Runs a job there. A job that was handed over runs even if the caller stops waiting.
+    ///
+    /// # Errors
+    /// When the thread is gone.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut dyn Kernel) -> T + Send + 'static,
+    ) -> Result<T, Dead> {
+        let (sender, result) = oneshot::channel();
+        let job: Job = Box::new(move |kernel| {
+            // The caller may have gone: its job is done all the same.
+            let _ = sender.send(job(kernel));
+        });
+        self.jobs.send(job).map_err(|_| Dead)?;
+        result.await.map_err(|_| Dead)
+    }
+}

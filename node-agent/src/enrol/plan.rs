@@ -1,0 +1,388 @@
+//! Which pods should be in the mesh, which are, and what to do about the difference.
+//!
+//! A table of pods by UID, stepped by facts (the model's pods, results of steps) and asked for the steps that are due.
+//! A pod has at most one step under way, so steps of one pod are in order. **Invariant:** no I/O, the clock is an
+//! argument; HBONE is advertised only while a pod is captured: annotated after capture, withdrawn before release.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::index::event::ObjectName;
+use crate::index::local::LocalPod;
+use crate::index::membership::Membership;
+use crate::index::pod::Reported;
+
+/// One thing to do for one pod.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Capture a running pod, or take over what an earlier agent captured.
+    Enrol(Box<LocalPod>),
+    /// Say on the pod that it is captured (true), or no longer will be (false).
+    Annotate(ObjectName, bool),
+    /// Give the pod back to itself.
+    Release,
+    /// Say in the pod's status why it is not in the mesh, or remove what was said.
+    Report(ObjectName, Option<Reported>),
+}
+
+/// What came of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done.
+    Done,
+    /// To be tried again later.
+    Failed {
+        /// Why, for people.
+        error: String,
+        /// Nothing wrong, only too early: not worth telling.
+        early: bool,
+    },
+}
+
+/// Where an enrolled pod is in its life here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Captured by an earlier agent; this one does not have its sockets yet.
+    Survived,
+    /// Captured and served.
+    Enrolled,
+    /// The annotation is withdrawn; everyone is told since then, once the model has seen it.
+    Leaving(Option<Instant>),
+}
+
+#[derive(Debug)]
+struct Enrolled {
+    stage: Stage,
+    /// CNI_CONTAINERID, where the enrolment came by CNI.
+    container: Option<String>,
+    /// The model has known the pod: its absence means that it is gone.
+    seen: bool,
+    /// The model has called it a member: that it does not means that it is none any more.
+    confirmed: bool,
+    since: Instant,
+    /// Known from the CNI request or the model.
+    name: Option<ObjectName>,
+}
+
+/// What was tried for a pod and what was said about it.
+#[derive(Debug, Default)]
+struct Note {
+    attempts: u32,
+    error: Option<String>,
+    retry: Option<Instant>,
+    /// The last successful patches: the model shows them a little later.
+    annotated: Option<(bool, Instant)>,
+    reported: Option<(Option<String>, Instant)>,
+}
+
+/// All pods of this node that matter.
+#[derive(Debug, Default)]
+pub struct Table {
+    desired: BTreeMap<String, LocalPod>,
+    enrolled: BTreeMap<String, Enrolled>,
+    notes: BTreeMap<String, Note>,
+    busy: BTreeSet<String>,
+    /// The model is complete, so that an absent pod is a gone one.
+    complete: bool,
+}
+
+/// What is due.
+#[derive(Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Steps to begin, by UID.
+    pub steps: Vec<(String, Step)>,
+    /// When to ask again if nothing happens before.
+    pub wake: Option<Instant>,
+}
+
+impl Table {
+    /// The pods that are captured as this agent starts.
+    pub fn survived(&mut self, uids: impl IntoIterator<Item = String>, now: Instant) {
+        for uid in uids {
+            let survivor = Enrolled {
+                stage: Stage::Survived,
+                container: None,
+                seen: true,
+                confirmed: true,
+                since: now,
+                name: None,
+            };
+            self.enrolled.insert(uid, survivor);
+        }
+    }
+
+    /// The pods of this node as the model has them; complete once everything was listed.
+    pub fn observe(&mut self, pods: Vec<LocalPod>, complete: bool, now: Instant) {
+        self.complete |= complete;
+        self.desired = pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
+        for (uid, enrolled) in &mut self.enrolled {
+            let Some(pod) = self.desired.get(uid) else { continue };
+            enrolled.seen = true;
+            enrolled.confirmed |= pod.membership == Membership::Member;
+            enrolled.name = Some(pod.name.clone());
+            enrolled.stage = match enrolled.stage {
+                Stage::Leaving(_) if pod.membership == Membership::Member => Stage::Enrolled,
+                Stage::Leaving(None) if !pod.annotated => Stage::Leaving(Some(now)),
+                stage => stage,
+            };
+        }
+        let Self { desired, enrolled, notes, .. } = self;
+        notes.retain(|uid, _| desired.contains_key(uid) || enrolled.contains_key(uid));
+    }
+
+    /// The steps that are due now.
+    pub fn plan(&self, now: Instant) -> Plan {
+        let mut plan = Plan::default();
+        if !self.complete {
+            return plan;
+        }
+        let uids: BTreeSet<&String> = self.desired.keys().chain(self.enrolled.keys()).collect();
+        for uid in uids.into_iter().filter(|uid| !self.busy.contains(*uid)) {
+            let due = match self.notes.get(uid).and_then(|note| note.retry) {
+                Some(retry) if retry > now => Due::At(retry),
+                _ => self.due(uid, now),
+            };
+            match due {
+                Due::Now(step) => plan.steps.push((uid.clone(), step)),
+                Due::At(time) => plan.wake = Some(plan.wake.map_or(time, |wake| wake.min(time))),
+                Due::Nothing => {}
+            }
+        }
+        plan
+    }
+
+    /// A step begins: the pod has no other until `finish`. False when one is under way already.
+    pub fn begin(&mut self, uid: &str) -> bool {
+        self.busy.insert(uid.to_owned())
+    }
+
+    /// A step of `plan` ended.
+    pub fn finish(&mut self, uid: &str, step: &Step, outcome: Outcome, now: Instant) {
+        self.busy.remove(uid);
+        let note = self.notes.entry(uid.to_owned()).or_default();
+        match outcome {
+            Outcome::Failed { error, early } => {
+                note.attempts = if early { 0 } else { note.attempts.saturating_add(1) };
+                note.retry = Some(now + if early { EARLY } else { backoff(note.attempts) });
+                note.error = (!early).then_some(error);
+                return;
+            }
+            Outcome::Done => {
+                note.attempts = 0;
+                note.retry = None;
+            }
+        }
+        match step {
+            Step::Enrol(pod) => {
+                self.enrolled(uid, Some(pod.name.clone()), None, now);
+                if let Some(enrolled) = self.enrolled.get_mut(uid) {
+                    enrolled.confirmed = true;
+                }
+            }
+            Step::Annotate(_, captured) => {
+                note.annotated = Some((*captured, now));
+                if let Some(enrolled) = self.enrolled.get_mut(uid).filter(|_| !captured) {
+                    // The model may have seen it before this agent began.
+                    let annotated = self.desired.get(uid).is_some_and(|pod| pod.annotated);
+                    enrolled.stage = Stage::Leaving((!annotated).then_some(now));
+                }
+            }
+            Step::Release => self.released(uid),
+            Step::Report(_, condition) => {
+                note.reported = Some((condition.as_ref().map(|condition| condition.reason.clone()), now));
+            }
+        }
+    }
+
+    /// A pod is captured and served now; by CNI, of this container.
+    pub fn enrolled(&mut self, uid: &str, name: Option<ObjectName>, container: Option<String>, now: Instant) {
+        let seen = self.desired.contains_key(uid);
+        let enrolled =
+            Enrolled { stage: Stage::Enrolled, container, seen, confirmed: false, since: now, name };
+        self.enrolled.insert(uid.to_owned(), enrolled);
+        if let Some(note) = self.notes.get_mut(uid) {
+            note.error = None;
+            note.annotated = None;
+        }
+    }
+
+    /// A pod is captured no more.
+    pub fn released(&mut self, uid: &str) {
+        self.enrolled.remove(uid);
+        if !self.desired.contains_key(uid) {
+            self.notes.remove(uid);
+        }
+    }
+
+    /// A step outside of `plan` ended without changing anything.
+    pub fn idle(&mut self, uid: &str) {
+        self.busy.remove(uid);
+    }
+
+    /// Whether the pod is captured, as far as is known.
+    pub fn is_enrolled(&self, uid: &str) -> bool {
+        self.enrolled.contains_key(uid)
+    }
+
+    /// The enrolled pod that a CNI DEL is about: by UID or name, unless it was enrolled for another container since.
+    pub fn attached(&self, uid: Option<&str>, name: &ObjectName, container: &str) -> Option<String> {
+        let found = self.enrolled.iter().find(|(known, enrolled)| match uid {
+            Some(uid) => *known == uid,
+            None => enrolled.name.as_ref() == Some(name),
+        });
+        let ours = |enrolled: &Enrolled| enrolled.container.as_deref().is_none_or(|known| known == container);
+        found.filter(|(_, enrolled)| ours(enrolled)).map(|(uid, _)| uid.clone())
+    }
+
+    /// The pods whose container is not among these.
+    pub fn detached(&self, containers: &BTreeSet<String>) -> Vec<String> {
+        let gone = |enrolled: &Enrolled| {
+            enrolled.container.as_ref().is_some_and(|known| !containers.contains(known))
+        };
+        self.enrolled.iter().filter(|(_, enrolled)| gone(enrolled)).map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// The runtime says that the pod's container is gone: it is released with the next plan.
+    pub fn detach(&mut self, uid: &str) {
+        self.desired.remove(uid);
+        if let Some(enrolled) = self.enrolled.get_mut(uid) {
+            enrolled.seen = true;
+        }
+    }
+
+    /// Whether no pod is enrolled.
+    pub fn is_empty(&self) -> bool {
+        self.enrolled.is_empty()
+    }
+
+    /// Whether what an earlier agent left is taken over or released, as far as that is possible now.
+    pub fn is_settled(&self) -> bool {
+        self.complete
+            && self.busy.is_empty()
+            && self.enrolled.values().all(|pod| pod.stage != Stage::Survived)
+    }
+
+    /// How many pods are enrolled, and for how many the last step failed.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.enrolled.len(), self.notes.values().filter(|note| note.error.is_some()).count())
+    }
+
+    fn due(&self, uid: &str, now: Instant) -> Due {
+        match (self.desired.get(uid), self.enrolled.get(uid)) {
+            (Some(pod), Some(enrolled)) => self.due_enrolled(pod, enrolled, now),
+            (Some(pod), None) => self.due_outside(pod, now),
+            (None, Some(enrolled)) if enrolled.seen => Due::Now(Step::Release),
+            (None, Some(enrolled)) => self.due_unseen(uid, enrolled, now),
+            (None, None) => Due::Nothing,
+        }
+    }
+
+    fn due_enrolled(&self, pod: &LocalPod, enrolled: &Enrolled, now: Instant) -> Due {
+        if pod.finished {
+            return Due::Now(Step::Release);
+        }
+        let member = pod.membership == Membership::Member;
+        match enrolled.stage {
+            Stage::Survived if member => Due::Now(Step::Enrol(Box::new(pod.clone()))),
+            Stage::Enrolled if member && !pod.annotated => self.annotate(pod, true, now),
+            Stage::Enrolled if member => self.report(pod, None, now),
+            // Enrolled on what the API server said, which the watch, of the namespace perhaps, is yet to show.
+            Stage::Enrolled if !enrolled.confirmed => {
+                Due::at(enrolled.since + SHOWS, now, || Step::Annotate(pod.name.clone(), false))
+            }
+            Stage::Survived | Stage::Enrolled => Due::Now(Step::Annotate(pod.name.clone(), false)),
+            Stage::Leaving(Some(seen)) => Due::at(seen + GRACE, now, || Step::Release),
+            // It is a patch that the model does not show: say it again, should it be lost.
+            Stage::Leaving(None) => self.annotate(pod, false, now),
+        }
+    }
+
+    /// Enrolled by CNI, and the watch is behind. It may also stay so: when the pod's end and its DEL were both missed.
+    fn due_unseen(&self, uid: &str, enrolled: &Enrolled, now: Instant) -> Due {
+        let annotated = self.notes.get(uid).is_some_and(|note| note.annotated.is_some());
+        match &enrolled.name {
+            Some(name) if !annotated => Due::Now(Step::Annotate(name.clone(), true)),
+            _ => Due::at(enrolled.since + UNSEEN, now, || Step::Release),
+        }
+    }
+
+    fn due_outside(&self, pod: &LocalPod, now: Instant) -> Due {
+        if pod.finished {
+            return Due::Nothing;
+        }
+        let failure = self.notes.get(&pod.uid).filter(|note| note.attempts >= TELL_AFTER);
+        let condition = match &pod.membership {
+            Membership::Member => failure.and_then(|note| note.error.clone()).map(failed),
+            Membership::NotAsked => None,
+            Membership::Refused(refusal) => Some(Reported {
+                status: "False".to_owned(),
+                reason: refusal.reason().to_owned(),
+                message: refusal.to_string(),
+            }),
+        };
+        let report = self.report(pod, condition, now);
+        // Without an address the pod is not there yet; it will come by CNI, or be found once it is running.
+        let enrol = pod.membership == Membership::Member && !pod.addresses.is_empty() && !pod.terminating;
+        match report {
+            Due::Now(_) => report,
+            _ if enrol => Due::Now(Step::Enrol(Box::new(pod.clone()))),
+            _ if pod.annotated && pod.membership != Membership::Member => self.annotate(pod, false, now),
+            report => report,
+        }
+    }
+
+    fn annotate(&self, pod: &LocalPod, captured: bool, now: Instant) -> Due {
+        let said = self.notes.get(&pod.uid).and_then(|note| note.annotated);
+        match said.filter(|(said, _)| *said == captured) {
+            Some((_, at)) => Due::at(at + SHOWS, now, || Step::Annotate(pod.name.clone(), captured)),
+            None => Due::Now(Step::Annotate(pod.name.clone(), captured)),
+        }
+    }
+
+    fn report(&self, pod: &LocalPod, condition: Option<Reported>, now: Instant) -> Due {
+        let wanted = condition.as_ref().map(|condition| (&condition.status, &condition.reason));
+        if pod.reported.as_ref().map(|shown| (&shown.status, &shown.reason)) == wanted {
+            return Due::Nothing;
+        }
+        let said = self.notes.get(&pod.uid).and_then(|note| note.reported.as_ref());
+        let reason = condition.as_ref().map(|condition| condition.reason.clone());
+        let step = || Step::Report(pod.name.clone(), condition);
+        match said.filter(|(said, _)| *said == reason) {
+            Some((_, at)) => Due::at(*at + SHOWS, now, step),
+            None => Due::Now(step()),
+        }
+    }
+}
+
+enum Due {
+    Now(Step),
+    At(Instant),
+    Nothing,
+}
+
+impl Due {
+    fn at(time: Instant, now: Instant, step: impl FnOnce() -> Step) -> Self {
+        if time <= now { Self::Now(step()) } else { Self::At(time) }
+    }
+}
+
+fn failed(error: String) -> Reported {
+    Reported { status: "False".to_owned(), reason: "EnrolmentFailed".to_owned(), message: error }
+}
+
+fn backoff(attempts: u32) -> Duration {
+    Duration::from_secs(1 << attempts.saturating_sub(1).min(5)).min(RETRY_MAX)
+}
+
+/// The longest pause between attempts.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// The pause where the pod is not ready to be enrolled.
+const EARLY: Duration = Duration::from_secs(1);
+/// Failures before the pod's status tells.
+const TELL_AFTER: u32 = 2;
+/// From the model's seeing a withdrawn annotation until release: other nodes see it about then, too.
+const GRACE: Duration = Duration::from_secs(1);
+/// In which the watch shows a patch; after it, the patch is made again.
+const SHOWS: Duration = Duration::from_secs(60);
+/// A pod that CNI announced and the watch never showed.
+const UNSEEN: Duration = Duration::from_secs(300);

@@ -1,0 +1,180 @@
+//! The steps carried out: what is done to one pod, in which order, and what is undone when it fails.
+//!
+//! **Invariant:** a pod is captured only after a proxy has said that it serves it; a pod that was captured before
+//! stays so whatever fails, since giving it up would send its traffic in the clear.
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::kernel::{Dead, Handle};
+use super::plan::{Outcome, Step};
+use crate::causes::chain;
+use crate::cluster::{Cluster, ClusterError};
+use crate::datapath::{PodError, PodSpec};
+use crate::index::local::{LocalPod, with_addresses};
+use crate::netns_of_pod::NotFound;
+use crate::pods::{Pods, ServeError, Served};
+
+/// Finds the network namespace of a running pod by its UID.
+pub type FindNetns = Arc<dyn Fn(&str) -> Result<OwnedFd, NotFound> + Send + Sync>;
+
+/// All that steps act on.
+pub struct Hands<C> {
+    /// The API server.
+    pub cluster: Arc<C>,
+    /// ztunnel.
+    pub pods: Pods,
+    /// The datapath.
+    pub kernel: Handle,
+    /// See [`FindNetns`].
+    pub find: FindNetns,
+}
+
+impl<C> Clone for Hands<C> {
+    fn clone(&self) -> Self {
+        Self {
+            cluster: Arc::clone(&self.cluster),
+            pods: self.pods.clone(),
+            kernel: self.kernel.clone(),
+            find: Arc::clone(&self.find),
+        }
+    }
+}
+
+/// Why a pod was not enrolled.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// Its namespace was not found.
+    #[error(transparent)]
+    Netns(#[from] NotFound),
+    /// The kernel refused.
+    #[error(transparent)]
+    Kernel(#[from] PodError),
+    /// ztunnel does not serve it.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The datapath is gone.
+    #[error(transparent)]
+    Dead(#[from] Dead),
+    /// Descriptors ran out.
+    #[error("file descriptors: {0}")]
+    Descriptors(#[from] std::io::Error),
+}
+
+impl<C: Cluster> Hands<C> {
+    /// Carries out one step; errors are in the outcome and in the log.
+    pub async fn carry_out(&self, uid: &str, step: &Step) -> Outcome {
+        match step {
+            Step::Enrol(pod) => self.enrol_running(pod).await,
+            Step::Release => {
+                self.release(uid).await;
+                Outcome::Done
+            }
+            Step::Annotate(name, captured) => {
+                let annotated = self.cluster.annotate(name, uid, *captured).await;
+                self.patched(&format!("cannot say on pod {name} whether its traffic is captured"), annotated)
+            }
+            Step::Report(name, condition) => {
+                if let Some(condition) = condition {
+                    info!(pod = %name, reason = condition.reason, "pod is not in the mesh: {}", condition.message);
+                }
+                // Only information: it must not hold up the pod's other steps.
+                if let Err(error) = self.cluster.report(name, uid, condition.as_ref()).await {
+                    warn!(pod = %name, "cannot set the pod's status: {error}");
+                }
+                Outcome::Done
+            }
+        }
+    }
+
+    /// Enrols a pod whose namespace is known: prepare, have it served, capture.
+    ///
+    /// # Errors
+    /// When a step fails; the pod is then not captured, unless it was before.
+    pub async fn enrol(
+        &self,
+        pod: &LocalPod,
+        netns: OwnedFd,
+        addresses: Vec<IpAddr>,
+    ) -> Result<(), EnrolError> {
+        let description = with_addresses(&pod.description, &addresses);
+        let kept = self.pods.listeners(&pod.uid)?;
+        let spec = PodSpec { uid: pod.uid.clone(), netns: netns.try_clone()?, addresses };
+        let listeners = self.kernel.run(move |kernel| kernel.prepare(&spec, kept)).await??;
+        let served = Served::new(description, netns, listeners)?;
+        self.pods.add(served).await?;
+        let uid = pod.uid.clone();
+        self.kernel.run(move |kernel| kernel.capture(&uid)).await??;
+        Ok(())
+    }
+
+    /// Gives a pod back to itself, or forgets a dead one.
+    pub async fn release(&self, uid: &str) {
+        self.pods.remove(uid).await;
+        let owned = uid.to_owned();
+        match self.kernel.run(move |kernel| kernel.leave(&owned)).await {
+            Ok(Ok(())) => info!(uid, "pod released"),
+            Ok(Err(error)) => {
+                warn!(uid, "pod released, but something of it could not be removed: {}", chain(&error))
+            }
+            Err(dead) => warn!(uid, "{dead}"),
+        }
+    }
+
+    async fn enrol_running(&self, pod: &LocalPod) -> Outcome {
+        let survived = self.survives(&pod.uid).await;
+        let error = match self.enrol_found(pod).await {
+            Ok(()) => {
+                info!(pod = %pod.name, uid = pod.uid, taken_over = survived, "pod enrolled");
+                return Outcome::Done;
+            }
+            Err(error) => error,
+        };
+        if !survived {
+            self.undo(&pod.uid).await;
+        }
+        let early = matches!(error, EnrolError::Netns(NotFound::NoProcess { .. }));
+        let error = chain(&error);
+        if !early {
+            warn!(pod = %pod.name, uid = pod.uid, "cannot enrol the pod, will try again: {error}");
+        }
+        Outcome::Failed { error, early }
+    }
+
+    async fn enrol_found(&self, pod: &LocalPod) -> Result<(), EnrolError> {
+        let (find, uid) = (Arc::clone(&self.find), pod.uid.clone());
+        let netns = tokio::task::spawn_blocking(move || find(&uid)).await.map_err(|_| Dead)??;
+        self.enrol(pod, netns, pod.addresses.clone()).await
+    }
+
+    /// Whether the pod is captured already, by an earlier agent.
+    async fn survives(&self, uid: &str) -> bool {
+        let uid = uid.to_owned();
+        let captured =
+            self.kernel.run(move |kernel| kernel.surviving().iter().any(|pod| pod.uid == uid)).await;
+        captured.unwrap_or(true)
+    }
+
+    /// After a failed enrolment: nobody is to serve the pod, nothing is to be left in its namespace.
+    pub async fn undo(&self, uid: &str) {
+        self.pods.remove(uid).await;
+        let uid = uid.to_owned();
+        if let Ok(Err(error)) = self.kernel.run(move |kernel| kernel.leave(&uid)).await {
+            warn!("after a failed enrolment: {}", chain(&error));
+        }
+    }
+
+    fn patched(&self, what: &str, result: Result<(), ClusterError>) -> Outcome {
+        match result {
+            // Nothing to say it on: the pod's end is noticed elsewhere.
+            Ok(()) | Err(ClusterError::Gone) => Outcome::Done,
+            Err(error) => {
+                warn!("{what}, will try again: {error}");
+                Outcome::Failed { error: error.to_string(), early: false }
+            }
+        }
+    }
+}
