@@ -15,6 +15,21 @@ use crate::causes::chain;
 use crate::index::event::ObjectName;
 use crate::index::pod::{ENROLLED_CONDITION, REDIRECTION_ANNOTATION, REDIRECTION_ENABLED, Reported};
 
+/// A client as the surroundings say: KUBECONFIG, or the service account of the pod this runs in.
+///
+/// # Errors
+/// When there is neither.
+pub async fn connect() -> Result<Client, ConnectError> {
+    Client::try_default().await.map_err(|error| ConnectError(chain(&error)))
+}
+
+/// The API server cannot be found.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot set up a client of the API server: {0}; set KUBECONFIG, or run in a pod with a service account"
+)]
+pub struct ConnectError(String);
+
 /// What enrolment needs of the API server; a test has its own.
 pub trait Cluster: Send + Sync + 'static {
     /// A pod and its namespace as they are now; none when either does not exist.

@@ -1,36 +1,68 @@
-//! Settings of `node-agent run`, each with its environment variable.
+//! Settings of `node-agent run`: those of the whole, and each part's own.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// Who and where this agent is.
+use crate::{cni, datapath, index};
+
+/// Every setting can be given as a flag or as its environment variable.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
-    /// Name of the Node object of the machine this runs on.
+    /// Name of the Node object of the machine this runs on
     #[arg(long, env = "NODE_NAME")]
     pub node_name: String,
-    /// Name of this cluster, the first part of every workload's uid.
+    /// Name of this cluster, the first part of every workload's uid
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,
-    /// Trust domain of the workloads' SPIFFE identities.
+    /// Trust domain of the workloads' SPIFFE identities
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
-    /// DNS suffix of the cluster's services.
+    /// DNS suffix of the cluster's services
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
-    /// Namespace that the mesh itself runs in; its pods are never enrolled.
+    /// Namespace that the mesh itself runs in; its pods are never enrolled
     #[arg(long, env = "POD_NAMESPACE", default_value = "ambit-system")]
     pub system_namespace: String,
-    /// Directory of the sockets for ztunnel and the CNI plugin.
-    #[arg(long, env = "AMBIT_RUN_DIR", default_value = "/run/ambit")]
-    pub run_dir: PathBuf,
-    /// Where /proc of the host's process namespace is mounted.
-    #[arg(long, env = "AMBIT_PROC", default_value = "/proc")]
-    pub proc: PathBuf,
-    /// Namespaces whose pods are never enrolled, comma separated.
+    /// Namespaces whose pods are never enrolled, comma separated
     #[arg(long, env = "AMBIT_EXCLUDE_NAMESPACES", default_value = "kube-system", value_delimiter = ',')]
     pub exclude_namespaces: Vec<String>,
-    /// Where readiness, liveness and metrics are served.
+    /// Directory of the sockets for ztunnel and the CNI plugin
+    #[arg(long, env = "AMBIT_RUN_DIR", default_value = "/run/ambit")]
+    pub run_dir: PathBuf,
+    /// Where the /proc that shows the host's processes is mounted
+    #[arg(long, env = "AMBIT_PROC", default_value = "/proc")]
+    pub proc: PathBuf,
+    /// Where readiness, liveness and metrics are served
     #[arg(long, env = "AMBIT_STATUS_ADDRESS", default_value = "0.0.0.0:15014")]
     pub status_address: SocketAddr,
+    /// The eBPF datapath.
+    #[command(flatten)]
+    pub datapath: datapath::Config,
+    /// The CNI plugin's installation.
+    #[command(flatten)]
+    pub cni: cni::install::Config,
+}
+
+impl Config {
+    /// What the model depends on.
+    pub fn index(&self) -> index::Config {
+        index::Config {
+            cluster_id: self.cluster_id.clone(),
+            trust_domain: self.trust_domain.clone(),
+            cluster_domain: self.cluster_domain.clone(),
+            node_name: self.node_name.clone(),
+            system_namespace: self.system_namespace.clone(),
+            excluded_namespaces: self.exclude_namespaces.iter().cloned().collect(),
+        }
+    }
+
+    /// Namespaces whose pods start without asking the agent: the mesh's own, and the excluded ones.
+    pub fn unasked_namespaces(&self) -> Vec<String> {
+        let mut namespaces = self.exclude_namespaces.clone();
+        if !namespaces.contains(&self.system_namespace) {
+            namespaces.push(self.system_namespace.clone());
+        }
+        namespaces.retain(|namespace| !namespace.is_empty());
+        namespaces
+    }
 }

@@ -223,8 +223,11 @@ impl<C: Cluster> Enrolment<C> {
                 });
             }
             Request::Del { uid, name, container, reply } => {
+                if uid.as_deref().is_some_and(|uid| self.table.is_busy(uid)) {
+                    // Perhaps by an ADD that the runtime gave up: it has to end before it can be undone.
+                    return Some(Request::Del { uid, name, container, reply });
+                }
                 let Some(found) = self.table.attached(uid.as_deref(), &name, &container) else {
-                    // It may be on its way in: an ADD that the runtime gave up.
                     let _ = reply.send(());
                     return None;
                 };
@@ -264,7 +267,7 @@ impl<C: Cluster> Enrolment<C> {
             }
             Ended::Deleted { uid, reply } => {
                 self.table.idle(&uid);
-                self.table.released(&uid);
+                self.table.deleted(&uid, now());
                 let _ = reply.send(());
             }
         }

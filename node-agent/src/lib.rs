@@ -12,6 +12,7 @@ pub mod config;
 pub mod datapath;
 pub mod enrol;
 pub mod index;
+pub mod metrics;
 pub mod model;
 pub mod netns_of_pod;
 pub mod pods;

@@ -1,11 +1,12 @@
 //! Command line of the node agent: which role, with which settings.
 
 use clap::{Parser, Subcommand};
-use node_agent::{app, config};
+use mesh_core::telemetry;
+use node_agent::{app, ca, config};
 
-/// Ambit's node agent: puts the pods of a node into the mesh.
+/// Ambit's node agent: puts the pods of a node into the mesh. Its other role is the mesh's certificate authority.
 #[derive(Debug, Parser)]
-#[command(name = "node-agent", version)]
+#[command(name = "node-agent", version, max_term_width = 110)]
 struct Arguments {
     #[command(subcommand)]
     role: Role,
@@ -13,12 +14,30 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Role {
-    /// Serve this node: watch the API server, configure its ztunnel, capture its pods' traffic.
-    Run(config::Config),
+    /// Serve this node: watch the API server, configure its ztunnel, capture its pods' traffic
+    Run(Settings<config::Config>),
+    /// Be the mesh's certificate authority: sign the workloads' certificates
+    Ca(Settings<ca::Config>),
+}
+
+/// A role's settings, and those that every role has.
+#[derive(Debug, clap::Args)]
+struct Settings<T: clap::Args> {
+    #[command(flatten)]
+    role: T,
+    #[command(flatten)]
+    logs: telemetry::Config,
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().role {
-        Role::Run(config) => app::run(config),
+        Role::Run(settings) => {
+            telemetry::init(&settings.logs)?;
+            app::run(settings.role)
+        }
+        Role::Ca(settings) => {
+            telemetry::init(&settings.logs)?;
+            app::run_ca(settings.role)
+        }
     }
 }

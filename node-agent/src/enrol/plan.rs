@@ -202,6 +202,7 @@ impl Table {
         self.enrolled.insert(uid.to_owned(), enrolled);
         if let Some(note) = self.notes.get_mut(uid) {
             note.error = None;
+            note.retry = None;
             note.annotated = None;
         }
     }
@@ -212,6 +213,22 @@ impl Table {
         if !self.desired.contains_key(uid) {
             self.notes.remove(uid);
         }
+    }
+
+    /// A pod was released because the runtime takes its sandbox down. Its processes may be there a little longer, and
+    /// the model may not know: it is not to be enrolled again as if it were running.
+    pub fn deleted(&mut self, uid: &str, now: Instant) {
+        self.released(uid);
+        if let Some(note) =
+            self.desired.contains_key(uid).then(|| self.notes.entry(uid.to_owned()).or_default())
+        {
+            note.retry = Some(now + AFTER_DEL);
+        }
+    }
+
+    /// Whether a step of the pod is under way.
+    pub fn is_busy(&self, uid: &str) -> bool {
+        self.busy.contains(uid)
     }
 
     /// A step outside of `plan` ended without changing anything.
@@ -384,5 +401,7 @@ const TELL_AFTER: u32 = 2;
 const GRACE: Duration = Duration::from_secs(1);
 /// In which the watch shows a patch; after it, the patch is made again.
 const SHOWS: Duration = Duration::from_secs(60);
+/// How long a pod is left alone after CNI DEL, unless CNI ADD comes.
+const AFTER_DEL: Duration = Duration::from_secs(10);
 /// A pod that CNI announced and the watch never showed.
 const UNSEEN: Duration = Duration::from_secs(300);

@@ -1,0 +1,52 @@
+//! The agent's own metrics, read from the parts when they are scraped.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::enrol;
+use crate::pods::Pods;
+use crate::xds::server::Feed;
+
+/// Where the numbers come from.
+#[derive(Debug)]
+pub struct Sources {
+    /// Delta xDS.
+    pub feed: Feed,
+    /// ztunnel.
+    pub pods: Pods,
+    /// Enrolment.
+    pub enrolment: enrol::Counts,
+}
+
+impl Sources {
+    /// All metrics in the Prometheus text format.
+    pub fn text(&self) -> String {
+        let mut registry = Registry::with_prefix("ambit_agent");
+        let mut set = |name: &str, help: &str, value: u64| {
+            let gauge = Gauge::<i64>::default();
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+            registry.register(name, help, gauge);
+        };
+        let (enrolled, failing) = self.enrolment.read();
+        let (served, ztunnels) = self.pods.counts();
+        let xds = self.feed.counts();
+        set("pods_enrolled", "Pods of this node whose traffic is captured", enrolled as u64);
+        set("pods_failing", "Pods of this node whose last step of enrolment failed", failing as u64);
+        set("pods_served", "Pods that ztunnel was told to serve", served as u64);
+        set("ztunnels_connected", "ztunnels connected to the pod socket", ztunnels as u64);
+        set("xds_clients", "Proxies connected to the xDS socket", xds.clients as u64);
+        set("xds_nacks", "xDS responses that a proxy refused since the agent's start", xds.nacks);
+        let resources = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
+        for (kind, count) in [("address", xds.addresses), ("authorization", xds.authorizations)] {
+            let gauge = resources.get_or_create_owned(&vec![("type", kind)]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        registry.register("xds_resources", "Resources served, by type", resources);
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = encode(&mut text, &registry);
+        text
+    }
+}
