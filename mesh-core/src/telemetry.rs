@@ -7,6 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 /// How to log.
 #[derive(Clone, Debug, Args)]
+#[group(skip)]
 pub struct Config {
     /// Log format: text or json
     #[arg(long, env = "LOG_FORMAT", default_value = "text", value_enum)]

@@ -39,6 +39,7 @@ use crate::ca::server::CertificateService;
 
 /// Settings of `node-agent ca`.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct Config {
     /// Where certificates are asked for, over TLS.
     #[arg(long, env = "AMBIT_CA_LISTEN", default_value = "0.0.0.0:15012")]

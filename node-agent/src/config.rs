@@ -7,6 +7,7 @@ use crate::{cni, datapath, index};
 
 /// Every setting can be given as a flag or as its environment variable.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct Config {
     /// Name of the Node object of the machine this runs on
     #[arg(long, env = "NODE_NAME")]

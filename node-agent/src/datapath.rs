@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 /// Where the datapath lives on this node, and the numbers it uses inside the pods.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct Config {
     /// Mount point of the bpf file system that pins are kept in.
     #[arg(long, env = "AMBIT_BPFFS", default_value = "/sys/fs/bpf")]

@@ -1,5 +1,7 @@
 //! Command line of the node agent: which role, with which settings.
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 use mesh_core::telemetry;
 use node_agent::{app, ca, config};
@@ -29,15 +31,35 @@ struct Settings<T: clap::Args> {
     logs: telemetry::Config,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().role {
-        Role::Run(settings) => {
-            telemetry::init(&settings.logs)?;
-            app::run(settings.role)
+fn main() -> ExitCode {
+    let result = match Arguments::parse().role {
+        Role::Run(settings) => start(&settings.logs, || app::run(settings.role)),
+        Role::Ca(settings) => start(&settings.logs, || app::run_ca(settings.role)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where the logs are read, also when they are JSON; on standard error when they are not set up.
+            tracing::error!("{error:#}");
+            eprintln!("node-agent: {error:#}");
+            ExitCode::FAILURE
         }
-        Role::Ca(settings) => {
-            telemetry::init(&settings.logs)?;
-            app::run_ca(settings.role)
-        }
+    }
+}
+
+fn start(logs: &telemetry::Config, role: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    telemetry::init(logs)?;
+    role()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
     }
 }

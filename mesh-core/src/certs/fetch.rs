@@ -30,6 +30,7 @@ const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// Where the certificate authority is and how to be believed by it.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct CaConfig {
     /// URL of the certificate authority
     #[arg(long, env = "CA_ADDRESS", default_value = "https://ambit-ca.ambit-system.svc:15012")]

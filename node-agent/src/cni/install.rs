@@ -20,6 +20,7 @@ use crate::cni::plugin::TYPE;
 
 /// Where the node keeps its CNI files.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct Config {
     /// Directory of the node's CNI configuration.
     #[arg(long, env = "AMBIT_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
