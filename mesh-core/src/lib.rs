@@ -12,6 +12,7 @@ pub mod drain;
 pub mod hbone;
 pub mod identity;
 pub mod listener;
+pub mod metrics;
 pub mod pod_link;
 pub mod proto;
 pub mod readiness;
@@ -22,3 +23,6 @@ pub mod telemetry;
 pub mod tls;
 pub mod workload;
 pub mod xds;
+
+#[cfg(any(test, feature = "test-util"))]
+pub mod test_ca;

@@ -64,11 +64,16 @@ impl WorkloadCert {
         roots: Vec<CertificateDer<'static>>,
     ) -> Result<Self, InvalidCert> {
         let store = root_store(&roots)?;
+        let actual = chain.first().map(tls::verify::identities).unwrap_or_default();
+        if !actual.contains(&identity) {
+            let actual = actual.iter().map(ToString::to_string).collect();
+            return Err(InvalidCert::Identity { expected: identity, actual });
+        }
         tls::verify::chain(&chain, &store, UnixTime::now()).map_err(InvalidCert::Chain)?;
         Self::unverified(identity, key, chain, roots)
     }
 
-    /// Without the check of the chain: what a test's misbehaving peer uses.
+    /// Without the checks of name and chain: what a test's misbehaving peer uses.
     pub(crate) fn unverified(
         identity: Identity,
         key: PrivateKeyDer<'static>,
@@ -78,11 +83,6 @@ impl WorkloadCert {
         let store = Arc::new(root_store(&roots)?);
         let leaf = chain.first().ok_or_else(|| InvalidCert::Malformed("it is empty".into()))?;
         let facts = facts(leaf)?;
-        let actual = tls::verify::identities(leaf);
-        if !actual.contains(&identity) {
-            let actual = actual.iter().map(ToString::to_string).collect();
-            return Err(InvalidCert::Identity { expected: identity, actual });
-        }
         let unusable = |error: rustls::Error| InvalidCert::Unusable(error.to_string());
         let client = tls::client::config(chain.clone(), key.clone_key(), store.clone()).map_err(unusable)?;
         let trust_domain = identity.trust_domain().clone();

@@ -55,6 +55,15 @@ fn server_chain(
     let leaf = ParsedCertificate::try_from(leaf)?;
     let algorithms = provider().signature_verification_algorithms;
     verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, algorithms.all)
+        .map_err(unknown_issuer)
+}
+
+/// Two meshes' roots often have the same subject; then a certificate of the other one shows as badly signed by ours.
+fn unknown_issuer(error: Error) -> Error {
+    match error {
+        Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+        other => other,
+    }
 }
 
 fn refuse(fault: CertificateFault) -> Error {
@@ -149,7 +158,7 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        let verified = self.chain.verify_client_cert(leaf, intermediates, now).map_err(unknown_issuer)?;
         expect_trust_domain(&self.trust_domain, identities(leaf)).map_err(refuse)?;
         Ok(verified)
     }
