@@ -33,7 +33,7 @@ const FOREIGN: &[(&str, &[&str])] = &[
             "mesh-core/src/certs",
             "mesh-core/src/proto",
             "mesh-core/src/xds/client",
-            "node-agent/src/ca/server",
+            "node-agent/src/ca",
             "node-agent/src/xds/server",
         ],
     ),

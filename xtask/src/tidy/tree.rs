@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 const SKIPPED: [&str; 2] = ["target", ".git"];
-const READ: [&str; 7] = ["rs", "toml", "yaml", "md", "proto", "sh", "json"];
+const READ: [&str; 6] = ["rs", "toml", "yaml", "md", "proto", "sh"];
 
 /// One file, its path relative to the checkout with `/` between parts.
 pub(super) struct File {
