@@ -16,6 +16,9 @@ pub mod metrics;
 pub mod roots;
 pub mod server;
 
+#[cfg(test)]
+mod fakes;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
