@@ -1,3 +1,32 @@
-//! The lab: a cluster of network namespaces with an API server, and what the suites share.
+//! The lab: a cluster in a box. Nodes and pods are network namespaces on a routed fabric, the API server is one of
+//! our own that a stock `kubectl` works with, pods are made by real CNI plugins, and the daemons are the real binaries
+//! with the capabilities they have in a cluster. The demo, the end-to-end suite and the benchmarks run in it.
+//!
+//! **Invariant:** nothing of a lab outlives it: what it makes carries the name of its run, and is removed when the lab
+//! is dropped, interrupted, or found dead by the next one.
 
 pub mod api;
+pub mod capture;
+pub mod cgroup;
+pub mod cluster;
+pub mod cni;
+pub mod controllers;
+pub mod demo;
+pub mod dns;
+pub mod eventually;
+pub mod example;
+pub mod fabric;
+pub mod kube_proxy;
+pub mod kubelet;
+pub mod lab;
+pub mod netns;
+pub mod node;
+pub mod peer;
+pub mod rootfs;
+pub mod run;
+pub mod sandbox;
+pub mod shell;
+pub mod workload;
+
+pub use eventually::eventually;
+pub use lab::Lab;

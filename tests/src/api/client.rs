@@ -121,6 +121,11 @@ impl Client {
         Ok(Watch::new(self.shared.clone(), scope, version))
     }
 
+    /// Holds the newest version of the cluster, and wakes after each change.
+    pub fn changed(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.shared.changed()
+    }
+
     /// The newest version of the cluster.
     pub fn version(&self) -> u64 {
         self.shared.cluster().store.version()

@@ -1,0 +1,33 @@
+//! The lab on the command line: the demo, a lab to play with, and the removal of what dead runs left behind.
+
+use clap::{Parser, Subcommand};
+use mesh_tests::demo;
+
+/// A Kubernetes cluster of network namespaces, with the mesh in it. Needs root.
+#[derive(Debug, Parser)]
+#[command(name = "ambit-lab", version)]
+struct Command {
+    #[command(subcommand)]
+    act: Act,
+}
+
+#[derive(Debug, Subcommand)]
+enum Act {
+    /// Bring up a two-node mesh, check the seven claims, tear it down.
+    Demo(demo::Config),
+    /// Remove what runs left behind whose process is gone.
+    Sweep,
+}
+
+fn main() -> anyhow::Result<std::process::ExitCode> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match Command::parse().act {
+        Act::Demo(config) => demo::run(&config),
+        Act::Sweep => {
+            let swept = mesh_tests::run::sweep()?;
+            println!("removed {} dead runs {}", swept.len(), swept.join(" "));
+            Ok(std::process::ExitCode::SUCCESS)
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! cgroup2 subtrees of the lab: found through mountinfo (hybrid hosts mount them below `unified`), killed and removed
+//! as a whole.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+/// Where this machine has its cgroup2 hierarchy.
+pub fn mount_point() -> anyhow::Result<PathBuf> {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    find(&mountinfo)
+        .context("no cgroup2 mount in /proc/self/mountinfo; mount one: mount -t cgroup2 none /sys/fs/cgroup")
+}
+
+/// The first cgroup2 mount point; fields as in proc_pid_mountinfo(5).
+fn find(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let kind = filesystem.split(' ').next()?;
+        let point = mount.split(' ').nth(4)?;
+        (kind == "cgroup2").then(|| PathBuf::from(point))
+    })
+}
+
+/// The file by which a process joins `cgroup`, opened here so that the process needs no path to it.
+pub fn procs(cgroup: &Path) -> anyhow::Result<OwnedFd> {
+    fs::create_dir_all(cgroup).with_context(|| format!("make cgroup {}", cgroup.display()))?;
+    let path = cgroup.join("cgroup.procs");
+    let file: File =
+        OpenOptions::new().write(true).open(&path).with_context(|| format!("open {}", path.display()))?;
+    Ok(file.into())
+}
+
+/// Kill every process below (cgroup.kill, Linux 5.14) and wait until none is left.
+pub fn kill(cgroup: &Path) {
+    if !cgroup.exists() {
+        return;
+    }
+    if let Err(error) = fs::write(cgroup.join("cgroup.kill"), "1") {
+        tracing::warn!("cannot kill the processes of {}: {error}", cgroup.display());
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while populated(cgroup) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Kill what runs in it, then remove it from the leaves up.
+pub fn remove_tree(cgroup: &Path) {
+    kill(cgroup);
+    remove_leaves(cgroup);
+}
+
+fn remove_leaves(cgroup: &Path) {
+    let children = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    for child in children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_leaves(&child.path());
+    }
+    // A process that was killed leaves its cgroup a moment after it is reported gone.
+    for _ in 0..100 {
+        match fs::remove_dir(cgroup) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            _ => return,
+        }
+    }
+    tracing::warn!("cgroup {} stays: it is busy", cgroup.display());
+}
+
+/// Whether a process is in it or below.
+#[must_use]
+pub fn populated(cgroup: &Path) -> bool {
+    fs::read_to_string(cgroup.join("cgroup.events")).is_ok_and(|events| events.contains("populated 1"))
+}
+
+/// Processes in it and below.
+#[must_use]
+pub fn processes(cgroup: &Path) -> Vec<i32> {
+    let own = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let mut found: Vec<i32> = own.lines().filter_map(|line| line.parse().ok()).collect();
+    for child in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(processes(&child.path()));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_cgroup2_mount() {
+        let hybrid = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      38 31 0:35 / /sys/fs/cgroup/blkio rw,relatime - cgroup cgroup rw,blkio\n\
+                      41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
+        assert_eq!(find(hybrid), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        let unified = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        assert_eq!(find(unified), Some(PathBuf::from("/sys/fs/cgroup")));
+        assert_eq!(find("31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n"), None);
+    }
+}

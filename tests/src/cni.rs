@@ -1,0 +1,187 @@
+//! Runs CNI plugins as a container runtime does: the node's first network configuration, each plugin given the result
+//! of the one before, the other way round on deletion (CNI spec 1.0, section 3).
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+use crate::node::Node;
+use crate::shell;
+
+const CONFIGURATIONS: &str = "/etc/cni/net.d";
+const PLUGINS: &str = "/opt/cni/bin";
+const RESULTS: &str = "/var/lib/cni/results";
+const INTERFACE: &str = "eth0";
+
+/// One pod's attachment to the node's network.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    /// The sandbox's.
+    pub container_id: String,
+    /// The pod's network namespace as the node's processes see it.
+    pub netns: PathBuf,
+}
+
+/// What was configured at ADD: DEL uses the same, whatever the node's configuration has become (as libcni's cache).
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Cached {
+    configuration: Value,
+    result: Value,
+}
+
+/// Set up `lo` and `eth0`; the addresses of `eth0`.
+pub fn add(node: &Node, attachment: &Attachment) -> anyhow::Result<Vec<IpAddr>> {
+    let configuration = configuration(node)?;
+    let loopback = json!({ "cniVersion": "1.0.0", "name": "lo", "type": "loopback" });
+    call(node, "ADD", "lo", attachment, &loopback)?;
+    let mut result = None;
+    for plugin in plugins(&configuration) {
+        let request = request(&configuration, plugin, result.as_ref());
+        result = Some(call(node, "ADD", INTERFACE, attachment, &request)?);
+    }
+    let result = result.context("the network configuration has no plugins")?;
+    let addresses = addresses(&result);
+    anyhow::ensure!(!addresses.is_empty(), "no address in the plugins' result: {result}");
+    let cache = cache(node, attachment);
+    fs::create_dir_all(cache.parent().unwrap_or(Path::new("/")))?;
+    fs::write(cache, serde_json::to_vec(&Cached { configuration, result })?)?;
+    Ok(addresses)
+}
+
+/// Take it down again; also after an ADD that failed half-way. The first error is returned after all were tried.
+pub fn delete(node: &Node, attachment: &Attachment) -> anyhow::Result<()> {
+    let path = cache(node, attachment);
+    let cached: Option<Cached> = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let (configuration, result) = match cached {
+        Some(cached) => (cached.configuration, Some(cached.result)),
+        None => (configuration(node)?, None),
+    };
+    let mut first = Ok(());
+    for plugin in plugins(&configuration).into_iter().rev() {
+        let request = request(&configuration, plugin, result.as_ref());
+        let done = call(node, "DEL", INTERFACE, attachment, &request).map(drop);
+        first = first.and(done);
+    }
+    let _ = fs::remove_file(path);
+    first
+}
+
+/// The first configuration by file name, as container runtimes choose it. A single plugin becomes a list of one.
+fn configuration(node: &Node) -> anyhow::Result<Value> {
+    let directory = node.path(CONFIGURATIONS);
+    let mut files: Vec<PathBuf> = fs::read_dir(&directory)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| ["conf", "conflist", "json"].iter().any(|known| extension == *known))
+        })
+        .collect();
+    files.sort();
+    let file =
+        files.first().with_context(|| format!("no network configuration in {}", directory.display()))?;
+    let text = fs::read(file)?;
+    let value: Value = serde_json::from_slice(&text).with_context(|| format!("parse {}", file.display()))?;
+    if value.get("plugins").is_some() {
+        return Ok(value);
+    }
+    Ok(json!({ "cniVersion": value["cniVersion"], "name": value["name"], "plugins": [value] }))
+}
+
+fn plugins(configuration: &Value) -> Vec<&Value> {
+    configuration["plugins"].as_array().map(|list| list.iter().collect()).unwrap_or_default()
+}
+
+/// What one plugin reads on stdin.
+fn request(configuration: &Value, plugin: &Value, previous: Option<&Value>) -> Value {
+    let mut request = plugin.clone();
+    request["cniVersion"] = configuration["cniVersion"].clone();
+    request["name"] = configuration["name"].clone();
+    if let Some(previous) = previous {
+        request["prevResult"] = previous.clone();
+    }
+    request
+}
+
+fn call(
+    node: &Node,
+    verb: &str,
+    interface: &str,
+    attachment: &Attachment,
+    request: &Value,
+) -> anyhow::Result<Value> {
+    let kind = request["type"].as_str().context("a plugin without a type")?;
+    let Attachment { namespace, name, uid, container_id, netns } = attachment;
+    let mut command = node.command(&format!("{PLUGINS}/{kind}"))?;
+    command
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", container_id)
+        .env("CNI_NETNS", netns)
+        .env("CNI_IFNAME", interface)
+        .env("CNI_PATH", PLUGINS)
+        .env(
+            "CNI_ARGS",
+            format!(
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};\
+                 K8S_POD_INFRA_CONTAINER_ID={container_id};K8S_POD_UID={uid}"
+            ),
+        );
+    let output = shell::capture(command, &request.to_string())?;
+    if output.success() {
+        return Ok(serde_json::from_str(&output.stdout).unwrap_or(Value::Null));
+    }
+    // An error object on stdout, see section 5 of the CNI specification.
+    let error: Value = serde_json::from_str(&output.stdout).unwrap_or(Value::Null);
+    match error["msg"].as_str() {
+        Some(message) => {
+            let details = error["details"].as_str().unwrap_or_default();
+            anyhow::bail!("plugin {kind} failed ({verb}): {message} {details}")
+        }
+        None => anyhow::bail!(
+            "plugin {kind} failed ({verb}) with exit code {}: {}{}",
+            output.code,
+            output.stdout,
+            output.stderr
+        ),
+    }
+}
+
+fn addresses(result: &Value) -> Vec<IpAddr> {
+    let ips = result["ips"].as_array().into_iter().flatten();
+    ips.filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok()).collect()
+}
+
+fn cache(node: &Node, attachment: &Attachment) -> PathBuf {
+    node.path(RESULTS).join(format!("{}.json", attachment.container_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugin_gets_name_version_and_previous_result() {
+        let configuration =
+            json!({ "cniVersion": "1.0.0", "name": "net", "plugins": [{ "type": "a", "x": 1 }] });
+        let plugin = &configuration["plugins"][0];
+        let previous = json!({ "ips": [{ "address": "10.244.1.5/24" }] });
+        let first = request(&configuration, plugin, None);
+        assert_eq!(first, json!({ "cniVersion": "1.0.0", "name": "net", "type": "a", "x": 1 }));
+        let second = request(&configuration, plugin, Some(&previous));
+        assert_eq!(second["prevResult"], previous);
+    }
+
+    #[test]
+    fn addresses_come_without_their_prefix() {
+        let result = json!({ "ips": [{ "address": "10.244.1.5/24" }, { "address": "fd00::5/64" }, {}] });
+        assert_eq!(
+            addresses(&result),
+            ["10.244.1.5", "fd00::5"].map(|ip| ip.parse::<IpAddr>().expect("literal"))
+        );
+    }
+}

@@ -1,0 +1,103 @@
+//! `ambit-example`: the program in the example pods, the kubelet's prober, and the client of the suites.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+mod dial;
+pub mod http;
+mod serve;
+mod stream;
+
+/// Small servers and clients for the examples and the end-to-end suite.
+#[derive(Debug, Parser)]
+#[command(name = "ambit-example", version)]
+pub struct Example {
+    #[command(subcommand)]
+    act: Act,
+}
+
+#[derive(Debug, Subcommand)]
+enum Act {
+    /// Answer HTTP/1.1 with who was asked by whom, after calling others.
+    Serve(serve::Config),
+    /// Send back what comes, over TCP and on request UDP.
+    Echo {
+        #[arg(long)]
+        listen: SocketAddr,
+        /// Echo datagrams too.
+        #[arg(long)]
+        udp: bool,
+    },
+    /// Greet, close the sending half, then count what comes until the client closes too.
+    Greet {
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// Print what a URL answers.
+    Get { url: String },
+    /// Exit with 0 if `http://…` answers with success or `tcp://host:port` accepts.
+    Probe { target: String },
+    /// Send bytes to an echo server, close the sending half, check what comes back.
+    Send {
+        address: String,
+        #[arg(long, default_value_t = 1 << 20)]
+        bytes: u64,
+        /// Begin only when the server has closed its sending half.
+        #[arg(long)]
+        after_eof: bool,
+    },
+    /// Keep one connection to an echo server busy; a line of output for each round trip.
+    Hold {
+        address: String,
+        #[arg(long, default_value_t = 100)]
+        every_ms: u64,
+    },
+    /// Open connections one after the other and tell how each ended, as one JSON object.
+    Dial {
+        address: String,
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+        #[arg(long, default_value_t = 10)]
+        every_ms: u64,
+    },
+    /// Send a datagram to an echo server and print what comes back.
+    Datagram { address: String, text: String },
+    /// Do nothing until told to stop.
+    Idle,
+}
+
+impl Example {
+    pub async fn run(self) -> anyhow::Result<()> {
+        let work = async {
+            match self.act {
+                Act::Serve(config) => serve::run(config).await,
+                Act::Echo { listen, udp } => stream::echo(listen, udp).await,
+                Act::Greet { listen } => stream::greet(listen).await,
+                Act::Get { url } => {
+                    let answer = http::get(&url, &[], Duration::from_secs(10)).await?;
+                    println!("{}", answer.body);
+                    anyhow::ensure!(answer.success(), "{url} answered {}", answer.status);
+                    Ok(())
+                }
+                Act::Probe { target } => dial::probe(&target).await,
+                Act::Send { address, bytes, after_eof } => stream::send(&address, bytes, after_eof).await,
+                Act::Hold { address, every_ms } => {
+                    stream::hold(&address, Duration::from_millis(every_ms)).await
+                }
+                Act::Dial { address, seconds, every_ms } => {
+                    dial::run(&address, Duration::from_secs(seconds), Duration::from_millis(every_ms)).await
+                }
+                Act::Datagram { address, text } => dial::datagram(&address, &text).await,
+                Act::Idle => std::future::pending().await,
+            }
+        };
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            result = work => result,
+            _ = terminate.recv() => Ok(()),
+            _ = tokio::signal::ctrl_c() => Ok(()),
+        }
+    }
+}

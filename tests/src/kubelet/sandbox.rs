@@ -1,0 +1,133 @@
+//! A pod's sandbox: its network namespace, attached by the node's CNI plugins, and the process that stands for it.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use nix::mount::MsFlags;
+use nix::sched::CloneFlags;
+
+use super::live::{Live, Network};
+use crate::cni::{self, Attachment};
+use crate::netns::Netns;
+use crate::sandbox::{Plan, Step};
+
+/// A sandbox that exists; [`Sandbox::remove`] takes it down.
+#[derive(Debug)]
+pub(super) struct Sandbox {
+    attachment: Option<Attachment>,
+    pub(super) network: Network,
+}
+
+/// Make it: the namespace first, then the network, then the process, as containerd does.
+pub(super) fn create(live: &Live) -> anyhow::Result<Sandbox> {
+    let pod = live.pod();
+    let node = live.node();
+    let id = hexadecimal();
+    fs::create_dir_all(live.cgroup())?;
+    if pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
+        let netns = Netns::open(node.name(), &PathBuf::from(crate::netns::NAMED).join(node.netns().name()))?;
+        let network = Network { netns: Arc::new(netns), addresses: vec![IpAddr::V4(node.address())] };
+        return Ok(Sandbox { attachment: None, network });
+    }
+    let attachment = Attachment {
+        namespace: pod.metadata.namespace.unwrap_or_default(),
+        name: pod.metadata.name.unwrap_or_default(),
+        uid: live.uid().to_owned(),
+        netns: PathBuf::from(format!("/var/run/netns/cni-{}", &id[..16])),
+        container_id: id,
+    };
+    let netns = Arc::new(namespace(live, &attachment)?);
+    let attached = cni::add(node, &attachment).and_then(|addresses| {
+        pause(live, &attachment, &netns)?;
+        Ok(addresses)
+    });
+    match attached {
+        Ok(addresses) => Ok(Sandbox { attachment: Some(attachment), network: Network { netns, addresses } }),
+        Err(error) => {
+            remove(live, &attachment);
+            Err(error)
+        }
+    }
+}
+
+impl Sandbox {
+    /// Undo it. Errors are only told: there is nobody who could do better.
+    pub(super) fn remove(&self, live: &Live) {
+        if let Some(attachment) = &self.attachment {
+            remove(live, attachment);
+        }
+    }
+}
+
+fn remove(live: &Live, attachment: &Attachment) {
+    if let Err(error) = cni::delete(live.node(), attachment) {
+        tracing::warn!("{}: {error:#}", live.full_name());
+    }
+    crate::cgroup::remove_tree(&live.cgroup().join(&attachment.container_id));
+    let path = attachment.netns.clone();
+    let unmounted = in_node(live, move || {
+        nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH)?;
+        fs::remove_file(&path)?;
+        Ok(())
+    });
+    if let Err(error) = unmounted {
+        tracing::warn!(
+            "{}: network namespace {} stays: {error:#}",
+            live.full_name(),
+            attachment.netns.display()
+        );
+    }
+}
+
+/// A new network namespace, mounted where the node's processes find it.
+fn namespace(live: &Live, attachment: &Attachment) -> anyhow::Result<Netns> {
+    let path = attachment.netns.clone();
+    let name = format!("pod {}", live.full_name());
+    in_node(live, move || {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+        fs::File::create(&path).with_context(|| format!("make {}", path.display()))?;
+        let own = "/proc/thread-self/ns/net";
+        nix::mount::mount(Some(own), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .with_context(|| format!("mount the network namespace at {}", path.display()))?;
+        Netns::open(&name, &path)
+    })
+}
+
+/// Run `work` on a thread of its own with the node's mounts.
+fn in_node<T: Send>(live: &Live, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    let mounts = live.node().mounts()?;
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            let mut plan = Plan::new();
+            // setns into a mount namespace needs file system attributes of the thread's own.
+            plan.step(Step::Unshare(CloneFlags::CLONE_FS));
+            plan.step(Step::Enter(mounts, CloneFlags::CLONE_NEWNS));
+            plan.run()?;
+            work()
+        });
+        inside.join().map_err(|_| anyhow::anyhow!("a thread on node {} panicked", live.node().name()))?
+    })
+}
+
+/// The process in whose cgroup an agent finds the sandbox, as the pause container of a runtime.
+fn pause(live: &Live, attachment: &Attachment, netns: &Netns) -> anyhow::Result<()> {
+    let mut plan = live.node().plan(&format!("kubepods/pod{}/{}", live.uid(), attachment.container_id))?;
+    plan.step(Step::Enter(netns.descriptor()?, CloneFlags::CLONE_NEWNET));
+    let mut command = Command::new("/usr/bin/sleep");
+    command.arg("infinity").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    plan.apply(&mut command);
+    // tokio reaps it when it is killed with its cgroup.
+    let child = tokio::process::Command::from(command).spawn().context("start the sandbox's process")?;
+    drop(child);
+    Ok(())
+}
+
+/// 64 hexadecimal digits, as container ids are.
+pub(super) fn hexadecimal() -> String {
+    let bytes: [u8; 32] = rand::random();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

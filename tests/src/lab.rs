@@ -1,0 +1,364 @@
+//! A running lab: the scenario builder, and what a scenario can do and see.
+
+use std::net::{IpAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+use crate::api::{ApiServer, Credential};
+use crate::capture::Capture;
+use crate::cluster::{Cluster, Kind};
+use crate::fabric::{self, Fabric};
+use crate::kubelet::Kubelet;
+use crate::node::Node;
+use crate::run::Run;
+use crate::sandbox::{Plan, Step};
+use crate::{cgroup, controllers, dns, eventually, kube_proxy, shell};
+
+mod bootstrap;
+mod pod_ref;
+
+pub use pod_ref::{Background, PodRef};
+
+/// How long the lab waits for pods, unless a scenario says otherwise.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Describes a lab before it starts.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    nodes: u8,
+    mesh: bool,
+}
+
+/// A cluster in a box; dropping it removes everything.
+pub struct Lab {
+    kubelets: Vec<Arc<Kubelet>>,
+    cluster: Arc<Cluster>,
+    server: Arc<ApiServer>,
+    fabric: Fabric,
+    kubeconfig: PathBuf,
+    runtime: Option<Runtime>,
+    run: Run,
+}
+
+impl Builder {
+    /// How many nodes, at most 9; 2 unless told otherwise.
+    #[must_use]
+    pub fn nodes(mut self, count: u8) -> Self {
+        self.nodes = count.clamp(1, 9);
+        self
+    }
+
+    /// Install the mesh from `manifests/base` and wait until it is ready.
+    #[must_use]
+    pub fn mesh(mut self) -> Self {
+        self.mesh = true;
+        self
+    }
+
+    pub fn start(self) -> anyhow::Result<Lab> {
+        let run = Run::begin()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .context("start the runtime")?;
+        let inside = runtime.enter();
+        end_on_signal(run.name().to_owned())?;
+        let fabric = Fabric::create(&run)?;
+        let control = fabric.router.run(|| Ok(TcpListener::bind((fabric::CONTROL, 6443))?));
+        let for_host = TcpListener::bind("127.0.0.1:0")?;
+        let url = format!("https://{}", for_host.local_addr()?);
+        let sans = vec![fabric::CONTROL.to_string()];
+        let server = Arc::new(ApiServer::start(vec![control.context("listen")?, for_host], sans)?);
+        let kubeconfig = run.directory().join("kubeconfig");
+        std::fs::write(&kubeconfig, server.kubeconfig(&Credential::Admin, &url)?)?;
+
+        let cluster = Arc::new(Cluster::new(server.clone()));
+        bootstrap::services(&cluster)?;
+        tokio::spawn(dns::run(dns::Sockets::bind(&fabric.router)?, cluster.clone()));
+        tokio::spawn(controllers::run(cluster.clone()));
+        let mut kubelets = Vec::new();
+        for index in 1..=self.nodes {
+            let node = Arc::new(Node::create(&run, &fabric, index)?);
+            bootstrap::node(&cluster, &node)?;
+            tokio::spawn(kube_proxy::run(node.clone(), cluster.clone()));
+            let kubelet = Arc::new(Kubelet::new(node, cluster.clone())?);
+            tokio::spawn(kubelet.clone().run());
+            kubelets.push(kubelet);
+        }
+        server.set_log_source(bootstrap::logs(&kubelets));
+        drop(inside);
+        let lab = Lab { kubelets, cluster, server, fabric, kubeconfig, runtime: Some(runtime), run };
+        lab.start_outside()?;
+        if self.mesh {
+            lab.install_mesh()?;
+        }
+        Ok(lab)
+    }
+}
+
+impl Lab {
+    /// Two nodes, no mesh.
+    #[expect(clippy::new_ret_no_self, reason = "the scenario begins with Lab::new() and ends with start()")]
+    #[must_use]
+    pub fn new() -> Builder {
+        Builder { nodes: 2, mesh: false }
+    }
+
+    /// The name that everything of this run carries.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.run.name()
+    }
+
+    /// Files of this run; gone with it.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.run.directory()
+    }
+
+    #[must_use]
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    #[must_use]
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
+    /// The API server, to delay watches or take it away.
+    #[must_use]
+    pub fn api(&self) -> &ApiServer {
+        &self.server
+    }
+
+    #[must_use]
+    pub fn fabric(&self) -> &Fabric {
+        &self.fabric
+    }
+
+    /// Node `index`, counted from 1.
+    #[must_use]
+    pub fn node(&self, index: u8) -> &Arc<Node> {
+        self.kubelets[usize::from(index) - 1].node()
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.kubelets.iter().map(|kubelet| kubelet.node())
+    }
+
+    /// Run something asynchronous on the lab's runtime.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        let runtime = self.runtime.as_ref().expect("taken only when the lab is dropped");
+        runtime.block_on(future)
+    }
+
+    /// The stock `kubectl` with the lab's kubeconfig; its stdout.
+    pub fn kubectl<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> anyhow::Result<String> {
+        self.kubectl_with_input(arguments, "")
+    }
+
+    pub fn kubectl_with_input<'a>(
+        &self,
+        arguments: impl IntoIterator<Item = &'a str>,
+        input: &str,
+    ) -> anyhow::Result<String> {
+        let mut command = Command::new(kubectl_program());
+        // A cache of discovery outside the run would outlive it.
+        command.env("KUBECONFIG", &self.kubeconfig).env("KUBECACHEDIR", self.run.directory().join("kubectl"));
+        command.args(arguments);
+        let line = format!("{command:?}");
+        shell::capture(command, input)?.ok(&line)
+    }
+
+    /// `kubectl apply -f -`.
+    pub fn apply(&self, yaml: &str) -> anyhow::Result<()> {
+        self.kubectl_with_input(["apply", "-f", "-"], yaml).map(drop)
+    }
+
+    /// `kubectl apply -k` of a directory below `manifests`.
+    pub fn apply_manifests(&self, directory: &str) -> anyhow::Result<()> {
+        let path = manifests().join(directory);
+        self.kubectl(["apply", "-k", &path.to_string_lossy()]).map(drop)
+    }
+
+    /// Install the mesh and wait until every part of it is ready.
+    pub fn install_mesh(&self) -> anyhow::Result<()> {
+        self.apply_manifests("base")?;
+        self.wait_ready("ambit-system")
+    }
+
+    /// Wait until all pods of a namespace that should run are ready, and as many as their owners want.
+    pub fn wait_ready(&self, namespace: &str) -> anyhow::Result<()> {
+        let what = format!("the pods of {namespace} are ready");
+        eventually(&what, PATIENCE, || {
+            let unready = self.unready(namespace);
+            anyhow::ensure!(unready.is_empty(), "{}", unready.join(", "));
+            Ok(())
+        })
+        .map_err(|error| error.context(self.story(namespace)))
+    }
+
+    fn unready(&self, namespace: &str) -> Vec<String> {
+        let workloads = ["daemonsets.apps", "deployments.apps"];
+        let mut unready: Vec<String> =
+            workloads.iter().flat_map(|kind| self.cluster.unready_workloads(kind, namespace)).collect();
+        let pods: Vec<Pod> = self.cluster.list(Kind::Pod);
+        unready.extend(
+            pods.iter()
+                .filter(|pod| pod.metadata.namespace.as_deref() == Some(namespace))
+                .filter(|pod| pod_ref::expected_ready(pod) && !pod_ref::is_ready(pod))
+                .map(|pod| format!("pod {}", pod.metadata.name.as_deref().unwrap_or_default())),
+        );
+        unready
+    }
+
+    /// What happened in a namespace: for the text of a failure.
+    #[must_use]
+    pub fn story(&self, namespace: &str) -> String {
+        let mut story = String::new();
+        for line in self.cluster.events(namespace).iter().rev().take(20).rev() {
+            story.push_str(&format!("event: {line}\n"));
+        }
+        for kubelet in &self.kubelets {
+            let pods: Vec<_> = kubelet.pods().values().cloned().collect();
+            for live in pods.iter().filter(|live| live.full_name().starts_with(&format!("{namespace}/"))) {
+                let log = live.log_path(None).and_then(|path| std::fs::read_to_string(path).ok());
+                let log = log.unwrap_or_default();
+                let lines: Vec<&str> = log.lines().collect();
+                let tail = lines[lines.len().saturating_sub(15)..].join("\n    ");
+                story.push_str(&format!(
+                    "log of {} on {}:\n    {tail}\n",
+                    live.full_name(),
+                    kubelet.node().name()
+                ));
+            }
+        }
+        story
+    }
+
+    /// A pod by `namespace/name`, where the name may leave out what its owner appended.
+    #[must_use]
+    pub fn pod(&self, name: &str) -> PodRef<'_> {
+        PodRef::new(self, name, None)
+    }
+
+    /// The pod of a daemon of the mesh on node `index`: `ztunnel` or `node-agent`.
+    #[must_use]
+    pub fn daemon(&self, name: &str, index: u8) -> PodRef<'_> {
+        PodRef::new(self, &format!("ambit-system/{name}"), Some(index))
+    }
+
+    pub(crate) fn kubelets(&self) -> &[Arc<Kubelet>] {
+        &self.kubelets
+    }
+
+    /// What a daemon's port answers to its node, e.g. 15020 and `/metrics`.
+    pub fn scrape(&self, index: u8, port: u16, path: &str) -> anyhow::Result<String> {
+        let mut command = self.node(index).command("curl")?;
+        command.args(["-sS", "--fail", "--max-time", "5", &format!("http://127.0.0.1:{port}{path}")]);
+        shell::capture(command, "")?.ok("curl")
+    }
+
+    /// Capture the fabric from now on.
+    pub fn capture(&self, name: &str) -> anyhow::Result<Capture> {
+        Capture::start(&self.fabric.router, &self.run.directory().join(format!("{name}.pcap")))
+    }
+
+    /// A program on the host outside the cluster.
+    pub fn outside(&self, program: &str) -> anyhow::Result<Command> {
+        let mut plan = Plan::new();
+        plan.step(Step::Cgroup(cgroup::procs(&self.run.cgroup().join("outside"))?));
+        plan.step(Step::Enter(self.fabric.outside.descriptor()?, nix::sched::CloneFlags::CLONE_NEWNET));
+        let mut command = Command::new(program);
+        plan.apply(&mut command);
+        Ok(command)
+    }
+
+    /// The outside host answers HTTP on 80 and echoes on 7, over TCP and UDP.
+    fn start_outside(&self) -> anyhow::Result<()> {
+        let program = crate::rootfs::built_binaries()?.join("ambit-example");
+        let program = program.to_string_lossy();
+        for arguments in [
+            vec!["serve", "--listen=0.0.0.0:80", "--name=outside"],
+            vec!["echo", "--listen=0.0.0.0:7", "--udp"],
+        ] {
+            let mut command = self.outside(&program)?;
+            command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            let _inside = self.runtime.as_ref().map(Runtime::enter);
+            tokio::process::Command::from(command).spawn().context("start the outside host")?;
+        }
+        Ok(())
+    }
+
+    /// Create or change labels of a namespace, as `kubectl label --overwrite` does.
+    pub fn label_namespace(&self, namespace: &str, label: &str) -> anyhow::Result<()> {
+        self.kubectl(["label", "--overwrite", "namespace", namespace, label]).map(drop)
+    }
+
+    /// Create a namespace with labels.
+    pub fn namespace(&self, name: &str, labels: &[(&str, &str)]) -> anyhow::Result<()> {
+        let labels: serde_json::Map<String, serde_json::Value> =
+            labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+        self.cluster.create(json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels },
+        }))
+    }
+
+    /// The address of a Service.
+    pub fn service_address(&self, namespace: &str, name: &str) -> anyhow::Result<IpAddr> {
+        let service: k8s_openapi::api::core::v1::Service =
+            self.cluster.get(Kind::Service, namespace, name)?;
+        let address = service.spec.and_then(|spec| spec.cluster_ip).context("it has no address")?;
+        address.parse().with_context(|| format!("{namespace}/{name} is at {address:?}"))
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Nobody starts what the end of the run kills.
+            runtime.shutdown_timeout(Duration::from_secs(5));
+        }
+        self.run.end();
+    }
+}
+
+/// Ctrl-C and SIGTERM remove the run, then end the process as the signal would have.
+fn end_on_signal(run: String) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::spawn(async move {
+        let code = tokio::select! {
+            _ = interrupt.recv() => 130,
+            _ = terminate.recv() => 143,
+        };
+        eprintln!("removing lab {run}");
+        crate::run::remove(&run);
+        std::process::exit(code);
+    });
+    Ok(())
+}
+
+/// The project's manifests.
+#[must_use]
+pub fn manifests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests")
+}
+
+/// The one that `cargo xtask` fetched, if there is none on the PATH.
+fn kubectl_program() -> PathBuf {
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/bin/kubectl");
+    let on_path = std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|directory| directory.join("kubectl").is_file())
+    });
+    if on_path || !fetched.is_file() { PathBuf::from("kubectl") } else { fetched }
+}

@@ -1,0 +1,176 @@
+//! One node: a network namespace on the fabric, a root file system of its own, a cgroup subtree that looks to its
+//! processes like the whole hierarchy.
+
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+use nix::mount::MsFlags;
+use nix::sched::CloneFlags;
+
+use crate::cgroup;
+use crate::fabric::{self, Fabric};
+use crate::netns::Netns;
+use crate::rootfs;
+use crate::run::Run;
+use crate::sandbox::{Plan, Step};
+
+/// Debian's containernetworking-plugins.
+const CNI_PLUGINS: &str = "/usr/lib/cni";
+
+/// A node of the lab, without the processes on it.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    index: u8,
+    netns: Netns,
+    mounts: OwnedFd,
+    directory: PathBuf,
+    cgroup: PathBuf,
+}
+
+impl Node {
+    /// Make node `index`, counted from 1, and join it to the fabric.
+    pub fn create(run: &Run, fabric: &Fabric, index: u8) -> anyhow::Result<Self> {
+        let name = format!("n{index}");
+        let netns = Netns::create(&run.netns(&name))?;
+        fabric.join(&netns, index)?;
+        let directory = run.directory().join(&name);
+        let cgroup = run.cgroup().join(&name);
+        for part in ["kubelet", "kubepods"] {
+            fs::create_dir_all(cgroup.join(part)).with_context(|| format!("make cgroups of {name}"))?;
+        }
+        prepare(&directory, index).with_context(|| format!("make {}", directory.display()))?;
+        let mounts =
+            mount(&netns, &directory, &cgroup).with_context(|| format!("mount the root of {name}"))?;
+        Ok(Self { name, index, netns, mounts, directory, cgroup })
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    #[must_use]
+    pub fn index(&self) -> u8 {
+        self.index
+    }
+
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        fabric::node_address(self.index)
+    }
+
+    #[must_use]
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// The root of the node's cgroups as the host sees it.
+    #[must_use]
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// Where the host finds a file of the node below /run, /var, /etc/cni or /opt/cni.
+    #[must_use]
+    pub fn path(&self, in_node: &str) -> PathBuf {
+        let path = in_node.strip_prefix("/var/run").map_or(in_node.to_owned(), |rest| format!("/run{rest}"));
+        self.directory.join(path.trim_start_matches('/'))
+    }
+
+    /// The first steps of a process on this node: its cgroup, given below the node's, and the node's mounts.
+    pub fn plan(&self, cgroup: &str) -> anyhow::Result<Plan> {
+        let mut plan = Plan::new();
+        plan.step(Step::Cgroup(cgroup::procs(&self.cgroup.join(cgroup))?));
+        plan.step(Step::Enter(self.mounts()?, CloneFlags::CLONE_NEWNS));
+        Ok(plan)
+    }
+
+    /// The mount namespace, for [`Step::Enter`].
+    pub fn mounts(&self) -> anyhow::Result<OwnedFd> {
+        Ok(self.mounts.try_clone()?)
+    }
+
+    /// A program as the kubelet would run it: in the node's network, mounts and the kubelet's cgroup.
+    pub fn command(&self, program: &str) -> anyhow::Result<Command> {
+        let mut plan = self.plan("kubelet")?;
+        plan.step(Step::Enter(self.netns.descriptor()?, CloneFlags::CLONE_NEWNET));
+        let mut command = Command::new(program);
+        command.env_clear().env("PATH", rootfs::PATH);
+        plan.apply(&mut command);
+        Ok(command)
+    }
+}
+
+/// The node's own directories and files.
+fn prepare(directory: &Path, index: u8) -> std::io::Result<()> {
+    for part in [
+        "root",
+        "run/netns",
+        "run/ambit",
+        "var/lib",
+        "var/log/pods",
+        "var/tmp",
+        "etc/cni/net.d",
+        "opt/cni/bin",
+    ] {
+        fs::create_dir_all(directory.join(part))?;
+    }
+    std::os::unix::fs::symlink("/run", directory.join("var/run"))?;
+    for plugin in ["bridge", "host-local", "loopback"] {
+        let target = directory.join("opt/cni/bin").join(plugin);
+        std::os::unix::fs::symlink(Path::new(CNI_PLUGINS).join(plugin), target)?;
+    }
+    let conflist = serde_json::json!({
+        "cniVersion": "1.0.0",
+        "name": "lab",
+        "plugins": [{
+            "type": "bridge",
+            "bridge": "cni0",
+            "isGateway": true,
+            "hairpinMode": true,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{ "subnet": fabric::pod_cidr(index) }]],
+                "routes": [{ "dst": "0.0.0.0/0" }],
+            },
+        }],
+    });
+    fs::write(directory.join("etc/cni/net.d/10-lab.conflist"), format!("{conflist:#}"))?;
+    fs::write(directory.join("resolv.conf"), format!("nameserver {}\n", fabric::CONTROL))?;
+    fs::write(directory.join("hosts"), "127.0.0.1 localhost\n::1 localhost\n")
+}
+
+/// Make the node's mount namespace on a thread of its own and hold it open.
+fn mount(netns: &Netns, directory: &Path, cgroup: &Path) -> anyhow::Result<OwnedFd> {
+    let root = directory.join("root");
+    let mut plan = Plan::new();
+    plan.step(Step::Unshare(CloneFlags::CLONE_NEWNS));
+    // Nothing of the lab reaches the host, nothing of the host comes later.
+    plan.propagation(Path::new("/"), MsFlags::MS_PRIVATE);
+    rootfs::base(&mut plan, &root, &rootfs::built_binaries()?);
+    for part in ["run", "var", "etc/cni", "opt/cni"] {
+        plan.directories(&root, Path::new(part));
+        plan.bind(&directory.join(part), &root.join(part), false);
+    }
+    for file in ["resolv.conf", "hosts"] {
+        let target = Path::new("etc").join(file);
+        rootfs::mount_point(&mut plan, &root, &target, false);
+        plan.bind(&directory.join(file), &root.join(target), true);
+    }
+    plan.directories(&root, Path::new("sys"));
+    plan.filesystem("sysfs", &root.join("sys"), None);
+    plan.bind(cgroup, &root.join("sys/fs/cgroup"), false);
+    plan.filesystem("bpf", &root.join("sys/fs/bpf"), Some("mode=700"));
+    plan.step(Step::Root(crate::sandbox::c_path(&root)));
+    // Containers follow the node's later mounts where their volumes ask for it.
+    plan.propagation(Path::new("/"), MsFlags::MS_SHARED);
+    netns.run(|| {
+        plan.run()?;
+        Ok(File::open("/proc/thread-self/ns/mnt").context("open the mount namespace")?.into())
+    })
+}
