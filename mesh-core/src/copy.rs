@@ -62,7 +62,7 @@ pub enum Outcome<Reason> {
         /// First to end.
         first: Side,
     },
-    /// A connection broke. Bytes that it had sent before were passed on, those for it are lost.
+    /// A connection broke. Bytes that it had sent before were handed to the other one, those for it are lost.
     Broken {
         /// Which one.
         side: Side,

@@ -144,6 +144,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
                 // While this is polled all streams of the tunnel make progress.
                 accepted = self.connection.accept() => match accepted {
                     Some(Ok((request, respond))) => answer(request, respond, &handler, &mut streams),
+                    // A client that leaves when it was asked to, or when nothing is under way, breaks nothing.
+                    Some(Err(error)) if error.is_io() && (draining || reaped(&mut streams).is_empty()) => {
+                        break Ok(());
+                    }
                     Some(Err(error)) => break Err(TunnelError::Broken(error.to_string())),
                     None => break Ok(()),
                 },
@@ -169,6 +173,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
 async fn close(drain: &Watch) {
     drain.closing().await;
     tokio::time::sleep(CLOSE_GRACE).await;
+}
+
+/// Without the streams that are over already.
+fn reaped(streams: &mut JoinSet<()>) -> &JoinSet<()> {
+    while let Some(ended) = streams.try_join_next() {
+        log_panic(ended);
+    }
+    streams
 }
 
 fn answer(

@@ -22,7 +22,8 @@ const HAND_OVER: usize = 16 * 1024;
 /// Most bytes that are gathered here for a peer that does not read.
 const MAX_GATHERED: usize = 256 * 1024;
 
-/// See the module. Dropping it before both directions have ended resets the stream (CANCEL).
+/// See the module. Dropping it before both directions have ended resets the stream (CANCEL), and bytes that are still
+/// on their way are lost.
 #[derive(Debug)]
 pub struct HboneStream {
     send: SendStream<Bytes>,

@@ -1,0 +1,176 @@
+//! Bytes: unchanged, in both directions, whatever their size and whoever is slow.
+
+use super::*;
+
+#[tokio::test]
+async fn each_direction_ends_on_its_own() {
+    let ca = Arc::new(TestCa::new());
+    let handler = |incoming: Incoming| async move {
+        let mut stream = incoming.accept(&Baggage::default()).unwrap();
+        if stream.read_u8().await.unwrap() == b'c' {
+            // The client ends first: what it said is answered after its end.
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.unwrap();
+            stream.write_all(text.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+        } else {
+            // The server ends first: it still hears the client.
+            stream.write_all(b"no more").await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.unwrap();
+            assert_eq!(text, "but I have");
+        }
+    };
+    let server = Server::start(&ca, server::Config::default(), handler).await;
+    let pool = pool(&ca);
+    let key = key(server.address);
+
+    let mut stream = pool.connect(&key, &request()).await.unwrap().stream;
+    stream.write_all(b"client first").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert!(stream.write_all(b"x").await.is_err(), "written after the end");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "lient first");
+
+    let mut stream = pool.connect(&key, &request()).await.unwrap().stream;
+    stream.write_all(b"server first").await.unwrap();
+    stream.flush().await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "no more");
+    stream.write_all(b"but I have").await.unwrap();
+    stream.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dropped_stream_reads_as_the_end_and_cannot_be_written() {
+    let ca = Arc::new(TestCa::new());
+    let (sender, mut results) = mpsc::unbounded_channel();
+    let handler = move |incoming: Incoming| {
+        let sender = sender.clone();
+        async move {
+            let mut stream = incoming.accept(&Baggage::default()).unwrap();
+            let byte = stream.read_u8().await.unwrap();
+            stream.write_u8(byte).await.unwrap();
+            stream.flush().await.unwrap();
+            let read = stream.read(&mut [0; 1]).await.map_err(|error| error.kind());
+            let _ = stream.write_all(b"x").await;
+            let written = stream.flush().await.map_err(|error| error.kind());
+            sender.send((read, written)).unwrap();
+        }
+    };
+    let server = Server::start(&ca, server::Config::default(), handler).await;
+    let pool = pool(&ca);
+    let mut stream = pool.connect(&key(server.address), &request()).await.unwrap().stream;
+    assert_eq!(ask(&mut stream, b"?").await.unwrap(), b"?");
+    drop(stream);
+    assert_eq!(results.recv().await.unwrap(), (Ok(0), Err(std::io::ErrorKind::BrokenPipe)));
+}
+
+/// Sends `size` bytes in pieces of `piece`, flushing each, and compares what comes back.
+async fn round_trip(stream: HboneStream, size: usize, piece: usize) {
+    let sent: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let sending = async {
+        for piece in sent.chunks(piece) {
+            writer.write_all(piece).await.unwrap();
+            writer.flush().await.unwrap();
+        }
+        writer.shutdown().await.unwrap();
+    };
+    let receiving = async {
+        let mut received = Vec::with_capacity(size);
+        reader.read_to_end(&mut received).await.unwrap();
+        received
+    };
+    let ((), received) = tokio::join!(sending, receiving);
+    assert_eq!(received.len(), size);
+    assert!(received == sent, "bytes changed on the way");
+}
+
+#[tokio::test]
+async fn bulk_is_unchanged() {
+    let ca = Arc::new(TestCa::new());
+    let server = Server::echo(&ca).await;
+    let pool = pool(&ca);
+    let key = key(server.address);
+    let mut transfers = JoinSet::new();
+    for piece in [1 << 20, 65_537, 10_000] {
+        let stream = pool.connect(&key, &request()).await.unwrap().stream;
+        transfers.spawn(round_trip(stream, 16 << 20, piece));
+    }
+    while let Some(done) = transfers.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(server.tunnels(), 1);
+}
+
+#[tokio::test]
+async fn a_flood_of_tiny_writes_does_not_end_the_tunnel() {
+    let ca = Arc::new(TestCa::new());
+    let server = Server::echo(&ca).await;
+    let pool = pool(&ca);
+    let key = key(server.address);
+    let stream = pool.connect(&key, &request()).await.unwrap().stream;
+    // Three times the frames that h2's default budget allows to lie unread.
+    round_trip(stream, 300_000, 1).await;
+    let mut stream = pool.connect(&key, &request()).await.unwrap().stream;
+    assert_eq!(ask(&mut stream, b"x").await.unwrap(), b"x");
+    assert_eq!(server.tunnels(), 1);
+}
+
+#[tokio::test]
+async fn tiny_frames_that_nobody_reads_do_not_end_the_tunnel() {
+    let ca = Arc::new(TestCa::new());
+    let handler = |incoming: Incoming| async move {
+        match incoming.request().authority.port {
+            8080 => echo(incoming).await,
+            _ => {
+                let _unread = incoming.accept(&Baggage::default()).unwrap();
+                std::future::pending().await
+            }
+        }
+    };
+    let server = Server::start(&ca, server::Config::default(), handler).await;
+    let pool = pool(&ca);
+    let key = key(server.address);
+    let other = ConnectRequest::new("10.2.0.9:1".parse().unwrap());
+    let mut unread = pool.connect(&key, &other).await.unwrap().stream;
+    // h2's default for a connection window of this size is 100 MiB / 2 / 255 B: far fewer would do on a small window.
+    for _ in 0..200_000 {
+        unread.write_all(b"x").await.unwrap();
+        unread.flush().await.unwrap();
+    }
+    let mut stream = pool.connect(&key, &request()).await.unwrap().stream;
+    assert_eq!(ask(&mut stream, b"x").await.unwrap(), b"x");
+    assert_eq!(server.tunnels(), 1);
+}
+
+#[tokio::test]
+async fn slow_readers_hold_up_nobody_else() {
+    let ca = Arc::new(TestCa::new());
+    let handler = |incoming: Incoming| async move {
+        match incoming.request().authority.port {
+            8080 => echo(incoming).await,
+            _ => {
+                let _unread = incoming.accept(&Baggage::default()).unwrap();
+                std::future::pending().await
+            }
+        }
+    };
+    let server = Server::start(&ca, server::Config::default(), handler).await;
+    let pool = pool(&ca);
+    let key = key(server.address);
+    let other = ConnectRequest::new("10.2.0.9:1".parse().unwrap());
+    let mut blocked = JoinSet::new();
+    for _ in 0..20 {
+        let mut stream = pool.connect(&key, &other).await.unwrap().stream;
+        blocked.spawn(async move { stream.write_all(&vec![7; 8 << 20]).await });
+    }
+    let stream = pool.connect(&key, &request()).await.unwrap().stream;
+    round_trip(stream, 8 << 20, 100_000).await;
+    assert_eq!((server.tunnels(), blocked.len()), (1, 20));
+    assert!(blocked.try_join_next().is_none(), "a writer was not held back by a reader that does not read");
+}
