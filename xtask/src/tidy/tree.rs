@@ -31,7 +31,7 @@ impl File {
 
     /// The lab is as large as a daemon, and read as often.
     pub(super) fn is_lab(&self) -> bool {
-        self.path.starts_with("tests/src/")
+        self.path.starts_with("tests/src/") && !self.path.ends_with("tests.rs")
     }
 
     /// Numbered lines up to the inline test module.
