@@ -1,1 +1,178 @@
+//! Sessions step by step, and the server with a real client over a unix socket.
 
+mod server;
+
+use std::collections::BTreeSet;
+
+use mesh_core::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail};
+use mesh_core::proto::workload::{Address, Workload, address};
+use mesh_core::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+
+use super::session::{BadRequest, Received, Session};
+use super::snapshot::{Name, Snapshot, Type};
+
+fn workload(uid: &str, name: &str) -> Address {
+    let workload = Workload { uid: uid.to_owned(), name: name.to_owned(), ..Default::default() };
+    Address { r#type: Some(address::Type::Workload(workload)) }
+}
+
+/// Puts resources (uid, content); an empty content removes. Returns the names that changed.
+fn put(snapshot: &mut Snapshot, resources: &[(&str, &str)]) -> Vec<Name> {
+    let put = |(uid, name): &(&str, &str)| {
+        let resource = (!name.is_empty()).then(|| workload(uid, name));
+        snapshot.put(Type::Address, uid, resource.as_ref())
+    };
+    resources.iter().filter_map(put).collect()
+}
+
+fn subscribe(type_url: &str) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest { type_url: type_url.to_owned(), ..Default::default() }
+}
+
+fn ack(response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest { response_nonce: response.nonce.clone(), ..subscribe(&response.type_url) }
+}
+
+fn sent(response: &DeltaDiscoveryResponse) -> BTreeSet<&str> {
+    response.resources.iter().map(|resource| resource.name.as_str()).collect()
+}
+
+/// A session whose first responses were acked.
+fn subscribed(snapshot: &Snapshot) -> Session {
+    let mut session = Session::default();
+    for r#type in Type::ALL {
+        assert_eq!(session.receive(subscribe(r#type.url())), Ok(Received::Subscribed(r#type)));
+    }
+    while let Some(response) = session.next(snapshot) {
+        session.receive(ack(&response)).unwrap();
+    }
+    session
+}
+
+#[test]
+fn every_type_is_answered_even_when_empty() {
+    let (mut session, snapshot) = (Session::default(), Snapshot::default());
+    assert_eq!(session.next(&snapshot), None, "nobody asked");
+    session.receive(subscribe(ADDRESS_TYPE)).unwrap();
+    let first = session.next(&snapshot).unwrap();
+    assert_eq!((first.type_url.as_str(), first.resources.len()), (ADDRESS_TYPE, 0));
+    assert_eq!(session.next(&snapshot), None, "not acked");
+    session.receive(subscribe(AUTHORIZATION_TYPE)).unwrap();
+    let second = session.next(&snapshot).unwrap();
+    assert_eq!(second.type_url, AUTHORIZATION_TYPE);
+    assert_ne!(first.nonce, second.nonce);
+    assert_eq!(session.receive(ack(&first)), Ok(Received::Acked(Type::Address)));
+    assert_eq!(session.next(&snapshot), None, "nothing new");
+}
+
+#[test]
+fn changes_are_sent_once_and_removals_by_name() {
+    let mut snapshot = Snapshot::default();
+    put(&mut snapshot, &[("a", "1"), ("b", "1")]);
+    let mut session = subscribed(&snapshot);
+    let changed = put(&mut snapshot, &[("a", "2"), ("b", ""), ("c", "1")]);
+    session.changed(Type::Address, changed, &snapshot);
+    let response = session.next(&snapshot).unwrap();
+    assert_eq!(sent(&response), BTreeSet::from(["a", "c"]));
+    assert_eq!(response.removed_resources, ["b"]);
+    session.receive(ack(&response)).unwrap();
+    assert_eq!(session.next(&snapshot), None);
+    assert!(put(&mut snapshot, &[("a", "2")]).is_empty(), "the same again is no change");
+}
+
+#[test]
+fn a_slow_client_is_brought_up_to_date_by_one_response() {
+    let mut snapshot = Snapshot::default();
+    put(&mut snapshot, &[("a", "0")]);
+    let mut session = subscribed(&snapshot);
+    let change = |session: &mut Session, snapshot: &mut Snapshot, resources: &[(&str, &str)]| {
+        let changed = put(snapshot, resources);
+        session.changed(Type::Address, changed, snapshot);
+    };
+    change(&mut session, &mut snapshot, &[("a", "1")]);
+    let outstanding = session.next(&snapshot).unwrap();
+    for round in 0..1000 {
+        // Comes and goes under ever new names, as pods do.
+        change(&mut session, &mut snapshot, &[("a", &format!("r{round}")), (&format!("pod-{round}"), "x")]);
+        change(&mut session, &mut snapshot, &[(&format!("pod-{round}"), "")]);
+        assert_eq!(session.next(&snapshot), None, "one response without an answer");
+    }
+    change(&mut session, &mut snapshot, &[("b", "1")]);
+    session.receive(ack(&outstanding)).unwrap();
+    let response = session.next(&snapshot).unwrap();
+    assert_eq!(sent(&response), BTreeSet::from(["a", "b"]));
+    assert!(response.removed_resources.is_empty(), "it never had them");
+    session.receive(ack(&response)).unwrap();
+    assert_eq!(session.next(&snapshot), None);
+}
+
+#[test]
+fn a_client_that_was_here_before_is_sent_the_difference() {
+    let mut snapshot = Snapshot::default();
+    put(&mut snapshot, &[("same", "1"), ("changed", "1")]);
+    let version = |name: &str| snapshot.find(Type::Address, name).unwrap().version.text();
+    let held = [
+        ("same", version("same")),
+        ("changed", version("changed")),
+        ("gone", "0000000000000001".into()),
+        ("foreign", "not a version".into()),
+    ];
+    put(&mut snapshot, &[("changed", "2"), ("new", "1"), ("foreign", "1")]);
+    let mut session = Session::default();
+    let request = DeltaDiscoveryRequest {
+        initial_resource_versions: held.map(|(name, version)| (name.to_owned(), version)).into(),
+        ..subscribe(ADDRESS_TYPE)
+    };
+    session.receive(request).unwrap();
+    let response = session.next(&snapshot).unwrap();
+    assert_eq!(sent(&response), BTreeSet::from(["changed", "foreign", "new"]));
+    assert_eq!(response.removed_resources, ["gone"]);
+}
+
+#[test]
+fn a_refused_response_is_not_repeated_until_something_changes() {
+    let mut snapshot = Snapshot::default();
+    let mut session = subscribed(&snapshot);
+    let changed = put(&mut snapshot, &[("bad", "1")]);
+    session.changed(Type::Address, changed, &snapshot);
+    let response = session.next(&snapshot).unwrap();
+    let detail = ErrorDetail { code: 3, message: "bad: no addresses".to_owned() };
+    let nack = DeltaDiscoveryRequest { error_detail: Some(detail), ..ack(&response) };
+    let expect = Received::Nacked {
+        r#type: Type::Address,
+        names: vec!["bad".into()],
+        message: "bad: no addresses".to_owned(),
+    };
+    assert_eq!(session.receive(nack.clone()), Ok(expect));
+    assert_eq!(session.next(&snapshot), None);
+    assert_eq!(session.receive(nack), Ok(Received::Ignored), "answered already");
+    let changed = put(&mut snapshot, &[("bad", "2")]);
+    session.changed(Type::Address, changed, &snapshot);
+    assert_eq!(sent(&session.next(&snapshot).unwrap()), BTreeSet::from(["bad"]));
+}
+
+#[test]
+fn odd_requests() {
+    let snapshot = Snapshot::default();
+    let mut session = Session::default();
+    assert_eq!(session.receive(subscribe("type.googleapis.com/envoy.Cluster")), Ok(Received::Ignored));
+    let named = |names: &[&str]| DeltaDiscoveryRequest {
+        resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
+        ..subscribe(ADDRESS_TYPE)
+    };
+    assert_eq!(session.receive(named(&["*", "/10.0.0.1"])), Err(BadRequest::Names("/10.0.0.1".into())));
+    assert_eq!(session.receive(named(&["*"])), Ok(Received::Subscribed(Type::Address)));
+    let first = session.next(&snapshot).unwrap();
+    let stale = DeltaDiscoveryRequest { response_nonce: "77".into(), ..ack(&first) };
+    assert_eq!(session.receive(stale), Ok(Received::Ignored));
+    assert_eq!(session.receive(ack(&first)), Ok(Received::Acked(Type::Address)));
+}
+
+#[test]
+fn a_version_survives_a_restart() {
+    let (mut one, mut other) = (Snapshot::default(), Snapshot::default());
+    put(&mut one, &[("a", "1")]);
+    put(&mut other, &[("a", "0"), ("a", "1")]);
+    let version = |snapshot: &Snapshot| snapshot.find(Type::Address, "a").unwrap().version;
+    assert_eq!(version(&one), version(&other));
+}
