@@ -38,6 +38,7 @@ pub enum InvalidConfiguration {
 /// When the text is no list that we can be part of.
 pub fn chain(conflist: &str, entry: &Entry) -> Result<Option<String>, InvalidConfiguration> {
     let mut list = object(conflist)?;
+    plugins(&mut list)?;
     check_version(&list)?;
     let plugins = plugins(&mut list)?;
     let ours = entry.to_json();
@@ -77,10 +78,10 @@ pub fn unchain(conflist: &str) -> Result<Option<String>, InvalidConfiguration> {
 /// When the text is no configuration that we can come after.
 pub fn convert(conf: &str, entry: &Entry) -> Result<String, InvalidConfiguration> {
     let conf = object(conf)?;
-    check_version(&conf)?;
     if conf.get("type").and_then(Value::as_str).is_none_or(str::is_empty) {
         return Err(InvalidConfiguration::NoPlugins);
     }
+    check_version(&conf)?;
     let mut list = Map::new();
     for field in ["cniVersion", "name"] {
         if let Some(value) = conf.get(field) {
