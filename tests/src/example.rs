@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod dial;
 pub mod http;
+mod latency;
 mod serve;
 mod stream;
 
@@ -62,6 +63,18 @@ enum Act {
         #[arg(long, default_value_t = 10)]
         every_ms: u64,
     },
+    /// Measure new connections to an echo server, in microseconds, as one JSON object.
+    Latency {
+        address: String,
+        #[arg(long, default_value_t = 500)]
+        count: usize,
+    },
+    /// Open connections to an echo server and keep them, idle.
+    Park {
+        address: String,
+        #[arg(long, default_value_t = 1000)]
+        count: usize,
+    },
     /// Send a datagram to an echo server and print what comes back.
     Datagram { address: String, text: String },
     /// Do nothing until told to stop.
@@ -89,6 +102,8 @@ impl Example {
                 Act::Dial { address, seconds, every_ms } => {
                     dial::run(&address, Duration::from_secs(seconds), Duration::from_millis(every_ms)).await
                 }
+                Act::Latency { address, count } => latency::connects(&address, count).await,
+                Act::Park { address, count } => latency::idle_connections(&address, count).await,
                 Act::Datagram { address, text } => dial::datagram(&address, &text).await,
                 Act::Idle => std::future::pending().await,
             }

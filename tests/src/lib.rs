@@ -6,6 +6,7 @@
 //! is dropped, interrupted, or found dead by the next one.
 
 pub mod api;
+pub mod bench;
 pub mod capture;
 pub mod cgroup;
 pub mod cluster;

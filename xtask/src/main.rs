@@ -3,6 +3,7 @@
 //! **Invariant:** a task needs nothing but the Rust toolchain, gcc, Debian's packages and the crate registry, and may be
 //! run twice, after an interruption, and beside what an earlier run left.
 
+mod bench;
 mod demo;
 mod deny;
 mod ebpf;
@@ -28,6 +29,8 @@ enum Task {
     Demo(demo::Args),
     /// Formatting, lints, unit, eBPF and end-to-end suites. Needs root for the suites that touch the kernel.
     Test(test::Args),
+    /// Measure pods in the mesh against the same pods outside of it. Needs root.
+    Bench(bench::Args),
     /// Build the kernel programs into target/ebpf/mesh-ebpf.
     Ebpf(ebpf::Args),
     /// Install the Debian packages and tools that the other tasks need.
@@ -54,6 +57,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Demo(args) => demo::run(&workspace, &args),
         Task::Test(args) => test::run(&workspace, &args),
+        Task::Bench(args) => bench::run(&workspace, &args),
         Task::Ebpf(args) => ebpf::run(&workspace, &args),
         Task::Setup => setup::run(&workspace),
         Task::Tidy => tidy::run(&workspace),

@@ -1,7 +1,7 @@
 //! The lab on the command line: the demo, a lab to play with, and the removal of what dead runs left behind.
 
 use clap::{Parser, Subcommand};
-use mesh_tests::demo;
+use mesh_tests::{bench, demo};
 
 /// A Kubernetes cluster of network namespaces, with the mesh in it. Needs root.
 #[derive(Debug, Parser)]
@@ -15,6 +15,8 @@ struct Command {
 enum Act {
     /// Bring up a two-node mesh, check the seven claims, tear it down.
     Demo(demo::Config),
+    /// Measure pods in the mesh against the same pods outside of it, in one run.
+    Bench(bench::Config),
     /// Remove what runs left behind whose process is gone.
     Sweep,
 }
@@ -24,6 +26,7 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Command::parse().act {
         Act::Demo(config) => demo::run(&config),
+        Act::Bench(config) => bench::run(&config),
         Act::Sweep => {
             let swept = mesh_tests::run::sweep()?;
             println!("removed {} dead runs {}", swept.len(), swept.join(" "));

@@ -1,0 +1,110 @@
+//! What the mesh costs: the same pods on the same two nodes, in the mesh and outside of it, in one run.
+//!
+//! The machine is noisy, so every round measures both, in turns, and what counts is the median of the rounds' ratios;
+//! absolute numbers are printed for orientation only.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::Lab;
+use crate::demo::progress;
+
+mod machine;
+mod memory;
+mod pair;
+mod statistics;
+
+use memory::Memory;
+use pair::{Pair, Sample};
+use statistics::Comparison;
+
+#[derive(Debug, clap::Args)]
+pub struct Config {
+    /// Rounds; each measures both sides once.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of each throughput measurement.
+    #[arg(long, default_value_t = 5)]
+    seconds: u32,
+    /// New connections in each latency measurement.
+    #[arg(long, default_value_t = 500)]
+    connections: usize,
+    /// Idle connections of the memory measurement.
+    #[arg(long, default_value_t = 1000)]
+    parked: usize,
+    /// Print the result as one JSON object; progress goes to stderr.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Outcome {
+    /// Of mesh to no mesh, in the order measured.
+    comparisons: Vec<Comparison>,
+    memory: Vec<Memory>,
+}
+
+pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    progress("starting a cluster of two nodes with the mesh");
+    let lab = Lab::new().nodes(2).mesh().start()?;
+    let plain = Pair::start(&lab, "plain", false)?;
+    let mesh = Pair::start(&lab, "mesh", true)?;
+    // Tunnels, certificates and caches are warm in both.
+    for pair in [&plain, &mesh] {
+        pair.measure(1, config.connections / 5)?;
+    }
+    let mut samples = Vec::new();
+    for round in 0..config.rounds.max(1) {
+        progress(&format!("round {} of {}", round + 1, config.rounds.max(1)));
+        let measure = |pair: &Pair<'_>| pair.measure(config.seconds, config.connections);
+        samples.push(if round % 2 == 0 {
+            let plain = measure(&plain)?;
+            (plain, measure(&mesh)?)
+        } else {
+            let mesh = measure(&mesh)?;
+            (measure(&plain)?, mesh)
+        });
+    }
+    progress(&format!("memory, idle and with {} connections", config.parked));
+    let memory = memory::measure(&lab, &mesh, config.parked)?;
+    let outcome = Outcome { comparisons: compare(&samples), memory };
+    if config.json {
+        println!("{}", serde_json::to_string(&outcome)?);
+    } else {
+        print(&outcome);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn compare(samples: &[(Sample, Sample)]) -> Vec<Comparison> {
+    let metric = |name, unit, value: fn(&Sample) -> f64| {
+        let pairs: Vec<(f64, f64)> =
+            samples.iter().map(|(plain, mesh)| (value(plain), value(mesh))).collect();
+        Comparison::new(name, unit, &pairs)
+    };
+    vec![
+        metric("throughput, 1 stream", "Gbit/s", |sample| sample.gigabits),
+        metric("CPU of the machine for each GB", "s", |sample| sample.cpu_per_gigabyte),
+        metric("connect, p50", "us", |sample| sample.connect_p50),
+        metric("connect, p99", "us", |sample| sample.connect_p99),
+        metric("connect to first byte, p50", "us", |sample| sample.first_byte_p50),
+        metric("connect to first byte, p99", "us", |sample| sample.first_byte_p99),
+    ]
+}
+
+fn print(outcome: &Outcome) {
+    println!("pod to pod across nodes      no mesh       mesh   ratio (median of rounds, min..max)");
+    for row in &outcome.comparisons {
+        println!(
+            "{:<32} {:>8.2} {:>10.2}   {:.2} ({:.2}..{:.2}) {}",
+            row.name, row.plain, row.mesh, row.ratio, row.lowest, row.highest, row.unit
+        );
+    }
+    for row in &outcome.memory {
+        println!(
+            "memory of {} on {}: {:.1} MiB idle, {:.1} MiB with {} connections ({:.1} KiB each)",
+            row.daemon, row.node, row.idle_mib, row.loaded_mib, row.connections, row.kib_per_connection
+        );
+    }
+}
