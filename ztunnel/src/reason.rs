@@ -1,0 +1,203 @@
+//! Why a connection failed: one error type for the path, one short reason for metrics, logs and replies.
+
+use std::fmt;
+use std::io;
+
+use http::StatusCode;
+use mesh_core::authz::Denial;
+use mesh_core::certs::CertError;
+use mesh_core::hbone::server::{HandshakeError, TunnelError};
+use mesh_core::hbone::{ConnectError, DialError, InvalidRequest};
+
+use crate::inbound::authority::Refusal;
+use crate::outbound::plan::PlanError;
+
+/// What a connection failed of; the `response_flags` label of `istio_tcp_connections_failed_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Policy does not allow it.
+    Denied,
+    /// It needs a feature that this version does not have.
+    NotSupported,
+    /// The service has no endpoint for it.
+    NoEndpoint,
+    /// The far side cannot be reached or says no.
+    Connect,
+    /// The tunnel's port does not answer at all, as behind a NetworkPolicy.
+    NetworkPolicy,
+    /// The two sides do not believe each other, or one does not speak TLS.
+    Tls,
+    /// TLS works, HTTP/2 does not.
+    Http2,
+    /// The pod has no certificate.
+    Identity,
+    /// The request makes no sense.
+    BadRequest,
+    /// It came to another workload than it was meant for.
+    WrongWorkload,
+    /// It broke while bytes were carried.
+    Broken,
+    /// The pod was removed, or the proxy is shutting down.
+    Cut,
+    /// The node: descriptors, namespaces, ports.
+    Local,
+}
+
+impl Reason {
+    /// Istio's flag where it has one for the case, else one of our own.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Denied => "DENY",
+            Self::NotSupported => "NOT_SUPPORTED",
+            Self::NoEndpoint => "NO_ENDPOINT",
+            Self::Connect => "CONNECT",
+            Self::NetworkPolicy => "NETWORK_POLICY",
+            Self::Tls => "TLS_FAILURE",
+            Self::Http2 => "H2_HANDSHAKE_FAILURE",
+            Self::Identity => "IDENTITY_ERROR",
+            Self::BadRequest => "BAD_REQUEST",
+            Self::WrongWorkload => "WRONG_WORKLOAD",
+            Self::Broken => "BROKEN",
+            Self::Cut => "CUT",
+            Self::Local => "LOCAL",
+        }
+    }
+}
+
+/// How far a connection had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Phase {
+    Accept,
+    Plan,
+    Handshake,
+    Request,
+    Authorize,
+    Connect,
+    Copy,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Accept => "accept",
+            Self::Plan => "plan",
+            Self::Handshake => "handshake",
+            Self::Request => "request",
+            Self::Authorize => "authorize",
+            Self::Connect => "connect",
+            Self::Copy => "copy",
+        })
+    }
+}
+
+/// Whose fault it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one who connected.
+    Downstream,
+    /// The one it was to reach.
+    Upstream,
+    /// This node.
+    Local,
+}
+
+/// A connection's failure.
+#[derive(Debug, thiserror::Error)]
+#[error("{phase}: {cause}")]
+pub struct ProxyError {
+    /// When.
+    pub phase: Phase,
+    /// Where.
+    pub side: Side,
+    /// What.
+    pub cause: Cause,
+}
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the errors inside say it")]
+pub enum Cause {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Refusal(#[from] Refusal),
+    #[error("{0}")]
+    Denied(Denial),
+    #[error(transparent)]
+    Certificate(#[from] CertError),
+    #[error(transparent)]
+    Tunnel(#[from] ConnectError),
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    #[error(transparent)]
+    Served(#[from] TunnelError),
+    #[error(transparent)]
+    Malformed(#[from] InvalidRequest),
+    /// Connecting, or carrying bytes.
+    #[error("{what}: {error}")]
+    Io { what: &'static str, error: io::Error },
+    #[error("no free source port towards the application: too many connections from this client")]
+    NoPort,
+    #[error("the client gave up before it was answered")]
+    Abandoned,
+    #[error("cut, because the pod was removed or the proxy is shutting down")]
+    Cut,
+}
+
+impl ProxyError {
+    /// For metrics.
+    pub fn reason(&self) -> Reason {
+        match &self.cause {
+            Cause::Plan(PlanError::NoEndpoint { .. } | PlanError::NoAddress { .. }) => Reason::NoEndpoint,
+            Cause::Plan(PlanError::Recursive(_)) => Reason::BadRequest,
+            Cause::Plan(PlanError::Waypoint { .. } | PlanError::OtherNetwork { .. })
+            | Cause::Refusal(Refusal::ApplicationTunnel) => Reason::NotSupported,
+            Cause::Refusal(Refusal::OtherWorkload { .. }) => Reason::WrongWorkload,
+            Cause::Refusal(_) | Cause::Malformed(_) => Reason::BadRequest,
+            Cause::Denied(_) => Reason::Denied,
+            Cause::Certificate(_) => Reason::Identity,
+            Cause::Tunnel(error) => tunnel_reason(error),
+            Cause::Handshake(HandshakeError::Http2(_)) => Reason::Http2,
+            Cause::Handshake(_) => Reason::Tls,
+            Cause::Served(_) | Cause::Abandoned => Reason::Broken,
+            Cause::NoPort => Reason::Local,
+            Cause::Cut => Reason::Cut,
+            Cause::Io { .. } => match (self.phase, self.side) {
+                (Phase::Copy, _) => Reason::Broken,
+                (_, Side::Local) => Reason::Local,
+                _ => Reason::Connect,
+            },
+        }
+    }
+
+    /// The answer to a CONNECT that failed so (the ones of Istio's ztunnel).
+    pub fn status(&self) -> StatusCode {
+        match &self.cause {
+            Cause::Refusal(refusal) => refusal.status(),
+            Cause::Malformed(_) => StatusCode::BAD_REQUEST,
+            Cause::Denied(_) => StatusCode::UNAUTHORIZED,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// A failure of this node.
+    pub fn local(phase: Phase, what: &'static str, error: io::Error) -> Self {
+        Self { phase, side: Side::Local, cause: Cause::Io { what, error } }
+    }
+
+    /// A failure on one side.
+    pub fn new(phase: Phase, side: Side, cause: impl Into<Cause>) -> Self {
+        Self { phase, side, cause: cause.into() }
+    }
+}
+
+fn tunnel_reason(error: &ConnectError) -> Reason {
+    match error {
+        ConnectError::Dial(DialError::Certificate(_)) => Reason::Identity,
+        ConnectError::Dial(DialError::ConnectTimeout(_)) => Reason::NetworkPolicy,
+        ConnectError::Dial(DialError::Tls(_)) | ConnectError::Tls(_) => Reason::Tls,
+        ConnectError::Dial(DialError::Http2(_)) => Reason::Http2,
+        _ => Reason::Connect,
+    }
+}

@@ -1,0 +1,294 @@
+//! One connection's log line and counters. Phases tell facts; only this file knows how they are written.
+//!
+//! **Invariant:** each accepted connection (each CONNECT of a tunnel) has exactly one access-log line, also when its
+//! task is dropped half-way.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mesh_core::addr::{ClientAddr, Target};
+use mesh_core::copy::{Meter, Side, Traffic};
+use mesh_core::hbone::Baggage;
+use mesh_core::identity::Identity;
+use mesh_core::service::Service;
+use mesh_core::workload::Workload;
+use tracing::field::{DisplayValue, display};
+
+use crate::connections::{Entry, Place};
+use crate::metrics::{Counters, Label, PeerLabels, Principal, ServiceLabels, TrafficLabels};
+use crate::proxy::Proxy;
+use crate::reason::{Cause, Phase, ProxyError, Side as Fault};
+
+/// Which end of the mesh this proxy is for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The client's.
+    Outbound,
+    /// The server's.
+    Inbound,
+}
+
+impl Direction {
+    /// As in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+
+    /// As in metrics.
+    pub fn reporter(self) -> &'static str {
+        match self {
+            Self::Outbound => "source",
+            Self::Inbound => "destination",
+        }
+    }
+}
+
+/// What is known of one end.
+#[derive(Debug, Default)]
+pub struct Party {
+    /// Its address.
+    pub address: Option<SocketAddr>,
+    /// What the mesh knows.
+    pub workload: Option<Arc<Workload>>,
+    /// What it says of itself, where the mesh knows nothing.
+    pub baggage: Option<Box<Baggage>>,
+    /// What it proved to be.
+    pub identity: Option<Identity>,
+}
+
+/// What the log line and the labels are made of.
+#[derive(Debug)]
+pub struct Facts {
+    /// Which end this is.
+    pub direction: Direction,
+    /// Who connected.
+    pub source: Party,
+    /// What it reaches.
+    pub destination: Party,
+    /// Authority inside the tunnel.
+    pub hbone_target: Option<Target>,
+    /// What was dialled.
+    pub service: Option<Arc<Service>>,
+    /// Whether both ends proved who they are.
+    pub mutual_tls: bool,
+}
+
+/// The account of one connection.
+#[derive(Debug)]
+pub struct Report {
+    /// Filled in by the phases.
+    pub facts: Facts,
+    proxy: Arc<Proxy>,
+    pod: Arc<str>,
+    started: Instant,
+    meter: Arc<Metered>,
+    counters: Option<Counters>,
+    place: Option<Place>,
+    written: bool,
+}
+
+/// Counts carried bytes in the connection's own account and live in the metrics.
+#[derive(Debug)]
+pub struct Metered {
+    traffic: Arc<Traffic>,
+    counters: Option<(prometheus_client::metrics::counter::Counter, prometheus_client::metrics::counter::Counter)>,
+}
+
+impl Meter for Metered {
+    fn carried(&self, side: Side, bytes: u64) {
+        self.traffic.carried(side, bytes);
+        if let Some((received, sent)) = &self.counters {
+            match side {
+                Side::Downstream => received.inc_by(bytes),
+                Side::Upstream => sent.inc_by(bytes),
+            };
+        }
+    }
+}
+
+impl Report {
+    /// A connection from `client` was accepted for the pod with this uid.
+    pub fn new(proxy: &Arc<Proxy>, pod: &Arc<str>, direction: Direction, client: ClientAddr) -> Self {
+        let source = Party { address: Some(client.get()), ..Default::default() };
+        Self {
+            facts: Facts {
+                direction,
+                source,
+                destination: Party::default(),
+                hbone_target: None,
+                service: None,
+                mutual_tls: false,
+            },
+            proxy: proxy.clone(),
+            pod: pod.clone(),
+            started: Instant::now(),
+            meter: Arc::new(Metered { traffic: Arc::default(), counters: None }),
+            counters: None,
+            place: None,
+            written: false,
+        }
+    }
+
+    /// Its destination is known: it counts as opened from now on, with the labels that the facts give now.
+    pub fn open(&mut self) {
+        let counters = self.proxy.metrics.open(&self.facts.labels("-"));
+        let traffic = self.meter.traffic.clone();
+        let live = (counters.received.clone(), counters.sent.clone());
+        self.meter = Arc::new(Metered { traffic: traffic.clone(), counters: Some(live) });
+        self.counters = Some(counters);
+        self.place = Some(self.proxy.connections.open(Entry {
+            direction: self.facts.direction,
+            source: self.facts.source.address.unwrap_or_else(|| ([0, 0, 0, 0], 0).into()),
+            destination: self.facts.destination.address,
+            pod: self.pod.clone(),
+            opened: self.started,
+            traffic,
+        }));
+        tracing::debug!(target: "access", direction = self.facts.direction.as_str(), "connection opened");
+    }
+
+    /// For the copy loop.
+    pub fn meter(&self) -> Arc<Metered> {
+        self.meter.clone()
+    }
+
+    /// Writes the line and counts the outcome.
+    pub fn finish(mut self, result: &Result<(), ProxyError>) {
+        self.write(result.as_ref().err());
+    }
+
+    fn write(&mut self, error: Option<&ProxyError>) {
+        self.written = true;
+        if let Some(counters) = self.counters.take() {
+            counters.closed.inc();
+        }
+        self.place = None;
+        if let Some(error) = error {
+            self.proxy.metrics.fail(&self.facts.labels(error.reason().flag()));
+        }
+        self.log(error);
+    }
+
+    fn log(&self, error: Option<&ProxyError>) {
+        let Facts { direction, source, destination, hbone_target, service, .. } = &self.facts;
+        let from_client = self.meter.traffic.from(Side::Downstream);
+        let to_client = self.meter.traffic.from(Side::Upstream);
+        // From the view of the workload whose proxy this is.
+        let (bytes_sent, bytes_recv) = match direction {
+            Direction::Outbound => (from_client, to_client),
+            Direction::Inbound => (to_client, from_client),
+        };
+        let duration = format!("{}ms", self.started.elapsed().as_millis());
+        macro_rules! line {
+            ($level:expr, $message:literal) => {
+                tracing::event!(
+                    target: "access", $level,
+                    src.addr = source.address.map(display),
+                    src.workload = source.name(),
+                    src.namespace = source.namespace(),
+                    src.identity = source.proved(),
+                    src.cluster = source.cluster(),
+                    dst.addr = destination.address.map(display),
+                    dst.hbone_addr = hbone_target.map(display),
+                    dst.service = service.as_ref().map(|service| &*service.key.hostname),
+                    dst.workload = destination.name(),
+                    dst.namespace = destination.namespace(),
+                    dst.identity = destination.proved(),
+                    dst.cluster = destination.cluster(),
+                    direction = direction.as_str(),
+                    bytes_sent, bytes_recv, duration,
+                    error = error.map(display),
+                    reason = error.map(|error| error.reason().flag()),
+                    $message
+                )
+            };
+        }
+        match error {
+            None => line!(tracing::Level::INFO, "connection complete"),
+            Some(_) => line!(tracing::Level::ERROR, "connection failed"),
+        }
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if !self.written {
+            self.write(Some(&ProxyError::new(Phase::Copy, Fault::Local, Cause::Cut)));
+        }
+    }
+}
+
+impl Party {
+    fn name(&self) -> Option<&str> {
+        let owner = || self.baggage.as_ref()?.workload.as_ref().map(|(_, name)| name.as_str());
+        self.workload.as_ref().map(|workload| &*workload.name).or_else(owner)
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        let said = || self.baggage.as_ref()?.namespace.as_deref();
+        self.workload.as_ref().map(|workload| &*workload.namespace).or_else(said)
+    }
+
+    fn cluster(&self) -> Option<&str> {
+        let said = || self.baggage.as_ref()?.cluster.as_deref();
+        self.workload.as_ref().map(|workload| &*workload.cluster).or_else(said)
+    }
+
+    fn proved(&self) -> Option<DisplayValue<&Identity>> {
+        self.identity.as_ref().map(display)
+    }
+
+    fn labels(&self, principal: Option<&Identity>) -> PeerLabels {
+        let principal = Principal(principal.cloned());
+        match (&self.workload, &self.baggage) {
+            (Some(workload), _) => PeerLabels {
+                workload: Label::from(&workload.workload_name),
+                canonical_service: Label::from(&workload.canonical_name),
+                canonical_revision: Label::from(&workload.canonical_revision),
+                namespace: Label::from(&workload.namespace),
+                principal,
+                cluster: Label::from(&workload.cluster),
+                region: Label::from(&workload.locality.region),
+                zone: Label::from(&workload.locality.zone),
+            },
+            (None, Some(baggage)) => PeerLabels {
+                workload: Label::from(baggage.workload.as_ref().map(|(_, name)| name)),
+                canonical_service: Label::from(baggage.service.as_ref()),
+                canonical_revision: Label::from(baggage.revision.as_ref()),
+                namespace: Label::from(baggage.namespace.as_ref()),
+                principal,
+                cluster: Label::from(baggage.cluster.as_ref()),
+                region: Label::from(baggage.region.as_ref()),
+                zone: Label::from(baggage.zone.as_ref()),
+            },
+            (None, None) => PeerLabels { principal, ..Default::default() },
+        }
+    }
+}
+
+impl Facts {
+    /// Labels as of now. The source's principal is what was proved; the destination's what the mesh says it is.
+    pub fn labels(&self, response_flags: &'static str) -> TrafficLabels {
+        let known = self.destination.workload.as_ref().map(|workload| &workload.identity);
+        TrafficLabels {
+            reporter: self.direction,
+            source: self.source.labels(self.source.identity.as_ref()),
+            destination: self.destination.labels(self.destination.identity.as_ref().or(known)),
+            service: self.service.as_ref().map(|service| service_labels(service)).unwrap_or_default(),
+            response_flags,
+            mutual_tls: self.mutual_tls,
+        }
+    }
+}
+
+fn service_labels(service: &Service) -> ServiceLabels {
+    ServiceLabels {
+        host: Label::from(&service.key.hostname),
+        namespace: Label::from(&service.key.namespace),
+        name: Label::from(&service.name),
+    }
+}

@@ -1,0 +1,144 @@
+//! TCP sockets inside a pod's network namespace: the only place where the process changes namespaces.
+//!
+//! **Invariant:** a thread that entered a pod's namespace is back in its own before any other code runs on it (no
+//! await, no allocation that could fail in between); every socket is flagged for the pod's guard before it connects.
+
+mod flag;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::addr::{ClientAddr, NextHop, Target};
+use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpSocket, TcpStream};
+
+pub use flag::FlagMap;
+
+/// Time for a TCP handshake.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+const KEEPALIVE: Duration = Duration::from_secs(180);
+const KEEPALIVE_PROBES: u32 = 9;
+
+/// Makes unconnected sockets; the kernel's part of a pod, replaced in tests that have no namespaces.
+pub trait Sockets: Send + Sync + 'static {
+    /// For connections to the network, from the pod's own address.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or the socket not be made.
+    fn to_network(&self, next_hop: NextHop) -> io::Result<TcpSocket>;
+
+    /// For connections to the pod's application, from an address that is not ours.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, the socket not be made or the address is taken (`AddrInUse`).
+    fn to_application(&self, from: ClientAddr, target: Target) -> io::Result<TcpSocket>;
+}
+
+/// Sockets of one pod.
+#[derive(Debug)]
+pub struct PodSockets {
+    netns: OwnedFd,
+    own_netns: Arc<OwnedFd>,
+    flags: FlagMap,
+}
+
+impl PodSockets {
+    /// `own_netns` is where the process belongs ([`own_netns`]).
+    pub fn new(netns: OwnedFd, own_netns: Arc<OwnedFd>, flags: FlagMap) -> Self {
+        Self { netns, own_netns, flags }
+    }
+
+    fn open(&self, addr: SocketAddr) -> io::Result<Socket> {
+        let socket = inside(&self.netns, &self.own_netns, || {
+            Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))
+        })?;
+        self.flags.flag(socket.as_fd())?;
+        tune(&socket)?;
+        Ok(socket)
+    }
+}
+
+impl Sockets for PodSockets {
+    fn to_network(&self, next_hop: NextHop) -> io::Result<TcpSocket> {
+        let socket = self.open(next_hop.get())?;
+        socket.set_mark(mesh_ebpf_abi::MARK_PROXY)?;
+        Ok(into_tokio(socket))
+    }
+
+    fn to_application(&self, from: ClientAddr, target: Target) -> io::Result<TcpSocket> {
+        let socket = self.open(target.get())?;
+        // The mark routes the application's replies back to lo; without the device, steering would take the SYN for
+        // one of the network's and give it to us again.
+        socket.set_mark(mesh_ebpf_abi::MARK_UPSTREAM)?;
+        socket.bind_device(Some(b"lo"))?;
+        match from.ip().is_ipv4() {
+            true => socket.set_ip_transparent_v4(true)?,
+            false => socket.set_ip_transparent_v6(true)?,
+        }
+        // The port is free for this target; that others use it for theirs is no conflict.
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.get().into())?;
+        Ok(into_tokio(socket))
+    }
+}
+
+/// The namespace that this process was started in.
+///
+/// # Errors
+/// When /proc is not mounted.
+pub fn own_netns() -> io::Result<Arc<OwnedFd>> {
+    Ok(Arc::new(std::fs::File::open("/proc/thread-self/ns/net")?.into()))
+}
+
+/// Connects within [`CONNECT_TIMEOUT`].
+///
+/// # Errors
+/// As `connect(2)`, or `TimedOut`.
+pub async fn connect(socket: TcpSocket, addr: SocketAddr) -> io::Result<TcpStream> {
+    match tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(addr)).await {
+        Ok(result) => result,
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+        )),
+    }
+}
+
+/// What every connection of the proxy has: no Nagle, keepalive 180 s / 180 s / 9 probes (as Istio's).
+///
+/// # Errors
+/// When the socket is closed.
+pub fn tune<'a>(socket: impl Into<socket2::SockRef<'a>>) -> io::Result<()> {
+    let socket = socket.into();
+    socket.set_tcp_nodelay(true)?;
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+/// From now on, closing it resets the connection: the peer learns that its bytes were not taken.
+pub fn reset_on_close(stream: &TcpStream) {
+    // Fails only on a closed socket, which needs no reset.
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+fn into_tokio(socket: Socket) -> TcpSocket {
+    TcpSocket::from_std_stream(socket.into())
+}
+
+/// Runs `make` with this thread in `netns`.
+fn inside<T>(netns: &OwnedFd, own: &OwnedFd, make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)?;
+    let made = make();
+    if let Err(error) = setns(own.as_fd(), CloneFlags::CLONE_NEWNET) {
+        // This thread would go on to open other pods' sockets in this pod.
+        eprintln!("cannot return from a pod's network namespace: {error}; this needs CAP_SYS_ADMIN");
+        std::process::abort();
+    }
+    made
+}

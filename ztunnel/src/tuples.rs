@@ -1,0 +1,131 @@
+//! Which source ports the proxy may use towards a pod's application.
+//!
+//! The proxy connects to the application from the client's address. In the pod's network namespace that connection
+//! has the address pair of a connection of the client itself: with the client's own port the kernel would find the
+//! proxy's accepted socket instead of the application. So the proxy chooses the port, from a range that clients
+//! rarely use, and never one that is in use between the same two ends.
+//!
+//! **Invariant:** a pair is in the table for as long as its [`Tuple`] lives.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mesh_core::addr::{ClientAddr, Target};
+
+/// Below Linux's default range of local ports (32768 to 60999), above most servers.
+const PORTS: RangeInclusive<u16> = 10_000..=32_767;
+
+/// Ports tried before giving up: with fewer than 20,000 in use the chance to find none is negligible.
+const TRIES: u16 = 64;
+
+/// Client's and pod's end.
+type Pair = (SocketAddr, SocketAddr);
+
+/// The live connections of one pod that arrived in the clear, and those that the proxy opened to its application.
+/// Clones are the same table.
+#[derive(Clone, Debug, Default)]
+pub struct Tuples {
+    // Held for a hash map operation; one pod's new connections are its only users.
+    live: Arc<Mutex<HashMap<Pair, usize>>>,
+}
+
+/// One connection in the table.
+#[derive(Debug)]
+pub struct Tuple {
+    pair: Pair,
+    live: Arc<Mutex<HashMap<Pair, usize>>>,
+}
+
+impl Tuples {
+    /// Notes a connection that was accepted.
+    pub fn accepted(&self, client: ClientAddr, local: Target) -> Tuple {
+        let pair = (client.get(), local.get());
+        // Counted: the client may use a port again before the end of its last connection is noticed.
+        *self.live.lock().unwrap_or_else(PoisonError::into_inner).entry(pair).or_default() += 1;
+        Tuple { pair, live: self.live.clone() }
+    }
+
+    /// A free port to connect from `client`'s address to `target`; `random` is where the search starts. None: no
+    /// port nearby is free.
+    pub fn choose(&self, client: ClientAddr, target: Target, random: u16) -> Option<(ClientAddr, Tuple)> {
+        let (first, last) = (*PORTS.start(), *PORTS.end());
+        let size = last - first + 1;
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        for step in 0..TRIES {
+            let port = first + (random % size + step) % size;
+            let from = SocketAddr::new(client.ip(), port);
+            let pair = (from, target.get());
+            if port != client.port() && !live.contains_key(&pair) {
+                live.insert(pair, 1);
+                return Some((from.into(), Tuple { pair, live: self.live.clone() }));
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Tuple {
+    fn drop(&mut self) {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = live.get_mut(&self.pair) {
+            *count -= 1;
+            if *count == 0 {
+                live.remove(&self.pair);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(port: u16) -> ClientAddr {
+        SocketAddr::from(([10, 0, 0, 1], port)).into()
+    }
+
+    fn target(port: u16) -> Target {
+        SocketAddr::from(([10, 0, 0, 2], port)).into()
+    }
+
+    #[test]
+    fn never_the_clients_port_nor_one_in_use() {
+        let tuples = Tuples::default();
+        let accepted = tuples.accepted(client(10_001), target(80));
+        let (from, first) = tuples.choose(client(10_000), target(80), 0).unwrap();
+        assert_eq!(from, client(10_002), "10000 is the client's, 10001 is in use");
+        let (from, _second) = tuples.choose(client(9), target(80), 2).unwrap();
+        assert_eq!(from, client(10_003));
+        let (from, _other) = tuples.choose(client(9), target(81), 2).unwrap();
+        assert_eq!(from, client(10_002), "another target is another connection");
+        drop((accepted, first));
+        let (from, _) = tuples.choose(client(9), target(80), 1).unwrap();
+        assert_eq!(from, client(10_001), "given back");
+    }
+
+    #[test]
+    fn stays_in_the_range_and_gives_up() {
+        let tuples = Tuples::default();
+        let size = PORTS.end() - PORTS.start() + 1;
+        let kept: Vec<_> =
+            (0..TRIES).filter_map(|_| tuples.choose(client(9), target(80), size - 10)).collect();
+        assert!(kept.iter().all(|(from, _)| PORTS.contains(&from.port())));
+        assert_eq!(kept.len(), usize::from(TRIES));
+        assert!(tuples.choose(client(9), target(80), size - 10).is_none());
+        drop(kept);
+        assert!(tuples.live.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_port_that_was_used_twice_is_free_after_both() {
+        let tuples = Tuples::default();
+        let old = tuples.accepted(client(10_000), target(80));
+        let new = tuples.accepted(client(10_000), target(80));
+        drop(old);
+        let (from, _) = tuples.choose(client(9), target(80), 0).unwrap();
+        assert_eq!(from.port(), 10_001);
+        drop(new);
+    }
+}
