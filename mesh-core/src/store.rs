@@ -222,7 +222,7 @@ impl Writer {
     pub fn put_service(&mut self, service: Service) {
         let key = service.key.clone();
         if let Some(old) = self.services.get(&key).cloned() {
-            if old.service == service {
+            if *old.service == service {
                 return;
             }
             self.unindex_service(&old);

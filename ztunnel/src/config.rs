@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mesh_core::certs::CaConfig;
 use mesh_core::identity::TrustDomain;
+use mesh_core::telemetry;
 
 /// Carries the TCP connections of this node's pods to their peers over HBONE, with mutual TLS.
 ///
@@ -28,15 +30,9 @@ pub struct Config {
     /// Directory with the node agent's sockets
     #[arg(long, env = "AMBIT_RUN_DIR", default_value = "/run/ambit")]
     pub run_dir: PathBuf,
-    /// Certificate authority
-    #[arg(long, env = "CA_ADDRESS", default_value = "https://ambit-ca.ambit-system.svc:15012")]
-    pub ca_address: String,
-    /// PEM file with the roots that vouch for the certificate authority's server; read again at every dial
-    #[arg(long, env = "CA_ROOT_CA", default_value = "/var/run/secrets/ambit/root-cert.pem")]
-    pub ca_root: PathBuf,
-    /// Service account token that is shown to the certificate authority; read again at every call
-    #[arg(long = "token", env = "AUTH_TOKEN", default_value = "/var/run/secrets/tokens/istio-token")]
-    pub token: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment would replace the help's introduction")]
+    pub ca: CaConfig,
     /// Configuration dump; keep it on loopback
     #[arg(long, env = "AMBIT_ADMIN_ADDRESS", default_value = "127.0.0.1:15000")]
     pub admin_address: SocketAddr,
@@ -49,6 +45,20 @@ pub struct Config {
     /// After SIGTERM, how many seconds connections may go on before they are cut
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", default_value = "5", value_parser = seconds)]
     pub drain_deadline: Duration,
+    /// Threads that carry connections; 0: a quarter of the processors, but two at least
+    #[arg(long, env = "ZTUNNEL_WORKER_THREADS", default_value_t = 0)]
+    pub threads: usize,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment would replace the help's introduction")]
+    pub telemetry: telemetry::Config,
+}
+
+impl Config {
+    /// Threads of the runtime.
+    pub fn worker_threads(&self) -> usize {
+        let processors = std::thread::available_parallelism().map_or(2, std::num::NonZeroUsize::get);
+        if self.threads > 0 { self.threads } else { (processors / 4).max(2) }
+    }
 }
 
 /// "5" or "5s".

@@ -1,3 +1,176 @@
 //! Connections to pods over HBONE: terminate, authorize, connect, copy.
+//!
+//! **Invariant:** 200 is answered only after policy has allowed the connection and the application has accepted it.
 
 pub mod authority;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use mesh_core::addr::{ClientAddr, Target};
+use mesh_core::authz::Connection;
+use mesh_core::drain::Watch;
+use mesh_core::hbone::server::{self, Handler, Incoming};
+use mesh_core::hbone::{Baggage, ConnectRequest, InvalidRequest};
+use mesh_core::identity::Identity;
+use mesh_core::service::Service;
+use mesh_core::workload::{Membership, Workload};
+use tokio::net::TcpStream;
+
+use crate::proxy::{Pod, baggage, carry};
+use crate::reason::{Cause, Phase, ProxyError, Side};
+use crate::report::{Direction, Report};
+use crate::sockets;
+use crate::tuples::Tuple;
+
+/// Serves one tunnel that a peer opened to the pod.
+pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: SocketAddr) {
+    let client = ClientAddr::from(client);
+    let local = stream.local_addr();
+    let accepted = tokio::select! {
+        biased;
+        () = drain.closing() => Err(ProxyError::new(Phase::Handshake, Side::Local, Cause::Cut)),
+        accepted = Box::pin(accept(&pod, stream)) => accepted,
+    };
+    match (accepted, local) {
+        (Ok(tunnel), Ok(local)) => {
+            let peer = tunnel.client().clone();
+            let streams =
+                Streams { pod, drain: drain.clone(), client, peer, local: local.ip().to_canonical() };
+            // Its connections have told their own fate; this is about the connection below them.
+            if let Err(error) = Box::pin(tunnel.serve(streams, drain)).await {
+                tracing::debug!(peer = %client, %error, "tunnel ended");
+            }
+        }
+        (Err(error), local) => refused(&pod, client, local.ok(), error),
+        (Ok(_), Err(error)) => {
+            refused(&pod, client, None, ProxyError::local(Phase::Accept, "getsockname", error));
+        }
+    }
+}
+
+async fn accept(pod: &Pod, stream: TcpStream) -> Result<server::Tunnel<TcpStream>, ProxyError> {
+    sockets::tune(&stream).map_err(|error| ProxyError::local(Phase::Accept, "socket options", error))?;
+    let certificate = pod
+        .proxy
+        .certificates
+        .get(&pod.workload().identity)
+        .await
+        .map_err(|error| ProxyError::new(Phase::Handshake, Side::Local, error))?;
+    server::handshake(stream, &certificate, server::Config::default())
+        .await
+        .map_err(|error| ProxyError::new(Phase::Handshake, Side::Downstream, error))
+}
+
+/// A client that got no tunnel has its line and its count, too.
+fn refused(pod: &Pod, client: ClientAddr, local: Option<SocketAddr>, error: ProxyError) {
+    let mut report = Report::new(&pod.proxy, &pod.uid, Direction::Inbound, client);
+    report.facts.source.workload = pod.workload_at(client.ip());
+    report.facts.destination.workload = Some(pod.workload());
+    report.facts.destination.address = local;
+    report.finish(&Err(error));
+}
+
+/// What the connections of one tunnel have in common.
+#[derive(Clone)]
+struct Streams {
+    pod: Arc<Pod>,
+    drain: Watch,
+    client: ClientAddr,
+    peer: Identity,
+    local: IpAddr,
+}
+
+impl Handler for Streams {
+    async fn connect(self, mut incoming: Incoming) {
+        let destination = self.pod.workload();
+        let mut report = self.report(&destination, Some(incoming.request()));
+        let result = tokio::select! {
+            biased;
+            () = self.drain.closing() => Err(ProxyError::new(Phase::Connect, Side::Local, Cause::Cut)),
+            dialled = self.dial(&destination, &mut incoming, &mut report) => dialled,
+        };
+        let result = match result {
+            Ok((upstream, _tuple)) => match incoming.accept(&baggage(&destination)) {
+                Ok(downstream) => carry(downstream, upstream, &report.meter(), &self.drain).await,
+                Err(_) => Err(ProxyError::new(Phase::Connect, Side::Downstream, Cause::Abandoned)),
+            },
+            Err(error) => {
+                incoming.refuse(error.status(), &error.cause.to_string());
+                Err(error)
+            }
+        };
+        report.finish(&result);
+    }
+
+    fn malformed(&self, error: &InvalidRequest) {
+        let report = self.report(&self.pod.workload(), None);
+        report.finish(&Err(ProxyError::new(Phase::Request, Side::Downstream, error.clone())));
+    }
+}
+
+impl Streams {
+    async fn dial(
+        &self,
+        destination: &Workload,
+        incoming: &mut Incoming,
+        report: &mut Report,
+    ) -> Result<(TcpStream, Tuple), ProxyError> {
+        let target = authority::check(incoming.request(), self.local, destination, &self.pod.proxy.mesh)
+            .map_err(|refusal| ProxyError::new(Phase::Request, Side::Downstream, refusal))?;
+        report.facts.destination.address = Some(target.get());
+        report.facts.service = self.service(destination, incoming.request(), target);
+        let connection = Connection { peer: Some(self.peer.clone()), client: self.client, target };
+        self.pod.authorize(destination, &connection)?;
+        report.open();
+        tokio::select! {
+            biased;
+            dialled = self.pod.connect_application(self.client, target) => dialled,
+            () = incoming.abandoned() => {
+                Err(ProxyError::new(Phase::Connect, Side::Downstream, Cause::Abandoned))
+            }
+        }
+    }
+
+    fn report(&self, destination: &Arc<Workload>, request: Option<&ConnectRequest>) -> Report {
+        let mut report = Report::new(&self.pod.proxy, &self.pod.uid, Direction::Inbound, self.client);
+        let facts = &mut report.facts;
+        facts.mutual_tls = true;
+        // The address may be a gateway's or already another pod's: only a workload of the proved identity is meant.
+        facts.source.workload =
+            self.pod.workload_at(self.client.ip()).filter(|known| known.identity == self.peer);
+        if facts.source.workload.is_none() {
+            facts.source.baggage = request.map(|request| Box::new(self.said(&request.baggage)));
+        }
+        facts.source.identity = Some(self.peer.clone());
+        facts.destination.workload = Some(destination.clone());
+        facts.destination.identity = Some(destination.identity.clone());
+        report
+    }
+
+    /// What a peer says of itself, unless it contradicts what it proved.
+    fn said(&self, baggage: &Baggage) -> Baggage {
+        Baggage { namespace: Some(self.peer.namespace().to_owned()), ..baggage.clone() }
+    }
+
+    /// The service that the client dialled, if it says so and the pod is a part of it; else the first with the port.
+    fn service(
+        &self,
+        destination: &Workload,
+        request: &ConnectRequest,
+        target: Target,
+    ) -> Option<Arc<Service>> {
+        let mesh = &self.pod.proxy.mesh;
+        let host = request.forwarded.as_ref().and_then(|forwarded| forwarded.host.as_deref());
+        let mut services = destination.services.iter().filter_map(|member| {
+            mesh.service(&member.service.namespace, &member.service.hostname).map(|s| (member, s))
+        });
+        let serves = |member: &Membership, service: &Service| {
+            let own = member.ports.iter().any(|(_, port)| *port == target.port());
+            own || service.ports.iter().any(|port| port.target == Some(target.port()))
+        };
+        let dialled = host.and_then(|host| services.clone().find(|(m, _)| &*m.service.hostname == host));
+        let chosen = dialled.or_else(|| services.find(|(member, entry)| serves(member, &entry.service)));
+        chosen.map(|(_, entry)| entry.service.clone())
+    }
+}

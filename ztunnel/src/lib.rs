@@ -1,5 +1,18 @@
 //! The node's L4 proxy: takes the connections that capture steers to it, and carries them over HBONE.
+//!
+//! Read `outbound` and `inbound` first: one connection each, top to bottom.
 
+pub mod app;
 pub mod config;
+pub mod connections;
+pub mod dump;
 pub mod inbound;
+pub mod metrics;
 pub mod outbound;
+pub mod passthrough;
+pub mod pods;
+pub mod proxy;
+pub mod reason;
+pub mod report;
+pub mod sockets;
+pub mod tuples;

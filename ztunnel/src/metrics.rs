@@ -223,7 +223,8 @@ impl Metrics {
     /// Counts a connection as opened and returns what it counts in from now on.
     pub fn open(&self, labels: &TrafficLabels) -> Counters {
         self.opened.get_or_create(labels).inc();
-        let sockets = self.sockets.get_or_create_owned(&ReporterLabels { reporter: labels.reporter.reporter() });
+        let sockets =
+            self.sockets.get_or_create_owned(&ReporterLabels { reporter: labels.reporter.reporter() });
         sockets.inc();
         Counters {
             closed: self.closed.get_or_create_owned(labels),
@@ -279,7 +280,9 @@ mod tests {
         let names: Vec<&str> = line
             .split_once('{')
             .and_then(|(_, rest)| rest.split_once('}'))
-            .map(|(labels, _)| labels.split(',').filter_map(|label| label.split_once('=')).map(|(n, _)| n).collect())
+            .map(|(labels, _)| {
+                labels.split(',').filter_map(|label| label.split_once('=')).map(|(n, _)| n).collect()
+            })
             .unwrap();
         assert_eq!(names.join(" "), LABELS);
         assert!(line.contains("reporter=\"source\"") && line.contains("source_workload=\"web\""), "{line}");

@@ -1,3 +1,160 @@
 //! Connections that pods open: identify, plan, connect, copy.
+//!
+//! The destination is the accepted socket's own address: capture steers without rewriting.
 
 pub mod plan;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mesh_core::addr::{ClientAddr, NextHop, OrigDst};
+use mesh_core::authz::Connection;
+use mesh_core::drain::Watch;
+use mesh_core::hbone::pool::Key;
+use mesh_core::hbone::{Authority, ConnectRequest, Forwarded, HboneStream, TraceParent};
+use mesh_core::identity::Identity;
+use mesh_core::workload::Workload;
+use tokio::net::TcpStream;
+
+use self::plan::{Plan, Route};
+use crate::proxy::{Pod, baggage, carry};
+use crate::reason::{Cause, Phase, ProxyError, Side};
+use crate::report::{Direction, Report};
+use crate::sockets;
+
+/// Carries one connection that the pod opened.
+pub async fn serve(pod: Arc<Pod>, drain: Watch, mut stream: TcpStream, client: SocketAddr) {
+    let client = ClientAddr::from(client);
+    let mut report = Report::new(&pod.proxy, &pod.uid, Direction::Outbound, client);
+    let result = tokio::select! {
+        biased;
+        () = drain.closing() => Err(ProxyError::new(Phase::Connect, Side::Local, Cause::Cut)),
+        result = connect(&pod, &stream, client, &mut report) => result,
+    };
+    let result = match result {
+        Ok(upstream) => upstream.carry(stream, &report, &drain).await,
+        Err(error) => {
+            // The application's connect() has succeeded already: a reset is the only "no" that it understands.
+            sockets::reset_on_close(&stream);
+            let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
+            Err(error)
+        }
+    };
+    report.finish(&result);
+}
+
+/// The far side, ready for bytes.
+enum Upstream {
+    Tunnel(HboneStream),
+    Plain(TcpStream),
+    Own(TcpStream, #[allow(dead_code, reason = "keeps the address pair")] crate::tuples::Tuple),
+}
+
+impl Upstream {
+    async fn carry(self, stream: TcpStream, report: &Report, drain: &Watch) -> Result<(), ProxyError> {
+        let meter = report.meter();
+        match self {
+            Self::Tunnel(upstream) => carry(stream, upstream, &meter, drain).await,
+            Self::Plain(upstream) => carry(stream, upstream, &meter, drain).await,
+            Self::Own(upstream, _tuple) => carry(stream, upstream, &meter, drain).await,
+        }
+    }
+}
+
+async fn connect(
+    pod: &Arc<Pod>,
+    stream: &TcpStream,
+    client: ClientAddr,
+    report: &mut Report,
+) -> Result<Upstream, ProxyError> {
+    let dst = stream.local_addr().map_err(|error| ProxyError::local(Phase::Accept, "getsockname", error))?;
+    sockets::tune(stream).map_err(|error| ProxyError::local(Phase::Accept, "socket options", error))?;
+    let dst = OrigDst::from(dst);
+    let source = pod.workload();
+    report.facts.source.workload = Some(source.clone());
+    report.facts.destination.address = Some(dst.get());
+    let plan = plan::outbound(&pod.proxy.mesh, &source, dst, rand::random::<u64>() as usize)
+        .map_err(|error| ProxyError::new(Phase::Plan, Side::Upstream, error))?;
+    planned(report, &source, &plan);
+    match plan.route.clone() {
+        Route::Hbone { next_hop, expected } => {
+            let key = key(&source, client, next_hop, expected, &plan);
+            let request = request(&source, client, &plan);
+            tunnel(pod, key, request, report).await.map(Upstream::Tunnel)
+        }
+        Route::Plain => plain(pod, &plan).await.map(Upstream::Plain),
+        Route::Own => {
+            // The kernel vouches for both ends, they are one pod; still its policy is asked.
+            let connection = Connection { peer: Some(source.identity.clone()), client, target: plan.target };
+            pod.authorize(&source, &connection)?;
+            let (upstream, tuple) = pod.connect_application(client, plan.target).await?;
+            Ok(Upstream::Own(upstream, tuple))
+        }
+    }
+}
+
+/// Tells the report what the plan is.
+fn planned(report: &mut Report, source: &Workload, plan: &Plan) {
+    let facts = &mut report.facts;
+    facts.destination.workload.clone_from(&plan.destination);
+    facts.service = plan.service.as_ref().map(|entry| entry.service.clone());
+    facts.destination.address = Some(plan.target.get());
+    if let Route::Hbone { next_hop, .. } = &plan.route {
+        facts.destination.address = Some(next_hop.get());
+        facts.hbone_target = Some(plan.target);
+        facts.source.identity = Some(source.identity.clone());
+        facts.mutual_tls = true;
+    }
+    report.open();
+}
+
+async fn tunnel(
+    pod: &Pod,
+    key: Key,
+    request: ConnectRequest,
+    report: &mut Report,
+) -> Result<HboneStream, ProxyError> {
+    let connected = Box::pin(pod.pool.connect(&key, &request))
+        .await
+        .map_err(|error| ProxyError::new(Phase::Connect, Side::Upstream, error))?;
+    report.facts.destination.identity = Some(connected.peer);
+    Ok(connected.stream)
+}
+
+async fn plain(pod: &Pod, plan: &Plan) -> Result<TcpStream, ProxyError> {
+    let socket = pod
+        .sockets
+        .to_network(NextHop::from(plan.target.get()))
+        .map_err(|error| ProxyError::local(Phase::Connect, "socket towards the network", error))?;
+    sockets::connect(socket, plan.target.get()).await.map_err(|error| {
+        let cause = Cause::Io { what: "connecting to the destination", error };
+        ProxyError::new(Phase::Connect, Side::Upstream, cause)
+    })
+}
+
+fn key(
+    source: &Workload,
+    client: ClientAddr,
+    next_hop: NextHop,
+    expected: Vec<Identity>,
+    plan: &Plan,
+) -> Key {
+    Key {
+        source: source.identity.clone(),
+        source_address: client.ip(),
+        destination: next_hop.get(),
+        expected,
+        workload_uid: plan.destination.as_ref().map(|workload| workload.uid.shared()),
+    }
+}
+
+fn request(source: &Workload, client: ClientAddr, plan: &Plan) -> ConnectRequest {
+    let host = plan.service.as_ref().map(|entry| entry.service.key.hostname.to_string());
+    ConnectRequest {
+        baggage: baggage(source),
+        forwarded: Some(Forwarded { client: Some(client.get()), host }),
+        traceparent: Some(TraceParent::random()),
+        workload_uid: plan.destination.as_ref().map(|workload| workload.uid.to_string()),
+        ..ConnectRequest::new(Authority::from(plan.target.get()))
+    }
+}

@@ -95,7 +95,8 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Metered {
     traffic: Arc<Traffic>,
-    counters: Option<(prometheus_client::metrics::counter::Counter, prometheus_client::metrics::counter::Counter)>,
+    counters:
+        Option<(prometheus_client::metrics::counter::Counter, prometheus_client::metrics::counter::Counter)>,
 }
 
 impl Meter for Metered {

@@ -21,6 +21,11 @@ pub use flag::FlagMap;
 /// Time for a TCP handshake.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// `mesh_ebpf_abi::MARK_UPSTREAM`
+const MARK_UPSTREAM: u32 = 0x539;
+/// `mesh_ebpf_abi::MARK_PROXY`
+const MARK_PROXY: u32 = 0x53a;
+
 const KEEPALIVE: Duration = Duration::from_secs(180);
 const KEEPALIVE_PROBES: u32 = 9;
 
@@ -66,7 +71,7 @@ impl PodSockets {
 impl Sockets for PodSockets {
     fn to_network(&self, next_hop: NextHop) -> io::Result<TcpSocket> {
         let socket = self.open(next_hop.get())?;
-        socket.set_mark(mesh_ebpf_abi::MARK_PROXY)?;
+        socket.set_mark(MARK_PROXY)?;
         Ok(into_tokio(socket))
     }
 
@@ -74,7 +79,7 @@ impl Sockets for PodSockets {
         let socket = self.open(target.get())?;
         // The mark routes the application's replies back to lo; without the device, steering would take the SYN for
         // one of the network's and give it to us again.
-        socket.set_mark(mesh_ebpf_abi::MARK_UPSTREAM)?;
+        socket.set_mark(MARK_UPSTREAM)?;
         socket.bind_device(Some(b"lo"))?;
         match from.ip().is_ipv4() {
             true => socket.set_ip_transparent_v4(true)?,

@@ -145,6 +145,14 @@ impl<D: Dial> Pool<D> {
         }
     }
 
+    /// Cuts all tunnels, and waits until their sockets are closed: an open one would hold its network namespace.
+    pub async fn close(&self) {
+        self.inner.stop.cancel();
+        self.inner.lock().clear();
+        self.inner.drivers.close();
+        self.inner.drivers.wait().await;
+    }
+
     /// Tunnels that are open, for metrics and tests.
     pub fn len(&self) -> usize {
         self.inner.lock().values().map(|slot| slot.tunnels.len()).sum()

@@ -155,7 +155,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
                     draining = true;
                     self.connection.graceful_shutdown();
                 }
-                () = close(&drain) => break Ok(()),
+                () = drain.closing() => break Ok(()),
                 () = &mut dead => break Err(TunnelError::Dead(keep_alive.timeout)),
                 Some(ended) = streams.join_next() => log_panic(ended),
             }
@@ -167,12 +167,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
         streams.shutdown().await;
         result
     }
-}
-
-/// The order to close, and time for the handlers, which obey it themselves, to say goodbye.
-async fn close(drain: &Watch) {
-    drain.closing().await;
-    tokio::time::sleep(CLOSE_GRACE).await;
 }
 
 /// Without the streams that are over already.

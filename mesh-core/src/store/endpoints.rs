@@ -38,7 +38,7 @@ impl Endpoint {
 #[derive(Debug)]
 pub struct ServiceEntry {
     /// The service itself.
-    pub service: Service,
+    pub service: Arc<Service>,
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
 }
 
@@ -58,7 +58,7 @@ pub enum PickError {
 
 impl ServiceEntry {
     pub(super) fn new(service: Service, members: &Members) -> Self {
-        let entry = Self { service, endpoints: ArcSwap::default() };
+        let entry = Self { service: Arc::new(service), endpoints: ArcSwap::default() };
         entry.publish(members);
         entry
     }

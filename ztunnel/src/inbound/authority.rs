@@ -2,21 +2,16 @@
 //!
 //! **Invariant:** the target is always the pod itself; an authority never makes the proxy dial elsewhere.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use mesh_core::addr::{HBONE_PORT, Target};
+use mesh_core::hbone::{ConnectRequest, Host};
 use mesh_core::store::Reader;
 use mesh_core::workload::Workload;
 
 /// Why a CONNECT is refused before policy is asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Another method.
-    #[error("method {0} is not CONNECT")]
-    Method(String),
-    /// No `host:port`.
-    #[error("authority {0:?} is not <address or host name>:<port>")]
-    Unparsable(String),
     /// An address that is not the pod's.
     #[error("authority {asked} names another address than this pod's, {local}")]
     OtherAddress {
@@ -48,9 +43,7 @@ impl Refusal {
     /// The reply that Istio's ztunnel gives in the same case.
     pub fn status(&self) -> http::StatusCode {
         match self {
-            Self::Method(_) | Self::Unparsable(_) | Self::OtherAddress { .. } => {
-                http::StatusCode::BAD_REQUEST
-            }
+            Self::OtherAddress { .. } => http::StatusCode::BAD_REQUEST,
             // 421: the request is fine but came to the wrong workload.
             Self::OtherWorkload { .. } => http::StatusCode::MISDIRECTED_REQUEST,
             Self::UnknownService(_) | Self::IllegalPort(_) | Self::ApplicationTunnel => {
@@ -60,61 +53,38 @@ impl Refusal {
     }
 }
 
-/// What a request says about where it wants to go.
-#[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
-    /// `:method`.
-    pub method: &'a http::Method,
-    /// `:authority`.
-    pub authority: &'a str,
-    /// `ambit-workload-uid`; an Istio peer sends none.
-    pub workload_uid: Option<&'a str>,
-}
-
-/// Decides what to dial. `pod` is the workload whose listener accepted; `in_mesh` is what WDS says about it, if
-/// anything yet.
+/// Decides what to dial. `local` is the address that the connection arrived at, `pod` the workload whose listener
+/// accepted it.
 ///
 /// # Errors
 /// When the request has to be refused.
-pub fn check(asked: Asked<'_>, local: IpAddr, pod: &Workload, mesh: &Reader) -> Result<Target, Refusal> {
-    if asked.method != http::Method::CONNECT {
-        return Err(Refusal::Method(asked.method.to_string()));
-    }
-    if let Some(expected) = asked.workload_uid
+pub fn check(
+    request: &ConnectRequest,
+    local: IpAddr,
+    pod: &Workload,
+    mesh: &Reader,
+) -> Result<Target, Refusal> {
+    if let Some(expected) = &request.workload_uid
         && expected != pod.uid.as_str()
     {
-        return Err(Refusal::OtherWorkload { expected: expected.to_owned(), actual: pod.uid.to_string() });
+        return Err(Refusal::OtherWorkload { expected: expected.clone(), actual: pod.uid.to_string() });
     }
-    let in_mesh = mesh.workload(pod.uid.as_str());
-    if in_mesh.as_ref().is_some_and(|workload| workload.application_tunnel.is_some()) {
+    if pod.application_tunnel.is_some() {
         return Err(Refusal::ApplicationTunnel);
     }
-    let port = match asked.authority.parse::<SocketAddr>() {
-        Ok(address) if address.ip().to_canonical() != local => {
-            return Err(Refusal::OtherAddress { asked: address.ip(), local });
+    let port = request.authority.port;
+    let port = match &request.authority.host {
+        Host::Address(asked) if asked.to_canonical() != local => {
+            return Err(Refusal::OtherAddress { asked: *asked, local });
         }
-        Ok(address) => address.port(),
-        Err(_) => {
-            let (hostname, port) = host_and_port(asked.authority)?;
-            let unknown = || Refusal::UnknownService(asked.authority.to_owned());
-            service_port(mesh, in_mesh.as_deref().unwrap_or(pod), hostname, port).ok_or_else(unknown)?
-        }
+        Host::Address(_) => port,
+        Host::Name(hostname) => service_port(mesh, pod, hostname, port)
+            .ok_or_else(|| Refusal::UnknownService(request.authority.to_string()))?,
     };
-    match port {
-        0 => Err(Refusal::Unparsable(asked.authority.to_owned())),
-        HBONE_PORT => Err(Refusal::IllegalPort(port)),
-        port => Ok(Target::from((local, port))),
+    if port == HBONE_PORT {
+        return Err(Refusal::IllegalPort(port));
     }
-}
-
-fn host_and_port(authority: &str) -> Result<(&str, u16), Refusal> {
-    let unparsable = || Refusal::Unparsable(authority.to_owned());
-    let (host, port) = authority.rsplit_once(':').ok_or_else(unparsable)?;
-    let allowed = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'-' | b'_');
-    if host.is_empty() || host.len() > 253 || !host.bytes().all(allowed) {
-        return Err(unparsable());
-    }
-    Ok((host, port.parse().map_err(|_| unparsable())?))
+    Ok(Target::from((local, port)))
 }
 
 /// The pod's own port for a port of a service that it is a part of.
@@ -170,11 +140,11 @@ mod tests {
         (reader, pod)
     }
 
-    fn ask(method: &str, authority: &str, workload_uid: Option<&str>) -> Result<Target, Refusal> {
+    fn ask(authority: &str, workload_uid: Option<&str>) -> Result<Target, Refusal> {
         let (reader, pod) = world(wire_pod());
-        let method = method.parse().unwrap();
-        let asked = Asked { method: &method, authority, workload_uid };
-        check(asked, "10.0.0.2".parse().unwrap(), &pod, &reader)
+        let mut request = ConnectRequest::new(authority.parse().unwrap());
+        request.workload_uid = workload_uid.map(str::to_owned);
+        check(&request, "10.0.0.2".parse().unwrap(), &pod, &reader)
     }
 
     #[test]
@@ -187,28 +157,21 @@ mod tests {
             ("web.local:80", None, "10.0.0.2:8080"),
             ("web.local:81", None, "10.0.0.2:9091"),
         ] {
-            assert_eq!(ask("CONNECT", authority, uid).unwrap().to_string(), target, "{authority}");
+            assert_eq!(ask(authority, uid).unwrap().to_string(), target, "{authority}");
         }
     }
 
     #[test]
     fn refused() {
-        for (method, authority, uid, status, expect) in [
-            ("GET", "10.0.0.2:80", None, 400, "method GET is not CONNECT"),
-            ("CONNECT", "", None, 400, "is not <address or host name>:<port>"),
-            ("CONNECT", "10.0.0.2", None, 400, "is not <address or host name>:<port>"),
-            ("CONNECT", "10.0.0.2:0", None, 400, "is not <address or host name>:<port>"),
-            ("CONNECT", "10.0.0.2:70000", None, 400, "is not <address or host name>:<port>"),
-            ("CONNECT", "[::1:80", None, 400, "is not <address or host name>:<port>"),
-            ("CONNECT", "user@web.local:80", None, 400, "is not <address or host name>:<port>"),
-            ("CONNECT", "10.0.0.3:80", None, 400, "names another address than this pod's, 10.0.0.2"),
-            ("CONNECT", "127.0.0.1:80", None, 400, "names another address"),
-            ("CONNECT", "10.0.0.2:15008", None, 503, "port 15008 is the tunnel's own"),
-            ("CONNECT", "unknown.local:80", None, 503, "is no service of this pod"),
-            ("CONNECT", "foreign.local:80", None, 503, "is no service of this pod"),
-            ("CONNECT", "gone.local:80", None, 503, "is no service of this pod"),
-            ("CONNECT", "web.local:83", None, 503, "has no such port"),
-            ("CONNECT", "web.local:82", None, 503, "has no such port"),
+        for (authority, uid, status, expect) in [
+            ("10.0.0.3:80", None, 400, "names another address than this pod's, 10.0.0.2"),
+            ("127.0.0.1:80", None, 400, "names another address"),
+            ("10.0.0.2:15008", None, 503, "port 15008 is the tunnel's own"),
+            ("unknown.local:80", None, 503, "is no service of this pod"),
+            ("foreign.local:80", None, 503, "is no service of this pod"),
+            ("gone.local:80", None, 503, "is no service of this pod"),
+            ("web.local:83", None, 503, "has no such port"),
+            ("web.local:82", None, 503, "has no such port"),
             (
                 "CONNECT",
                 "10.0.0.2:80",
@@ -216,11 +179,11 @@ mod tests {
                 421,
                 "the caller means workload c//Pod/shop/old",
             ),
-            ("CONNECT", "10.0.0.2:80", Some(""), 421, "the caller means workload"),
+            ("10.0.0.2:80", Some(""), 421, "the caller means workload"),
         ] {
-            let refusal = ask(method, authority, uid).unwrap_err();
-            assert_eq!(refusal.status(), status, "{method} {authority}");
-            assert!(refusal.to_string().contains(expect), "{method} {authority}: {refusal}");
+            let refusal = ask(authority, uid).unwrap_err();
+            assert_eq!(refusal.status(), status, "{authority}");
+            assert!(refusal.to_string().contains(expect), "{authority}: {refusal}");
         }
     }
 
@@ -228,9 +191,8 @@ mod tests {
     fn application_tunnels_are_refused_for_now() {
         let tunnel = wire::ApplicationTunnel { protocol: 1, port: 15088 };
         let (reader, pod) = world(wire::Workload { application_tunnel: Some(tunnel), ..wire_pod() });
-        let method = http::Method::CONNECT;
-        let asked = Asked { method: &method, authority: "10.0.0.2:80", workload_uid: None };
-        let refusal = check(asked, "10.0.0.2".parse().unwrap(), &pod, &reader).unwrap_err();
+        let request = ConnectRequest::new("10.0.0.2:80".parse().unwrap());
+        let refusal = check(&request, "10.0.0.2".parse().unwrap(), &pod, &reader).unwrap_err();
         assert_eq!(refusal, Refusal::ApplicationTunnel);
     }
 }

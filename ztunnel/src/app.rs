@@ -1,0 +1,140 @@
+//! Wires the parts: configuration in, a running proxy, a clean end.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use mesh_core::addr::Network;
+use mesh_core::certs::{CaClient, Certificates, FetchCert};
+use mesh_core::drain;
+use mesh_core::proto::discovery::Node;
+use mesh_core::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use mesh_core::readiness::Readiness;
+use mesh_core::status::{self, Handlers};
+use mesh_core::store;
+use mesh_core::xds::{self, mesh::Mesh, stream::Session};
+use tokio::task::JoinSet;
+
+use crate::config::Config;
+use crate::connections::Connections;
+use crate::dump;
+use crate::metrics::Metrics;
+use crate::pods::{self, OpenPod, Pods};
+use crate::proxy::Proxy;
+use crate::sockets::{self, FlagMap, PodSockets, Sockets};
+
+/// What the process takes from the world around it; tests bring their own.
+pub struct Surroundings {
+    /// Signs certificates.
+    pub authority: Arc<dyn FetchCert>,
+    /// Opens sockets in pods.
+    pub open_pod: Arc<OpenPod>,
+}
+
+impl Surroundings {
+    /// A real certificate authority and real network namespaces.
+    ///
+    /// # Errors
+    /// When /proc is not mounted.
+    pub fn real(config: &Config) -> anyhow::Result<Self> {
+        let own = sockets::own_netns().context("opening this process's network namespace in /proc")?;
+        let open_pod = move |netns, flags: FlagMap| -> Arc<dyn Sockets> {
+            Arc::new(PodSockets::new(netns, own.clone(), flags))
+        };
+        let authority = CaClient::new(config.ca.clone(), config.cluster_id.clone());
+        Ok(Self { authority: Arc::new(authority), open_pod: Arc::new(open_pod) })
+    }
+}
+
+/// Runs until `shutdown` completes, then drains.
+///
+/// # Errors
+/// When a status port is taken.
+pub async fn run(
+    config: Config,
+    surroundings: Surroundings,
+    shutdown: impl Future<Output = &'static str>,
+) -> anyhow::Result<()> {
+    let (writer, mesh) = store::new();
+    let proxy = Arc::new(Proxy {
+        mesh,
+        certificates: Certificates::new(surroundings.authority),
+        metrics: Metrics::new(),
+        connections: Connections::default(),
+    });
+    let pods = Pods::new(proxy.clone(), surroundings.open_pod);
+    let readiness = Readiness::new();
+    let (xds_gate, pods_gate) = (readiness.gate("xds"), readiness.gate("pods"));
+    let mut servers = serve_status(&config, &proxy, &pods.listing(), &readiness).await?;
+
+    let session = Session::new(node(&config), &[ADDRESS_TYPE, AUTHORIZATION_TYPE]);
+    let xds_socket = config.run_dir.join("xds.sock");
+    servers.spawn(async move {
+        let never = xds::client::run(&xds_socket, session, Mesh::new(writer), || xds_gate.open()).await;
+        match never {}
+    });
+    let (drain, watch) = drain::new();
+    let network = Network::from(config.network.as_str());
+    let following =
+        tokio::spawn(pods::link::run(pods, config.run_dir.join(PODS_SOCKET), network, pods_gate, watch));
+    tracing::info!(node = %config.node_name, run_dir = %config.run_dir.display(), "ztunnel is up");
+
+    let signal = shutdown.await;
+    tracing::info!(signal, deadline = ?config.drain_deadline, "draining: no new connections, open ones may end");
+    drain.start();
+    let pods = following.await.context("the task that follows the node agent failed")?;
+    pods.drain(config.drain_deadline).await;
+    servers.shutdown().await;
+    tracing::info!("bye");
+    Ok(())
+}
+
+/// Name of the pod protocol's socket in the run directory.
+const PODS_SOCKET: &str = "pods.sock";
+
+/// Admin, metrics and readiness, each on its own address.
+async fn serve_status(
+    config: &Config,
+    proxy: &Arc<Proxy>,
+    pods: &pods::Listing,
+    readiness: &Readiness,
+) -> anyhow::Result<JoinSet<()>> {
+    let metrics = proxy.metrics.clone();
+    let scrape = move |_: &Request<()>| {
+        answer("application/openmetrics-text; version=1.0.0; charset=utf-8", metrics.encode())
+    };
+    let (proxy, pods) = (proxy.clone(), pods.clone());
+    let dumped = config.clone();
+    let dump = move |_: &Request<()>| answer("application/json", dump::render(&dumped, &proxy, &pods));
+    let places = [
+        (config.admin_address, Handlers::new().get("/config_dump", dump)),
+        (
+            config.metrics_address,
+            Handlers::new().get("/metrics", scrape.clone()).get("/stats/prometheus", scrape),
+        ),
+        (config.readiness_address, Handlers::new().readiness(readiness.clone()).liveness()),
+    ];
+    let mut servers = JoinSet::new();
+    for (address, handlers) in places {
+        let listener = status::bind(address).await?;
+        servers.spawn(status::serve(listener, handlers, std::future::pending()));
+    }
+    Ok(servers)
+}
+
+fn answer(content_type: &'static str, body: String) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(body));
+    *response.status_mut() = StatusCode::OK;
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    response
+}
+
+/// Who we are to the agent, as Istio's control plane expects it.
+fn node(config: &Config) -> Node {
+    Node {
+        id: format!("ztunnel~1.1.1.1~{}~svc.cluster.local", config.node_name),
+        cluster: config.cluster_id.clone(),
+        metadata: None,
+    }
+}

@@ -1,0 +1,70 @@
+//! Connections to pods in the clear, from clients outside the mesh: authorize, connect, copy.
+//!
+//! There is no identity; a policy that asks for one denies (this is how STRICT works).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mesh_core::addr::{ClientAddr, HBONE_PORT, Target};
+use mesh_core::authz::Connection;
+use mesh_core::drain::Watch;
+use tokio::net::TcpStream;
+
+use crate::inbound::authority::Refusal;
+use crate::proxy::{Pod, carry};
+use crate::reason::{Cause, Phase, ProxyError, Side};
+use crate::report::{Direction, Report};
+use crate::sockets;
+use crate::tuples::Tuple;
+
+/// Carries one connection to the pod.
+pub async fn serve(pod: Arc<Pod>, drain: Watch, mut stream: TcpStream, client: SocketAddr) {
+    let client = ClientAddr::from(client);
+    let mut report = Report::new(&pod.proxy, &pod.uid, Direction::Inbound, client);
+    let result = tokio::select! {
+        biased;
+        () = drain.closing() => Err(ProxyError::new(Phase::Connect, Side::Local, Cause::Cut)),
+        result = connect(&pod, &stream, client, &mut report) => result,
+    };
+    let result = match result {
+        Ok(connected) => carry(stream, connected.upstream, &report.meter(), &drain).await,
+        Err(error) => {
+            // As the application itself would have answered.
+            sockets::reset_on_close(&stream);
+            let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
+            Err(error)
+        }
+    };
+    report.finish(&result);
+}
+
+/// The application's connection and both address pairs that it occupies.
+struct Connected {
+    upstream: TcpStream,
+    _pairs: (Tuple, Tuple),
+}
+
+async fn connect(
+    pod: &Arc<Pod>,
+    stream: &TcpStream,
+    client: ClientAddr,
+    report: &mut Report,
+) -> Result<Connected, ProxyError> {
+    let local =
+        stream.local_addr().map_err(|error| ProxyError::local(Phase::Accept, "getsockname", error))?;
+    sockets::tune(stream).map_err(|error| ProxyError::local(Phase::Accept, "socket options", error))?;
+    let target = Target::from(local);
+    let accepted = pod.tuples.accepted(client, target);
+    let destination = pod.workload();
+    report.facts.source.workload = pod.workload_at(client.ip());
+    report.facts.destination.workload = Some(destination.clone());
+    report.facts.destination.address = Some(target.get());
+    if target.port() == HBONE_PORT {
+        let refusal = Refusal::IllegalPort(HBONE_PORT);
+        return Err(ProxyError::new(Phase::Request, Side::Downstream, refusal));
+    }
+    pod.authorize(&destination, &Connection { peer: None, client, target })?;
+    report.open();
+    let (upstream, chosen) = pod.connect_application(client, target).await?;
+    Ok(Connected { upstream, _pairs: (accepted, chosen) })
+}

@@ -1,0 +1,206 @@
+//! The pods of this node that are served: their sockets, accept loops and shared parts.
+//!
+//! `link` talks to the agent, `state` is what the talk means; here is what it leads to.
+//! **Invariant:** when [`Pods::remove`] returns, no descriptor of the pod is open in this process: an open listener
+//! would keep the pod's network namespace alive.
+
+pub mod link;
+pub mod state;
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use mesh_core::drain::{self, Drain, Watch};
+use mesh_core::identity::Identity;
+use mesh_core::listener;
+use mesh_core::proto::pods::Fd;
+use mesh_core::workload::Workload;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use self::state::{Descriptors, PodInfo};
+use crate::proxy::{Pod, Proxy};
+use crate::sockets::{FlagMap, Sockets};
+use crate::{inbound, outbound, passthrough};
+
+/// Makes the socket maker of a pod from its network namespace.
+pub type OpenPod = dyn Fn(OwnedFd, FlagMap) -> Arc<dyn Sockets> + Send + Sync;
+
+/// For the configuration dump: uid and workload of each pod that is served.
+pub type Listing = Arc<ArcSwap<Vec<(String, Arc<Workload>)>>>;
+
+/// All pods that are served.
+pub struct Pods {
+    proxy: Arc<Proxy>,
+    open: Arc<OpenPod>,
+    flags: FlagMap,
+    served: BTreeMap<String, Served>,
+    listing: Listing,
+}
+
+/// One of them.
+struct Served {
+    info: PodInfo,
+    /// What came from the agent, to be given to the next one.
+    fds: Descriptors,
+    pod: Arc<Pod>,
+    drain: Drain,
+    loops: JoinSet<()>,
+}
+
+impl Pods {
+    /// None yet.
+    pub fn new(proxy: Arc<Proxy>, open: Arc<OpenPod>) -> Self {
+        let (flags, listing) = (FlagMap::default(), Listing::default());
+        Self { proxy, open, flags, served: BTreeMap::new(), listing }
+    }
+
+    /// What is served, kept up to date.
+    pub fn listing(&self) -> Listing {
+        self.listing.clone()
+    }
+
+    /// Where sockets are flagged from now on.
+    pub fn flag_in(&self, map: Option<OwnedFd>) {
+        self.flags.replace(map);
+    }
+
+    /// Starts to serve a pod. If it is served already with these very sockets, nothing changes.
+    ///
+    /// # Errors
+    /// When a descriptor is not what it should be.
+    pub async fn add(&mut self, info: PodInfo, fds: Descriptors) -> io::Result<()> {
+        if self.served.get(&info.uid).is_some_and(|served| same(&served.fds, &fds)) {
+            return Ok(());
+        }
+        self.remove(&info.uid.clone()).await;
+        let served = self.start(info, fds)?;
+        tracing::info!(
+            pod = %served.info.wire.name, namespace = %served.info.wire.namespace, uid = %served.info.uid,
+            identity = %served.info.workload.identity, "serving pod"
+        );
+        self.proxy.certificates.prefetch(&served.info.workload.identity);
+        self.proxy.metrics.pods_started.inc();
+        self.served.insert(served.info.uid.clone(), served);
+        self.changed();
+        Ok(())
+    }
+
+    /// Whether the pod with this uid is served.
+    pub fn is_served(&self, uid: &str) -> bool {
+        self.served.contains_key(uid)
+    }
+
+    /// Stops serving a pod: cuts its connections and closes all its descriptors.
+    pub async fn remove(&mut self, uid: &str) {
+        let Some(served) = self.served.remove(uid) else { return };
+        tracing::info!(pod = %served.info.wire.name, namespace = %served.info.wire.namespace, uid, "no longer serving pod");
+        let identity = served.info.workload.identity.clone();
+        served.stop(Duration::ZERO).await;
+        self.forget_unused(&identity);
+        self.proxy.metrics.pods_stopped.inc();
+        self.changed();
+    }
+
+    /// Stops serving all pods but these.
+    pub async fn retain(&mut self, named: &HashSet<String>) {
+        let gone: Vec<String> = self.served.keys().filter(|uid| !named.contains(*uid)).cloned().collect();
+        for uid in gone {
+            self.remove(&uid).await;
+        }
+    }
+
+    /// What is served, with its descriptors.
+    pub fn held(&self) -> impl Iterator<Item = (&PodInfo, Vec<(Fd, BorrowedFd<'_>)>)> {
+        self.served
+            .values()
+            .map(|served| (&served.info, served.fds.iter().map(|(kind, fd)| (*kind, fd.as_fd())).collect()))
+    }
+
+    /// Takes no new connections, lets the open ones end until `deadline`, then cuts them.
+    pub async fn drain(self, deadline: Duration) {
+        let mut stopping = JoinSet::new();
+        for served in self.served.into_values() {
+            stopping.spawn(served.stop(deadline));
+        }
+        while stopping.join_next().await.is_some() {}
+    }
+
+    fn start(&self, info: PodInfo, fds: Descriptors) -> io::Result<Served> {
+        let netns = fds.get(&Fd::Netns).ok_or(io::ErrorKind::InvalidInput)?.try_clone()?;
+        let sockets = (self.open)(netns, self.flags.clone());
+        let workload = Arc::new(info.workload.clone());
+        let pod = Arc::new(Pod::new(info.uid.as_str().into(), workload, sockets, self.proxy.clone()));
+        let (drain, watch) = drain::new();
+        let mut loops = JoinSet::new();
+        for (kind, fd) in &fds {
+            match kind {
+                Fd::OutboundV4 | Fd::OutboundV6 => accept(&mut loops, fd, &pod, &watch, outbound::serve)?,
+                Fd::InboundV4 | Fd::InboundV6 => accept(&mut loops, fd, &pod, &watch, passthrough::serve)?,
+                Fd::HboneV4 | Fd::HboneV6 => accept(&mut loops, fd, &pod, &watch, inbound::serve)?,
+                Fd::Netns | Fd::SocketFlagMap | Fd::Unspecified => {}
+            }
+        }
+        Ok(Served { info, fds, pod, drain, loops })
+    }
+
+    /// A certificate is kept for as long as a pod has its identity.
+    fn forget_unused(&self, identity: &Identity) {
+        if !self.served.values().any(|served| served.info.workload.identity == *identity) {
+            self.proxy.certificates.forget(identity);
+        }
+    }
+
+    fn changed(&self) {
+        let listing = self.served.iter().map(|(uid, served)| (uid.clone(), served.pod.workload())).collect();
+        self.listing.store(Arc::new(listing));
+        self.proxy.metrics.pods.set(i64::try_from(self.served.len()).unwrap_or(i64::MAX));
+    }
+}
+
+impl Served {
+    async fn stop(self, deadline: Duration) {
+        let Self { fds, pod, drain, mut loops, .. } = self;
+        drain.finish(deadline).await;
+        while loops.join_next().await.is_some() {}
+        pod.pool.close().await;
+        drop(fds);
+    }
+}
+
+/// Starts the accept loop of one listener.
+fn accept<Serve, Served>(
+    loops: &mut JoinSet<()>,
+    fd: &OwnedFd,
+    pod: &Arc<Pod>,
+    watch: &Watch,
+    serve: Serve,
+) -> io::Result<()>
+where
+    Serve: Fn(Arc<Pod>, Watch, TcpStream, SocketAddr) -> Served + Copy + Send + Sync + 'static,
+    Served: Future<Output = ()> + Send,
+{
+    let socket = std::net::TcpListener::from(fd.try_clone()?);
+    // Shared with the agent's copy, which never accepts.
+    socket.set_nonblocking(true)?;
+    let socket = TcpListener::from_std(socket)?;
+    let (pod, drain) = (pod.clone(), watch.clone());
+    let handler = move |stream: TcpStream, client: SocketAddr| serve(pod, drain, stream, client);
+    loops.spawn(listener::serve(socket, handler, watch.clone()));
+    Ok(())
+}
+
+/// Whether two sets are the same kernel objects under other numbers.
+fn same(ours: &Descriptors, theirs: &Descriptors) -> bool {
+    let inode = |fd: &OwnedFd| nix::sys::stat::fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
+    ours.len() == theirs.len()
+        && ours
+            .iter()
+            .zip(theirs)
+            .all(|((a, fd_a), (b, fd_b))| a == b && inode(fd_a).is_some() && inode(fd_a) == inode(fd_b))
+}

@@ -1,0 +1,157 @@
+//! The talk with the node agent: connects, greets, says what is held, does what it is told. For ever.
+//!
+//! **Invariant:** losing the agent, or being sent away by it, changes nothing for the pods that are served.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mesh_core::addr::Network;
+use mesh_core::backoff::Backoff;
+use mesh_core::drain::Watch;
+use mesh_core::pod_link::{Link, LinkError};
+use mesh_core::proto::pods::{self as wire, from_ztunnel::Message};
+use mesh_core::readiness::Gate;
+
+use super::Pods;
+use super::state::{Action, Conversation, ProtocolError};
+
+/// Time for the agent's first answer.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a talk ended.
+#[derive(Debug, thiserror::Error)]
+enum TalkError {
+    #[error("connecting to {}: {source}", path.display())]
+    Connect { path: PathBuf, source: LinkError },
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    #[error("the node agent does not answer within {} s", GREETING_TIMEOUT.as_secs())]
+    Silent,
+}
+
+/// Follows the agent at `socket` until the process drains; `ready` opens with the first whole snapshot. Returns the
+/// pods that are served then.
+pub async fn run(mut pods: Pods, socket: PathBuf, network: Network, ready: Gate, drain: Watch) -> Pods {
+    let mut backoff = Backoff::control_plane();
+    let mut told = None;
+    loop {
+        let mut talk = Talk { conversation: Conversation::new(network.clone()), ready: &ready };
+        let ended = tokio::select! {
+            biased;
+            () = drain.draining() => return pods,
+            ended = talk.run(&mut pods, &socket) => ended,
+        };
+        if talk.conversation.is_complete() {
+            backoff.reset();
+            told = None;
+        }
+        let retry_in = backoff.delay();
+        // The first failure of a kind is news; the same one again is not, until it has lasted.
+        let text = ended.to_string();
+        if told.as_ref() != Some(&text) || retry_in >= Duration::from_secs(5) {
+            tracing::warn!(
+                error = %text, ?retry_in,
+                "no talk with the node agent; the pods that are served stay served, others wait for it"
+            );
+            told = Some(text);
+        }
+        tokio::select! {
+            biased;
+            () = drain.draining() => return pods,
+            () = tokio::time::sleep(retry_in) => {}
+        }
+    }
+}
+
+struct Talk<'a> {
+    conversation: Conversation,
+    ready: &'a Gate,
+}
+
+impl Talk<'_> {
+    async fn run(&mut self, pods: &mut Pods, socket: &PathBuf) -> TalkError {
+        match self.talk(pods, socket).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn talk(
+        &mut self,
+        pods: &mut Pods,
+        socket: &PathBuf,
+    ) -> Result<std::convert::Infallible, TalkError> {
+        let link = Link::connect(socket)
+            .await
+            .map_err(|source| TalkError::Connect { path: socket.clone(), source })?;
+        link.send(&Conversation::hello(), &[]).await?;
+        let (welcome, fds) = tokio::time::timeout(GREETING_TIMEOUT, link.receive::<wire::FromAgent>())
+            .await
+            .map_err(|_| TalkError::Silent)??;
+        self.obey(pods, &link, welcome, fds).await?;
+        loop {
+            let (message, fds) = link.receive::<wire::FromAgent>().await?;
+            self.obey(pods, &link, message, fds).await?;
+        }
+    }
+
+    async fn obey(
+        &mut self,
+        pods: &mut Pods,
+        link: &Link,
+        message: wire::FromAgent,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), TalkError> {
+        let (sequence, result) = match self.conversation.receive(message, fds)? {
+            Action::Greeted { software, flag_map } => return greeted(pods, link, &software, flag_map).await,
+            Action::Add(sequence, info, fds) => {
+                let what = format!("pod {}/{}", info.wire.namespace, info.wire.name);
+                (sequence, pods.add(*info, fds).await.map_err(|error| format!("{what}: {error}")))
+            }
+            Action::Keep(sequence, info) if pods.is_served(&info.uid) => (sequence, Ok(())),
+            Action::Keep(sequence, info) => {
+                (sequence, Err(format!("pod {}/{} is not served here", info.wire.namespace, info.wire.name)))
+            }
+            Action::Remove(sequence, uid) => {
+                pods.remove(&uid).await;
+                (sequence, Ok(()))
+            }
+            Action::Snapshot(sequence, named) => {
+                pods.retain(&named).await;
+                tracing::info!(pods = named.len(), "the node agent has named its pods");
+                self.ready.open();
+                (sequence, Ok(()))
+            }
+            Action::Refuse(sequence, reason) => (sequence, Err(reason)),
+        };
+        if let Err(error) = &result {
+            tracing::warn!(%error, "cannot do what the node agent asks");
+        }
+        let ack = wire::Ack { sequence, error: result.err().unwrap_or_default() };
+        send(link, Message::Ack(ack), &[]).await
+    }
+}
+
+/// Answers a Welcome with what is held.
+async fn greeted(
+    pods: &mut Pods,
+    link: &Link,
+    software: &str,
+    flag_map: Option<OwnedFd>,
+) -> Result<(), TalkError> {
+    tracing::info!(agent = software, guard = flag_map.is_some(), "connected to the node agent");
+    pods.flag_in(flag_map);
+    for (info, fds) in pods.held() {
+        let (kinds, fds): (Vec<_>, Vec<_>) = fds.into_iter().map(|(kind, fd)| (kind as i32, fd)).unzip();
+        let held = wire::Held { pod: Some(info.wire.clone()), fds: kinds };
+        send(link, Message::Held(held), &fds).await?;
+    }
+    send(link, Message::HeldEnd(wire::HeldEnd {}), &[]).await
+}
+
+async fn send(link: &Link, message: Message, fds: &[std::os::fd::BorrowedFd<'_>]) -> Result<(), TalkError> {
+    Ok(link.send(&wire::FromZtunnel { message: Some(message) }, fds).await?)
+}

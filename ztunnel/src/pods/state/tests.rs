@@ -1,0 +1,142 @@
+//! Orders of messages, and what each leads to.
+
+use std::fs::File;
+
+use super::*;
+
+fn fd() -> OwnedFd {
+    File::open("/dev/null").unwrap().into()
+}
+
+fn pod(uid: &str) -> wire::Pod {
+    wire::Pod {
+        uid: uid.into(),
+        namespace: "shop".into(),
+        name: "web".into(),
+        addresses: vec![vec![10, 0, 0, 1].into()],
+        workload_uid: "c//Pod/shop/web".into(),
+        trust_domain: "cluster.local".into(),
+        ..Default::default()
+    }
+}
+
+fn message(message: Message) -> wire::FromAgent {
+    wire::FromAgent { message: Some(message) }
+}
+
+fn welcome(version: u32) -> wire::FromAgent {
+    message(Message::Welcome(wire::Welcome { version, ..Default::default() }))
+}
+
+fn add(uid: &str) -> (wire::FromAgent, Vec<OwnedFd>) {
+    let fds = REQUIRED.iter().map(|fd| *fd as i32).collect();
+    (
+        message(Message::Add(wire::AddPod { sequence: 1, pod: Some(pod(uid)), fds })),
+        REQUIRED.map(|_| fd()).into(),
+    )
+}
+
+fn keep(uid: &str) -> wire::FromAgent {
+    message(Message::Keep(wire::KeepPod { sequence: 2, pod: Some(pod(uid)) }))
+}
+
+fn end() -> wire::FromAgent {
+    message(Message::SnapshotEnd(wire::SnapshotEnd { sequence: 3 }))
+}
+
+fn greeted() -> Conversation {
+    let mut conversation = Conversation::new(Network::default());
+    let action = conversation.receive(welcome(1), vec![]).unwrap();
+    assert!(matches!(action, Action::Greeted { flag_map: None, .. }));
+    conversation
+}
+
+#[test]
+fn a_whole_conversation() {
+    let mut conversation = greeted();
+    let (message, fds) = add("a");
+    let Action::Add(1, info, fds) = conversation.receive(message, fds).unwrap() else { panic!() };
+    assert_eq!(info.workload.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/default");
+    assert_eq!((fds.len(), info.workload.addresses.len()), (4, 1));
+    assert!(matches!(conversation.receive(keep("b"), vec![]).unwrap(), Action::Keep(2, _)));
+    assert!(!conversation.is_complete());
+    let Action::Snapshot(3, named) = conversation.receive(end(), vec![]).unwrap() else { panic!() };
+    assert_eq!(named, HashSet::from(["a".to_owned(), "b".to_owned()]));
+    assert!(conversation.is_complete());
+    let (message_, fds) = add("c");
+    assert!(matches!(conversation.receive(message_, fds).unwrap(), Action::Add(..)));
+    let remove = message(Message::Remove(wire::RemovePod { sequence: 9, uid: "a".into() }));
+    assert!(matches!(conversation.receive(remove, vec![]).unwrap(), Action::Remove(9, uid) if uid == "a"));
+}
+
+#[test]
+fn the_flag_map_comes_with_the_welcome() {
+    let mut conversation = Conversation::new(Network::default());
+    let fds = vec![Fd::SocketFlagMap as i32];
+    let welcome = message(Message::Welcome(wire::Welcome { version: 1, fds, software: "agent 1".into() }));
+    let action = conversation.receive(welcome, vec![fd()]).unwrap();
+    assert!(matches!(action, Action::Greeted { flag_map: Some(_), software } if software == "agent 1"));
+}
+
+#[test]
+fn a_removed_pod_is_not_in_the_snapshot() {
+    let mut conversation = greeted();
+    conversation.receive(keep("a"), vec![]).unwrap();
+    let remove = message(Message::Remove(wire::RemovePod { sequence: 9, uid: "a".into() }));
+    conversation.receive(remove, vec![]).unwrap();
+    let Action::Snapshot(_, named) = conversation.receive(end(), vec![]).unwrap() else { panic!() };
+    assert!(named.is_empty());
+}
+
+#[test]
+fn what_ends_a_conversation() {
+    let goodbye = || message(Message::Goodbye(wire::Goodbye { reason: "versions 2 to 3 only".into() }));
+    let fresh = || Conversation::new(Network::default());
+    let served = || {
+        let mut conversation = greeted();
+        conversation.receive(end(), vec![]).unwrap();
+        conversation
+    };
+    let cases: Vec<(Conversation, wire::FromAgent, usize, &str)> = vec![
+        (fresh(), goodbye(), 0, "the node agent refuses: versions 2 to 3 only"),
+        (fresh(), welcome(2), 0, "chose version 2 of the pod protocol, this ztunnel speaks 1 to 1"),
+        (fresh(), keep("a"), 0, "sent KeepPod before Welcome"),
+        (fresh(), wire::FromAgent::default(), 0, "does not know"),
+        (fresh(), welcome(1), 1, "Welcome lists 0 descriptors and carries 1"),
+        (greeted(), welcome(1), 0, "sent Welcome a second time"),
+        (greeted(), add("a").0, 3, "AddPod lists 4 descriptors and carries 3"),
+        (greeted(), keep("a"), 1, "KeepPod lists 0 descriptors and carries 1"),
+        (served(), keep("a"), 0, "sent KeepPod after the snapshot"),
+        (served(), end(), 0, "sent SnapshotEnd after the snapshot"),
+    ];
+    for (mut conversation, message, fds, expect) in cases {
+        let error = conversation.receive(message, (0..fds).map(|_| fd()).collect()).unwrap_err().to_string();
+        assert!(error.contains(expect), "{expect}: {error}");
+    }
+}
+
+#[test]
+fn a_bad_pod_fails_alone() {
+    type Break = fn(&mut wire::AddPod);
+    let cases: [(Break, &str); 6] = [
+        (|add| add.pod = None, "describes no pod"),
+        (|add| add.pod.as_mut().unwrap().uid.clear(), "no uid"),
+        (|add| add.pod.as_mut().unwrap().addresses.clear(), "pod shop/web: it has no address"),
+        (|add| add.pod.as_mut().unwrap().addresses.push(vec![1].into()), "an address of 1 bytes"),
+        (|add| add.pod.as_mut().unwrap().trust_domain = "a/b".into(), "trust domain \"a/b\""),
+        (|add| add.fds[0] = Fd::OutboundV6 as i32, "FD_NETNS is missing"),
+    ];
+    for (damage, expect) in cases {
+        let mut conversation = greeted();
+        let (mut wire_message, fds) = add("a");
+        if let Some(Message::Add(add)) = &mut wire_message.message {
+            damage(add);
+        }
+        let action = conversation.receive(wire_message, fds).unwrap();
+        assert!(
+            matches!(&action, Action::Refuse(1, reason) if reason.contains(expect)),
+            "{expect}: {action:?}"
+        );
+        assert!(matches!(conversation.receive(keep("b"), vec![]).unwrap(), Action::Keep(..)));
+    }
+}

@@ -1,0 +1,199 @@
+//! What all connections of the process share, and what all connections of one pod share.
+
+use std::io;
+use std::sync::Arc;
+
+use mesh_core::addr::{ClientAddr, NetworkAddress, NextHop, Target};
+use mesh_core::authz::{self, Connection, Decision};
+use mesh_core::certs::Certificates;
+use mesh_core::copy::{self, Outcome};
+use mesh_core::drain::Watch;
+use mesh_core::hbone::Baggage;
+use mesh_core::hbone::pool::{Config as PoolConfig, Dial, Key, Pool};
+use mesh_core::store::Reader;
+use mesh_core::workload::Workload;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use crate::connections::Connections;
+use crate::metrics::Metrics;
+use crate::reason::{Cause, Phase, ProxyError, Side};
+use crate::report::Metered;
+use crate::sockets::{self, Sockets};
+use crate::tuples::{Tuple, Tuples};
+
+/// Source ports tried towards an application; the kernel may know of connections that are older than the proxy.
+const PORT_TRIES: usize = 8;
+
+/// The process.
+#[derive(Clone)]
+pub struct Proxy {
+    /// The mesh as known here.
+    pub mesh: Reader,
+    /// The pods' certificates.
+    pub certificates: Certificates,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What is open.
+    pub connections: Connections,
+}
+
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proxy").finish_non_exhaustive()
+    }
+}
+
+/// One pod that is served.
+pub struct Pod {
+    /// Kubernetes pod UID.
+    pub uid: Arc<str>,
+    /// Makes its sockets.
+    pub sockets: Arc<dyn Sockets>,
+    /// Its tunnels to other pods.
+    pub pool: Pool<Dialer>,
+    /// Its address pairs in use.
+    pub tuples: Tuples,
+    /// The process.
+    pub proxy: Arc<Proxy>,
+    /// As the agent described it.
+    described: Arc<Workload>,
+}
+
+impl Pod {
+    /// A pod as the agent described it.
+    pub fn new(
+        uid: Arc<str>,
+        described: Arc<Workload>,
+        sockets: Arc<dyn Sockets>,
+        proxy: Arc<Proxy>,
+    ) -> Self {
+        let dialer = Dialer { sockets: sockets.clone() };
+        let pool = Pool::new(dialer, proxy.certificates.clone(), PoolConfig::default());
+        Self { uid, sockets, pool, tuples: Tuples::default(), proxy, described }
+    }
+
+    /// The pod as a workload: what the mesh knows (locality, services), if it is the same identity; until then what
+    /// the agent said when it added the pod.
+    pub fn workload(&self) -> Arc<Workload> {
+        self.proxy
+            .mesh
+            .workload(self.described.uid.as_str())
+            .filter(|known| known.identity == self.described.identity)
+            .unwrap_or_else(|| self.described.clone())
+    }
+
+    /// The workload at an address of the pod's network.
+    pub fn workload_at(&self, ip: std::net::IpAddr) -> Option<Arc<Workload>> {
+        self.proxy.mesh.workload_at(&NetworkAddress::new(self.described.network.clone(), ip))
+    }
+
+    /// Asks policy.
+    ///
+    /// # Errors
+    /// When it denies.
+    pub fn authorize(&self, destination: &Workload, connection: &Connection) -> Result<(), ProxyError> {
+        match authz::decide(&self.proxy.mesh.authorizations(), destination, connection) {
+            Decision::Allow => Ok(()),
+            Decision::Deny(denial) => {
+                Err(ProxyError::new(Phase::Authorize, Side::Downstream, Cause::Denied(denial)))
+            }
+        }
+    }
+
+    /// Connects to the pod's application as `client`, from a port of our choice.
+    ///
+    /// # Errors
+    /// When the application does not answer or no port is free.
+    pub async fn connect_application(
+        &self,
+        client: ClientAddr,
+        target: Target,
+    ) -> Result<(TcpStream, Tuple), ProxyError> {
+        for _ in 0..PORT_TRIES {
+            let Some((from, tuple)) = self.tuples.choose(client, target, rand::random()) else { break };
+            let socket = match self.sockets.to_application(from, target) {
+                Ok(socket) => socket,
+                Err(error) if is_taken(&error) => continue,
+                Err(error) => {
+                    return Err(ProxyError::local(Phase::Connect, "socket towards the application", error));
+                }
+            };
+            match sockets::connect(socket, target.get()).await {
+                Ok(stream) => return Ok((stream, tuple)),
+                Err(error) if is_taken(&error) => {}
+                Err(error) => {
+                    let cause = Cause::Io { what: "connecting to the application", error };
+                    return Err(ProxyError::new(Phase::Connect, Side::Upstream, cause));
+                }
+            }
+        }
+        Err(ProxyError::new(Phase::Connect, Side::Local, Cause::NoPort))
+    }
+}
+
+/// The pair of addresses is in use by a connection that the proxy does not know, or waits in TIME-WAIT.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+}
+
+/// Opens the pod's tunnels.
+pub struct Dialer {
+    sockets: Arc<dyn Sockets>,
+}
+
+impl Dial for Dialer {
+    type Io = TcpStream;
+
+    async fn dial(&self, key: &Key) -> io::Result<TcpStream> {
+        self.sockets.to_network(NextHop::from(key.destination))?.connect(key.destination).await
+    }
+}
+
+/// Carries bytes until both sides have ended, or the pod's time is over.
+///
+/// # Errors
+/// When a side breaks otherwise than by going away, or the connection is cut.
+pub async fn carry<Down, Up>(
+    downstream: Down,
+    upstream: Up,
+    meter: &Metered,
+    drain: &Watch,
+) -> Result<(), ProxyError>
+where
+    Down: AsyncRead + AsyncWrite + Unpin,
+    Up: AsyncRead + AsyncWrite + Unpin,
+{
+    match copy::both(downstream, upstream, meter, drain.closing()).await {
+        Outcome::Finished { .. } => Ok(()),
+        // A peer that resets has ended the connection in its own way (as in Istio's ztunnel).
+        Outcome::Broken { error, .. } if is_gone(&error) => Ok(()),
+        Outcome::Broken { side, error } => {
+            let side = match side {
+                copy::Side::Downstream => Side::Downstream,
+                copy::Side::Upstream => Side::Upstream,
+            };
+            Err(ProxyError::new(Phase::Copy, side, Cause::Io { what: "the connection broke", error }))
+        }
+        Outcome::Cancelled(()) => Err(ProxyError::new(Phase::Copy, Side::Local, Cause::Cut)),
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected | UnexpectedEof)
+}
+
+/// What a workload says of itself to its peers.
+pub fn baggage(workload: &Workload) -> Baggage {
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Baggage {
+        cluster: some(&workload.cluster),
+        namespace: some(&workload.namespace),
+        workload: some(&workload.workload_name).map(|name| (workload.workload_type, name)),
+        service: some(&workload.canonical_name),
+        revision: some(&workload.canonical_revision),
+        region: some(&workload.locality.region),
+        zone: some(&workload.locality.zone),
+    }
+}
