@@ -16,11 +16,14 @@ use crate::identity::{Identity, InvalidIdentity};
 use crate::proto::workload as wire;
 use crate::service::{Gateway, GatewayDestination, ServiceName};
 
+/// Trust domain, namespace and service account.
+type IdentityParts = (Arc<str>, Arc<str>, Arc<str>);
+
 /// Strings and identities seen before, so that equal ones share memory.
 #[derive(Debug, Default)]
 pub struct Names {
     strings: HashSet<Arc<str>>,
-    identities: HashMap<(Arc<str>, Arc<str>, Arc<str>), Identity>,
+    identities: HashMap<IdentityParts, Identity>,
     /// Size at which unused ones are dropped.
     limit: usize,
 }

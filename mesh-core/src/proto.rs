@@ -1,6 +1,12 @@
 //! Generated protocol types, one module a package; `proto/*.proto` says what each field means.
 
-#![allow(missing_docs, clippy::all, unreachable_pub, reason = "generated code")]
+#![allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    unreachable_pub,
+    reason = "generated code"
+)]
 
 /// The pod protocol between a node's agent and its ztunnel.
 pub mod pods {

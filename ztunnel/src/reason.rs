@@ -111,7 +111,7 @@ pub struct ProxyError {
     /// Where.
     pub side: Side,
     /// What.
-    pub cause: Cause,
+    pub cause: Box<Cause>,
 }
 
 /// What went wrong.
@@ -148,7 +148,7 @@ pub enum Cause {
 impl ProxyError {
     /// For metrics.
     pub fn reason(&self) -> Reason {
-        match &self.cause {
+        match &*self.cause {
             Cause::Plan(PlanError::NoEndpoint { .. } | PlanError::NoAddress { .. }) => Reason::NoEndpoint,
             Cause::Plan(PlanError::Recursive(_)) => Reason::BadRequest,
             Cause::Plan(PlanError::Waypoint { .. } | PlanError::OtherNetwork { .. })
@@ -173,7 +173,7 @@ impl ProxyError {
 
     /// The answer to a CONNECT that failed so (the ones of Istio's ztunnel).
     pub fn status(&self) -> StatusCode {
-        match &self.cause {
+        match &*self.cause {
             Cause::Refusal(refusal) => refusal.status(),
             Cause::Malformed(_) => StatusCode::BAD_REQUEST,
             Cause::Denied(_) => StatusCode::UNAUTHORIZED,
@@ -183,12 +183,12 @@ impl ProxyError {
 
     /// A failure of this node.
     pub fn local(phase: Phase, what: &'static str, error: io::Error) -> Self {
-        Self { phase, side: Side::Local, cause: Cause::Io { what, error } }
+        Self::new(phase, Side::Local, Cause::Io { what, error })
     }
 
     /// A failure on one side.
     pub fn new(phase: Phase, side: Side, cause: impl Into<Cause>) -> Self {
-        Self { phase, side, cause: cause.into() }
+        Self { phase, side, cause: Box::new(cause.into()) }
     }
 }
 

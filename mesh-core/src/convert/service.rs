@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     fn address(bytes: &[u8], length: Option<u32>) -> wire::NetworkAddress {
-        wire::NetworkAddress { network: String::new(), address: bytes.to_vec().into(), length }
+        wire::NetworkAddress { network: String::new(), address: bytes.to_vec(), length }
     }
 
     fn minimal() -> wire::Service {
@@ -179,7 +179,7 @@ mod tests {
             ("no namespace", |s| s.namespace.clear(), "namespace is empty"),
             ("port", |s| s.ports[0].service_port = 0, "service_port 0 is no port"),
             ("length", |s| s.addresses[0].length = Some(33), "prefix length 33 of 10.96.0.7"),
-            ("address", |s| s.addresses[0].address = vec![1].into(), "an address of 1 bytes"),
+            ("address", |s| s.addresses[0].address = vec![1], "an address of 1 bytes"),
             (
                 "scope",
                 |s| {

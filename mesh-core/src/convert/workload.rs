@@ -139,7 +139,7 @@ mod tests {
             uid: "Kubernetes//Pod/shop/web-1".into(),
             name: "web-1".into(),
             namespace: "shop".into(),
-            addresses: vec![vec![10, 0, 0, 7].into()],
+            addresses: vec![vec![10, 0, 0, 7]],
             ..Default::default()
         }
     }
@@ -165,7 +165,7 @@ mod tests {
         type Break = fn(&mut wire::Workload);
         let cases: [(&str, Break, &str); 10] = [
             ("no uid", |w| w.uid.clear(), "uid is empty"),
-            ("address", |w| w.addresses.push(vec![1, 2, 3].into()), "an address of 3 bytes"),
+            ("address", |w| w.addresses.push(vec![1, 2, 3]), "an address of 3 bytes"),
             ("enum", |w| w.status = 9, "status has the unknown value 9"),
             ("legacy", |w| w.tunnel_protocol = 2, "LEGACY_ISTIO_MTLS"),
             ("mode", |w| w.network_mode = 5, "network_mode has the unknown value 5"),

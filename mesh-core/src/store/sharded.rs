@@ -19,10 +19,13 @@ pub(super) struct Shards<K, V> {
     hasher: RandomState,
 }
 
+/// None: empty.
+type Shard<K, V> = Option<Arc<HashMap<K, V>>>;
+
 /// The writer's side: what will be visible at the next commit.
 #[derive(Debug)]
 pub(super) struct ShardsWriter<K, V> {
-    shards: Box<[Option<Arc<HashMap<K, V>>>]>,
+    shards: Box<[Shard<K, V>]>,
     hasher: RandomState,
     dirty: Vec<usize>,
     len: usize,

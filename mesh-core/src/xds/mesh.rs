@@ -112,7 +112,7 @@ mod tests {
             r#type: Some(Type::Workload(workload::Workload {
                 uid: uid.into(),
                 namespace: "shop".into(),
-                addresses: vec![vec![10, 0, 0, last].into()],
+                addresses: vec![vec![10, 0, 0, last]],
                 ..Default::default()
             })),
         }

@@ -111,7 +111,7 @@ mod tests {
             uid: UID.into(),
             name: "web".into(),
             namespace: "shop".into(),
-            addresses: vec![vec![10, 0, 0, 2].into()],
+            addresses: vec![vec![10, 0, 0, 2]],
             services: [
                 ("shop/web.local".to_owned(), wire::PortList { ports: vec![port(81, 9091)] }),
                 ("shop/gone.local".to_owned(), wire::PortList::default()),
@@ -172,13 +172,7 @@ mod tests {
             ("gone.local:80", None, 503, "is no service of this pod"),
             ("web.local:83", None, 503, "has no such port"),
             ("web.local:82", None, 503, "has no such port"),
-            (
-                "CONNECT",
-                "10.0.0.2:80",
-                Some("c//Pod/shop/old"),
-                421,
-                "the caller means workload c//Pod/shop/old",
-            ),
+            ("10.0.0.2:80", Some("c//Pod/shop/old"), 421, "the caller means workload c//Pod/shop/old"),
             ("10.0.0.2:80", Some(""), 421, "the caller means workload"),
         ] {
             let refusal = ask(authority, uid).unwrap_err();

@@ -3,7 +3,7 @@
 //! **Invariant:** losing the agent, or being sent away by it, changes nothing for the pods that are served.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mesh_core::addr::Network;
@@ -72,21 +72,17 @@ struct Talk<'a> {
 }
 
 impl Talk<'_> {
-    async fn run(&mut self, pods: &mut Pods, socket: &PathBuf) -> TalkError {
+    async fn run(&mut self, pods: &mut Pods, socket: &Path) -> TalkError {
         match self.talk(pods, socket).await {
             Ok(never) => match never {},
             Err(error) => error,
         }
     }
 
-    async fn talk(
-        &mut self,
-        pods: &mut Pods,
-        socket: &PathBuf,
-    ) -> Result<std::convert::Infallible, TalkError> {
+    async fn talk(&mut self, pods: &mut Pods, socket: &Path) -> Result<std::convert::Infallible, TalkError> {
         let link = Link::connect(socket)
             .await
-            .map_err(|source| TalkError::Connect { path: socket.clone(), source })?;
+            .map_err(|source| TalkError::Connect { path: socket.to_owned(), source })?;
         link.send(&Conversation::hello(), &[]).await?;
         let (welcome, fds) = tokio::time::timeout(GREETING_TIMEOUT, link.receive::<wire::FromAgent>())
             .await

@@ -16,7 +16,7 @@ fn pod(name: &str, ip: &str) -> wire::Workload {
         name: name.into(),
         namespace: "shop".into(),
         service_account: name.into(),
-        addresses: ip.split(',').filter(|ip| !ip.is_empty()).map(|ip| octets(ip).into()).collect(),
+        addresses: ip.split(',').filter(|ip| !ip.is_empty()).map(|ip| octets(ip)).collect(),
         tunnel_protocol: wire::TunnelProtocol::Hbone as i32,
         ..Default::default()
     }
@@ -39,7 +39,7 @@ fn service(hostname: &str, vip: &str) -> wire::Service {
         name: hostname.into(),
         namespace: "shop".into(),
         hostname: hostname.into(),
-        addresses: vec![wire::NetworkAddress { address: octets(vip).into(), ..Default::default() }],
+        addresses: vec![wire::NetworkAddress { address: octets(vip), ..Default::default() }],
         ports: vec![wire::Port { service_port: 80, target_port: 8080, app_protocol: 0 }],
         ..Default::default()
     }

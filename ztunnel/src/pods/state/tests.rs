@@ -13,7 +13,7 @@ fn pod(uid: &str) -> wire::Pod {
         uid: uid.into(),
         namespace: "shop".into(),
         name: "web".into(),
-        addresses: vec![vec![10, 0, 0, 1].into()],
+        addresses: vec![vec![10, 0, 0, 1]],
         workload_uid: "c//Pod/shop/web".into(),
         trust_domain: "cluster.local".into(),
         ..Default::default()
@@ -54,8 +54,8 @@ fn greeted() -> Conversation {
 #[test]
 fn a_whole_conversation() {
     let mut conversation = greeted();
-    let (message, fds) = add("a");
-    let Action::Add(1, info, fds) = conversation.receive(message, fds).unwrap() else { panic!() };
+    let (added, fds) = add("a");
+    let Action::Add(1, info, fds) = conversation.receive(added, fds).unwrap() else { panic!() };
     assert_eq!(info.workload.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/default");
     assert_eq!((fds.len(), info.workload.addresses.len()), (4, 1));
     assert!(matches!(conversation.receive(keep("b"), vec![]).unwrap(), Action::Keep(2, _)));
@@ -63,8 +63,8 @@ fn a_whole_conversation() {
     let Action::Snapshot(3, named) = conversation.receive(end(), vec![]).unwrap() else { panic!() };
     assert_eq!(named, HashSet::from(["a".to_owned(), "b".to_owned()]));
     assert!(conversation.is_complete());
-    let (message_, fds) = add("c");
-    assert!(matches!(conversation.receive(message_, fds).unwrap(), Action::Add(..)));
+    let (added, fds) = add("c");
+    assert!(matches!(conversation.receive(added, fds).unwrap(), Action::Add(..)));
     let remove = message(Message::Remove(wire::RemovePod { sequence: 9, uid: "a".into() }));
     assert!(matches!(conversation.receive(remove, vec![]).unwrap(), Action::Remove(9, uid) if uid == "a"));
 }
@@ -122,7 +122,7 @@ fn a_bad_pod_fails_alone() {
         (|add| add.pod = None, "describes no pod"),
         (|add| add.pod.as_mut().unwrap().uid.clear(), "no uid"),
         (|add| add.pod.as_mut().unwrap().addresses.clear(), "pod shop/web: it has no address"),
-        (|add| add.pod.as_mut().unwrap().addresses.push(vec![1].into()), "an address of 1 bytes"),
+        (|add| add.pod.as_mut().unwrap().addresses.push(vec![1]), "an address of 1 bytes"),
         (|add| add.pod.as_mut().unwrap().trust_domain = "a/b".into(), "trust domain \"a/b\""),
         (|add| add.fds[0] = Fd::OutboundV6 as i32, "FD_NETNS is missing"),
     ];
