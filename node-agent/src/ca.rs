@@ -20,12 +20,11 @@ pub mod server;
 mod fakes;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use bytes::Bytes;
 use futures_util::Stream;
-use http::StatusCode;
 use mesh_core::identity::TrustDomain;
 use mesh_core::readiness::Readiness;
 use mesh_core::status::{self, Handlers};
@@ -82,7 +81,8 @@ pub async fn run(config: Config, client: kube::Client, shutdown: CancellationTok
     info!(listen = %config.listen, status = %config.status_address, trust_domain = config.trust_domain, "CA started");
 
     let incoming = listen::accept(listener, listen::tls_config(current)?);
-    let handlers = handlers(readiness, registry);
+    let metrics = mesh_core::metrics::handler(Arc::new(registry));
+    let handlers = Handlers::new().readiness(readiness).liveness().get("/metrics", metrics);
     tokio::select! {
         () = keeper.run() => anyhow::bail!("the keeper of the CA's Secret ended"),
         () = status::serve(status_listener, handlers, std::future::pending()) => anyhow::bail!("the status server ended"),
@@ -127,17 +127,6 @@ impl Config {
     }
 }
 
-fn handlers(readiness: Readiness, registry: Registry) -> Handlers {
-    Handlers::new().readiness(readiness).liveness().get("/metrics", move |_| {
-        let mut text = String::new();
-        match prometheus_client::encoding::text::encode(&mut text, &registry) {
-            Ok(()) => status::reply(StatusCode::OK, OPENMETRICS, Bytes::from(text)),
-            Err(error) => status::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-        }
-    })
-}
-
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// For one request, including what is asked of the API server for it.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 /// A ztunnel has eight requests under way.
