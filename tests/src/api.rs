@@ -129,9 +129,9 @@ impl ApiServer {
 
     /// A kubeconfig for `credential` that dials `url`, such as `https://172.30.0.1:6443`.
     pub fn kubeconfig(&self, credential: &Credential, url: &str) -> anyhow::Result<String> {
-        const MASTERS: &[&str] = &["system:masters"];
+        const MASTERS: &str = "system:masters";
         let user = match credential {
-            Credential::Admin => json!({"token": self.user_token("kubernetes-admin", MASTERS)}),
+            Credential::Admin => json!({"token": self.user_token("kubernetes-admin", &[MASTERS])}),
             Credential::AdminCertificate => {
                 let client = self.authority.client("kubernetes-admin", MASTERS)?;
                 json!({

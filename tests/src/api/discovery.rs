@@ -69,7 +69,7 @@ pub(super) fn document(kinds: &Kinds, path: &str, accept: &str) -> Option<Docume
 /// What `kubectl version` shows; the version whose behaviour the server follows.
 fn version() -> Value {
     json!({
-        "major": "1", "minor": "34", "gitVersion": "v1.34.0+ambit-lab", "gitCommit": "", "gitTreeState": "clean",
+        "major": "1", "minor": "33", "gitVersion": "v1.33.0+ambit-lab", "gitCommit": "", "gitTreeState": "clean",
         "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc", "platform": "linux/amd64",
     })
 }
@@ -236,7 +236,7 @@ fn openapi(kinds: &Kinds, group: &str, version: &str) -> Option<Value> {
         });
         paths.insert(path, json!({"patch": patch}));
     }
-    let info = json!({"title": "Kubernetes", "version": "v1.34.0"});
+    let info = json!({"title": "Kubernetes", "version": "v1.33.0"});
     Some(json!({"openapi": "3.0.0", "info": info, "paths": paths, "components": {"schemas": {}}}))
 }
 

@@ -53,6 +53,7 @@ async fn connection(server: Arc<Server>, stream: TcpStream, tls: TlsAcceptor) {
     let mut availability = server.shared.availability.subscribe();
     let refused = async { drop(availability.wait_for(|now| *now == Availability::Refuse).await) };
     tokio::select! {
+        biased;
         () = refused => {}
         () = serve_connection(server.clone(), stream, tls) => {}
     }
@@ -74,8 +75,13 @@ async fn serve_connection(server: Arc<Server>, stream: TcpStream, tls: TlsAccept
 }
 
 async fn answer(server: &Server, certified: Option<User>, request: Request<Incoming>) -> Response<Body> {
-    if let Availability::Fail(code) = *server.shared.availability.borrow() {
-        return refusal(&Status::unavailable(code));
+    // Copied out: a borrow held across an await would block whoever sets it.
+    let availability = *server.shared.availability.borrow();
+    match availability {
+        Availability::Up => {}
+        Availability::Fail(code) => return refusal(&Status::unavailable(code)),
+        // The connection is about to be dropped; what arrived before gets no answer.
+        Availability::Refuse => std::future::pending().await,
     }
     let authorization = request.headers().get(AUTHORIZATION);
     let user = match authenticate(server, certified, authorization) {

@@ -26,11 +26,6 @@ pub(super) fn uid(object: &Value) -> &str {
     text(object, "/metadata/uid")
 }
 
-/// `metadata.resourceVersion` as a number, 0 when missing.
-pub(super) fn version(object: &Value) -> u64 {
-    text(object, "/metadata/resourceVersion").parse().unwrap_or(0)
-}
-
 /// Whether `metadata.deletionTimestamp` is set.
 pub(super) fn is_terminating(object: &Value) -> bool {
     !text(object, "/metadata/deletionTimestamp").is_empty()

@@ -150,6 +150,9 @@ impl Call<'_> {
         let readable = ["", JSON, "*/*", "application/x-www-form-urlencoded"].contains(&content_type)
             || content_type.ends_with("+json")
             || content_type == "application/apply-patch+yaml";
+        if content_type == "application/vnd.kubernetes.protobuf" {
+            return Err(Status::protobuf());
+        }
         if !readable {
             return Err(Status::unsupported_media(content_type, JSON));
         }

@@ -115,6 +115,13 @@ impl Status {
         Self::new(415, "UnsupportedMediaType", message)
     }
 
+    /// 415 for what `kubectl create KIND` sends; the other commands send JSON.
+    pub fn protobuf() -> Self {
+        let message = "the lab's API server reads JSON only, and this command sends protobuf: \
+                       use `kubectl create … --dry-run=client -o yaml | kubectl apply -f -`";
+        Self::new(415, "UnsupportedMediaType", message)
+    }
+
     /// 500: the server is at fault.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(500, "InternalError", message)

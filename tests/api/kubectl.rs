@@ -1,0 +1,332 @@
+//! Drives the real `kubectl` through what people and the lab do with it.
+
+use std::io::{BufRead as _, BufReader};
+use std::time::Duration;
+
+use mesh_tests::api::{Credential, PatchKind};
+use serde_json::{Value, json};
+
+use crate::cluster::Cluster;
+
+const WORKLOADS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: demo, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: web, namespace: demo}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: demo}
+spec:
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: demo}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      serviceAccountName: web
+      containers:
+      - name: web
+        image: ambit/examples:latest
+        ports: [{containerPort: 8080}]
+        env: [{name: A, value: '1'}, {name: B, value: '2'}]
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: agent, namespace: demo}
+spec:
+  selector: {matchLabels: {app: agent}}
+  template:
+    metadata: {labels: {app: agent}}
+    spec:
+      containers: [{name: agent, image: 'ambit/ambit:latest', resources: {requests: {cpu: 1}}}]
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: tick, namespace: demo}
+spec:
+  schedule: '*/5 * * * *'
+  jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: c, image: i}]}}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: demo, labels: {app: client}}
+spec: {containers: [{name: client, image: i}], terminationGracePeriodSeconds: 5}
+";
+
+const DEFINITION: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: things.example.io}
+spec:
+  group: example.io
+  scope: Namespaced
+  names: {kind: Thing, plural: things, shortNames: [th]}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    subresources: {status: {}}
+    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+    additionalPrinterColumns: [{name: Size, type: integer, jsonPath: .spec.size}]
+";
+
+#[track_caller]
+fn holds(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+}
+
+#[test]
+fn apply_twice_and_change() {
+    let cluster = Cluster::start();
+    let first = cluster.kubectl_with("apply -f -", WORKLOADS);
+    assert_eq!(first.matches("created").count(), 7, "{first}");
+    let again = cluster.kubectl_with("apply -f -", WORKLOADS);
+    assert_eq!(again.matches("unchanged").count(), 7, "{again}");
+    let changed = WORKLOADS.replace("value: '2'", "value: '3'").replace("{name: A, value: '1'}, ", "");
+    holds(
+        &cluster.kubectl_with("apply -f -", &changed),
+        &["deployment.apps/web configured", "service/web unchanged"],
+    );
+    let env = cluster.kubectl("get deploy web -n demo -o jsonpath={.spec.template.spec.containers[0].env}");
+    assert_eq!(env, r#"[{"name":"B","value":"3"}]"#);
+    let generation = cluster.kubectl("get deploy web -n demo -o jsonpath={.metadata.generation}");
+    assert_eq!(generation, "2");
+    holds(&cluster.kubectl_with("diff -f -", &changed), &[]);
+    let side = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: b}\n";
+    holds(&cluster.kubectl_with("apply --server-side -f -", side), &["configmap/c serverside-applied"]);
+    holds(
+        &cluster.kubectl_with("delete --ignore-not-found -f -", WORKLOADS),
+        &["namespace \"demo\" deleted"],
+    );
+    holds(&cluster.refused("admin", "get ns demo", ""), &["namespaces \"demo\" not found"]);
+}
+
+#[test]
+fn tables_selectors_and_formats() {
+    let cluster = Cluster::start();
+    cluster.kubectl_with("apply -f -", WORKLOADS);
+    holds(
+        &cluster.kubectl("get all -n demo"),
+        &["pod/client", "service/web", "daemonset.apps/agent", "cronjob.batch/tick"],
+    );
+    holds(
+        &cluster.kubectl("get pods -A -o wide"),
+        &["NAMESPACE", "NOMINATED NODE", "client", "0/1", "Pending"],
+    );
+    holds(&cluster.kubectl("get svc -n demo"), &["ClusterIP", "10.96.", "80/TCP"]);
+    holds(
+        &cluster.kubectl("get deploy,ds -n demo -o wide"),
+        &["web", "0/1", "ambit/examples:latest", "app=agent"],
+    );
+    assert_eq!(cluster.kubectl("get pods -n demo -l app=client -o name"), "pod/client\n");
+    assert_eq!(cluster.kubectl("get pods -n demo -l app!=client -o name"), "");
+    for selector in ["metadata.name=client", "status.phase=Pending", "spec.nodeName="] {
+        let found = cluster.kubectl(&format!("get pods -A --field-selector {selector} -o name"));
+        assert_eq!(found, "pod/client\n", "{selector}");
+    }
+    let list: Value = serde_json::from_str(&cluster.kubectl("get pods -n demo -o json")).unwrap();
+    let pod = &list["items"][0];
+    assert_eq!((&pod["kind"], &pod["spec"]["serviceAccountName"]), (&json!("Pod"), &json!("default")));
+    assert_eq!(pod["spec"]["volumes"][0]["projected"]["sources"].as_array().unwrap().len(), 3);
+    holds(&cluster.kubectl("get ns demo -o yaml"), &["kubernetes.io/metadata.name: demo", "phase: Active"]);
+    holds(&cluster.kubectl("get pods -A --chunk-size=1"), &["client"]);
+    holds(&cluster.kubectl("describe pod client -n demo"), &["Service Account:", "kube-api-access-"]);
+    holds(&cluster.kubectl("describe deploy,svc,ns,ds,cronjob,sa -n demo"), &["RollingUpdate"]);
+    holds(&cluster.kubectl("api-resources"), &["deployments", "endpointslices", "customresourcedefinitions"]);
+    holds(&cluster.kubectl("version"), &["Server Version"]);
+    assert_eq!(cluster.kubectl("get --raw /readyz"), "ok");
+}
+
+#[test]
+fn every_kind_of_patch() {
+    let cluster = Cluster::start();
+    cluster.kubectl_with("apply -f -", WORKLOADS);
+    let label = |name: &str| {
+        cluster.kubectl(&format!("get pod client -n demo -o jsonpath={{.metadata.labels.{name}}}"))
+    };
+    cluster.kubectl("label pod client -n demo istio=x");
+    assert_eq!(label("istio"), "x");
+    cluster.kubectl("label pod client -n demo istio-");
+    assert_eq!(label("istio"), "");
+    cluster.kubectl("annotate pod client -n demo ambient.istio.io/redirection=enabled");
+    cluster.kubectl(r#"patch pod client -n demo -p '{"metadata":{"labels":{"z":"1"}}}'"#);
+    assert_eq!(label("z"), "1");
+    cluster.kubectl(r#"patch pod client -n demo --type=merge -p '{"metadata":{"labels":{"z":"2"}}}'"#);
+    assert_eq!(label("z"), "2");
+    let patch = r#"[{"op":"test","path":"/metadata/labels/z","value":"2"},{"op":"remove","path":"/metadata/labels/z"}]"#;
+    cluster.kubectl(&format!("patch pod client -n demo --type=json -p '{patch}'"));
+    assert_eq!(label("z"), "");
+    let patch =
+        r#"{"spec":{"template":{"spec":{"containers":[{"name":"web","env":[{"name":"B","value":"9"}]}]}}}}"#;
+    cluster.kubectl(&format!("patch deploy web -n demo -p '{patch}'"));
+    let env = cluster
+        .kubectl("get deploy web -n demo -o jsonpath={.spec.template.spec.containers[0].env[*].value}");
+    assert_eq!(env, "1 9");
+    cluster.kubectl("set image deploy/web -n demo web=i:2");
+    cluster.kubectl("scale deploy/web -n demo --replicas=3");
+    assert_eq!(cluster.kubectl("get deploy web -n demo -o jsonpath={.spec.replicas}"), "3");
+    cluster.kubectl(
+        r#"patch pod client -n demo --subresource=status --type=merge -p '{"status":{"phase":"Running"}}'"#,
+    );
+    holds(&cluster.kubectl("get pod client -n demo"), &["Running"]);
+    holds(
+        &cluster.refused("admin", r#"patch pod client -n demo -p '{"spec":{"hostNetwork":true}}'"#, ""),
+        &["Forbidden: pod updates"],
+    );
+}
+
+#[test]
+fn invalid_objects_are_refused() {
+    let cluster = Cluster::start();
+    let pod = |name: &str, container: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{container}]}}\n"
+        )
+    };
+    for (input, expect) in [
+        (pod("a", "{name: c, imagee: x}"), "unknown field \"spec.containers[0].imagee\""),
+        (pod("a", "{name: c}"), "spec.containers[0].image: Required value"),
+        (pod("A_", "{name: c, image: i}"), "lowercase RFC 1123 subdomain"),
+        (pod("a", "{name: c, image: i, ports: x}"), "cannot be handled as a Pod"),
+        (pod("a, namespace: none", "{name: c, image: i}"), "namespaces \"none\" not found"),
+    ] {
+        holds(&cluster.refused("admin", "apply -f -", &input), &[expect]);
+    }
+    holds(&cluster.refused("admin", "create ns other", ""), &["reads JSON only", "kubectl apply -f -"]);
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 1}]}";
+    holds(&cluster.refused("admin", "apply -f -", service), &["provided IP is already allocated"]);
+}
+
+#[test]
+fn custom_resources() {
+    let cluster = Cluster::start();
+    cluster.kubectl_with("apply -f -", DEFINITION);
+    cluster.kubectl("wait --for=condition=Established crd/things.example.io --timeout=10s");
+    let thing = "apiVersion: example.io/v1\nkind: Thing\nmetadata: {name: one}\nspec: {size: 3}\n";
+    holds(&cluster.kubectl_with("apply -f -", thing), &["thing.example.io/one created"]);
+    holds(&cluster.kubectl_with("apply -f -", &thing.replace('3', "4")), &["configured"]);
+    holds(&cluster.kubectl("get th"), &["SIZE", "one", "4"]);
+    assert_eq!(cluster.kubectl("get th one -o jsonpath={.metadata.generation}"), "2");
+    cluster.kubectl(r#"patch th one --subresource=status --type=merge -p '{"status":{"ok":true}}'"#);
+    assert_eq!(cluster.kubectl("get th one -o jsonpath={.status.ok}{.metadata.generation}"), "true2");
+    cluster.kubectl("delete crd things.example.io");
+    holds(&cluster.refused("admin", "get th", ""), &["could not find the requested resource"]);
+}
+
+#[test]
+fn running_pods_go_when_their_kubelet_says_so() {
+    let cluster = Cluster::start();
+    cluster.kubectl_with("apply -f -", WORKLOADS);
+    let client = cluster.server.client();
+    let node = json!({"spec": {"nodeName": "node1"}});
+    client.patch("pods", "demo", "client", PatchKind::Merge, node).unwrap();
+    cluster.kubectl("delete pod client -n demo --wait=false");
+    holds(&cluster.kubectl("get pod client -n demo"), &["Terminating"]);
+    let pod = client.get("pods", "demo", "client").unwrap();
+    assert_eq!(pod["metadata"]["deletionGracePeriodSeconds"], 5);
+    let mut waiting = cluster.spawn("admin", "delete pod client -n demo");
+    // kubectl has asked for the deletion and waits once the grace period is set anew; it must not end before.
+    assert!(waiting.try_wait().unwrap().is_none());
+    client.delete("pods", "demo", "client", Some(Duration::ZERO)).unwrap();
+    assert!(waiting.wait().is_ok());
+    holds(&cluster.refused("admin", "get pod client -n demo", ""), &["not found"]);
+}
+
+#[test]
+fn owners_take_their_dependents_along() {
+    let cluster = Cluster::start();
+    cluster.kubectl_with("apply -f -", WORKLOADS);
+    let client = cluster.server.client();
+    let owner = client.get("deployments", "demo", "web").unwrap();
+    client
+        .create(json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"generateName": "web-", "namespace": "demo", "labels": {"app": "web"}, "ownerReferences": [{
+                "apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": owner["metadata"]["uid"],
+            }]},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+        }))
+        .unwrap();
+    assert_eq!(cluster.kubectl("get pods -n demo -l app=web -o name").lines().count(), 1);
+    cluster.kubectl("delete deploy web -n demo");
+    assert_eq!(cluster.kubectl("get pods -n demo -l app=web -o name"), "");
+}
+
+#[test]
+fn get_w_shows_each_change() {
+    let cluster = Cluster::start();
+    cluster.kubectl_with("apply -f -", WORKLOADS);
+    let mut watching =
+        cluster.spawn("admin", "get pods -n demo -w -o jsonpath='{.metadata.labels.step}{\"\\n\"}'");
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "");
+    for step in ["1", "2", "3"] {
+        cluster.kubectl(&format!("label pod client -n demo --overwrite step={step}"));
+        assert_eq!(lines.next().unwrap().unwrap(), step);
+    }
+    watching.kill().unwrap();
+    watching.wait().unwrap();
+}
+
+#[test]
+fn logs_come_from_the_lab() {
+    let cluster = Cluster::start();
+    cluster.kubectl_with("apply -f -", WORKLOADS);
+    holds(&cluster.refused("admin", "logs client -n demo", ""), &["pods/log is not supported"]);
+    let log =
+        |namespace: &str, pod: &str, _: Option<&str>| Some(format!("{namespace}/{pod}\nlast\n").into_bytes());
+    cluster.server.set_log_source(std::sync::Arc::new(log));
+    assert_eq!(cluster.kubectl("logs client -n demo"), "demo/client\nlast\n");
+    assert_eq!(cluster.kubectl("logs client -n demo --tail=1"), "last\n");
+}
+
+#[test]
+fn service_accounts_have_the_rights_bound_to_them() {
+    let cluster = Cluster::start();
+    cluster.kubectl_with("apply -f -", WORKLOADS);
+    let rules = "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: reader, namespace: demo}
+rules: [{apiGroups: [''], resources: [pods], verbs: [get, list]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: reader, namespace: demo}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: reader}
+subjects: [{kind: ServiceAccount, name: web, namespace: demo}]
+";
+    cluster.kubectl_with("apply -f -", rules);
+    let account = Credential::ServiceAccount { namespace: "demo".into(), name: "web".into() };
+    cluster.write_kubeconfig("web", &account);
+    cluster.write_kubeconfig("stranger", &Credential::Token("wrong".into()));
+    cluster.write_kubeconfig("token", &Credential::Admin);
+    cluster.write_kubeconfig("node", &Credential::Node("node1".into()));
+    let output = cluster.spawn("web", "get pods -n demo -o name").wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "pod/client\n");
+    holds(
+        &cluster.refused("web", "delete pod client -n demo", ""),
+        &[
+            "(Forbidden): pods \"client\" is forbidden: User \"system:serviceaccount:demo:web\" cannot delete resource",
+        ],
+    );
+    holds(
+        &cluster.refused("web", "get pods", ""),
+        &["cannot list resource \"pods\" in API group \"\" in the namespace \"default\""],
+    );
+    holds(&cluster.refused("stranger", "get pods", ""), &["must be logged in to the server"]);
+    for user in ["token", "node"] {
+        assert!(cluster.spawn(user, "get nodes").wait_with_output().unwrap().status.success(), "{user}");
+    }
+}

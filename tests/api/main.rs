@@ -1,0 +1,5 @@
+//! The lab's API server against real clients: the `kubectl` of this machine and kube-rs. Needs no root.
+
+mod cluster;
+mod kubectl;
+mod watcher;
