@@ -64,7 +64,7 @@ struct World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(self.path.parent().unwrap());
+        let _ = std::fs::remove_dir_all(self.path.ancestors().nth(2).unwrap());
     }
 }
 
