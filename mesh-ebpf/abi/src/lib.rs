@@ -1,2 +1,178 @@
 #![no_std]
-//! Layouts that kernel programs and user space share.
+//! What kernel programs and user space share: layouts, numbers, and the decisions of the programs as pure functions.
+//!
+//! The programs look facts up and act; what follows from the facts is decided in `capture`, `steer` and `guard`,
+//! which run in the kernel and in unit tests on the host.
+//! **Invariant:** a change of any layout or of the meaning of a number here changes `ABI_VERSION`.
+
+pub mod addr;
+pub mod capture;
+pub mod event;
+pub mod guard;
+pub mod packet;
+pub mod steer;
+
+use core::mem::{align_of, offset_of, size_of};
+
+pub use addr::Address;
+
+/// Names the pin directory, so that programs of one build never meet bytes of another layout.
+pub const ABI_VERSION: u32 = 1;
+
+/// Port of HBONE on every workload (Istio's).
+pub const HBONE_PORT: u16 = 15008;
+
+/// Default mark of the proxy's sockets towards the app, for the replies' route back to the proxy.
+/// The app's accepted sockets inherit it by `net.ipv4.tcp_fwmark_accept`.
+pub const MARK_UPSTREAM: u32 = 0x539;
+/// Default mark of the proxy's own sockets towards the network. Nothing on the node trusts it.
+pub const MARK_PROXY: u32 = 0x53a;
+
+/// Pods a node can have in the mesh.
+pub const MAX_PODS: u32 = 1024;
+/// Addresses a pod can have.
+pub const MAX_ADDRESSES: usize = 8;
+/// Longest pod UID (a UUID has 36 bytes, a static pod's UID 32).
+pub const MAX_UID: usize = 63;
+/// Sockets of a pod in `LISTEN`.
+pub const SOCKETS_PER_POD: u32 = 8;
+
+/// Map names, at most 15 bytes: the kernel cuts longer ones. Each map's one writer is named in `mesh-ebpf`'s maps.rs.
+pub mod map {
+    /// Netns cookie to [`NetnsConfig`](crate::NetnsConfig): there is an entry while connect() is captured.
+    pub const NSCFG: &str = "NSCFG";
+    /// Pod address to [`PodAddress`](crate::PodAddress).
+    pub const PODIP: &str = "PODIP";
+    /// Socket map of the pods' listeners, index [`SocketKind::index`](crate::SocketKind::index).
+    pub const LISTEN: &str = "LISTEN";
+    /// Socket storage: which sockets may pass.
+    ///
+    /// User space flags a socket with one call, `bpf(BPF_MAP_UPDATE_ELEM)` with the key `i32` file descriptor of the
+    /// socket, the value `u32` [`SOCKET_PROXY`](crate::SOCKET_PROXY) and flags 0 (BPF_ANY), before connect() or
+    /// listen(). Accepted sockets inherit the flag from their listener (BPF_F_CLONE).
+    pub const SKPROXY: &str = "SKPROXY";
+    /// Slot to [`PodRecord`](crate::PodRecord), for the next agent; no program reads it.
+    pub const PODS: &str = "PODS";
+    /// Counters per CPU, index [`Counter`](crate::event::Counter).
+    pub const COUNTS: &str = "COUNTS";
+    /// Ring buffer of [`DropEvent`](crate::event::DropEvent).
+    pub const DROPS: &str = "DROPS";
+}
+
+/// Program names, at most 15 bytes, each the name of its function in `mesh-ebpf`.
+pub mod program {
+    /// cgroup/connect4: binds the app's socket to lo.
+    pub const CONNECT4: &str = "capture4";
+    /// cgroup/connect6: the same for v4-mapped destinations.
+    pub const CONNECT6: &str = "capture6";
+    /// sk_lookup: chooses the proxy's socket.
+    pub const STEER: &str = "steer";
+    /// tcx egress on devices with Ethernet headers.
+    pub const GUARD: &str = "guard";
+    /// tcx egress on devices without.
+    pub const GUARD_L3: &str = "guard_l3";
+    /// TCP socket iterator: flags the sockets older than enrolment.
+    pub const OLDER: &str = "older";
+}
+
+/// Value in `SKPROXY`: a proxy's socket. Not captured at connect, passes the guard.
+pub const SOCKET_PROXY: u32 = 1;
+/// Value in `SKPROXY`: connected before the pod was enrolled. Passes the guard, is captured if it connects again.
+pub const SOCKET_OLDER: u32 = 2;
+
+/// What a listener of a pod is for; its place among the pod's `SOCKETS_PER_POD`.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketKind {
+    /// TCP to the pod on any other port than HBONE's.
+    Inbound4 = 0,
+    /// The same over IPv6.
+    Inbound6 = 1,
+    /// TCP the pod opens.
+    Outbound4 = 2,
+    /// The same over IPv6.
+    Outbound6 = 3,
+    /// TCP to the pod on [`HBONE_PORT`].
+    Hbone4 = 4,
+    /// The same over IPv6.
+    Hbone6 = 5,
+    /// Reserved for DNS.
+    Dns4 = 6,
+    /// Reserved for DNS.
+    Dns6 = 7,
+}
+
+impl SocketKind {
+    /// Index in `LISTEN` for the pod in `slot`.
+    pub const fn index(self, slot: u32) -> u32 {
+        slot * SOCKETS_PER_POD + self as u32
+    }
+}
+
+/// Value of `NSCFG`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetnsConfig {
+    /// The pod's slot.
+    pub slot: u32,
+    /// Reserved, zero.
+    pub flags: u32,
+}
+
+/// Value of `PODIP`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodAddress {
+    /// The pod's slot.
+    pub slot: u32,
+    /// Reserved, zero.
+    pub flags: u32,
+}
+
+/// Value of `PODS`: what the next agent has to know of a pod to let it go.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodRecord {
+    /// Netns cookie (SO_NETNS_COOKIE), the key in `NSCFG`.
+    pub netns_cookie: u64,
+    /// Addresses; the first `address_count` count.
+    pub addresses: [Address; MAX_ADDRESSES],
+    /// How many of `addresses` there are.
+    pub address_count: u32,
+    /// 1 once captured, 0 while prepared.
+    pub captured: u32,
+    /// Values of the sysctls before enrolment, in the order the agent sets them; -1 where it set none.
+    pub sysctls: [i32; 4],
+    /// Kubernetes pod UID, zero padded.
+    pub uid: [u8; MAX_UID + 1],
+}
+
+const _: () = {
+    assert!(size_of::<NetnsConfig>() == 8 && align_of::<NetnsConfig>() == 4);
+    assert!(size_of::<PodAddress>() == 8 && align_of::<PodAddress>() == 4);
+    assert!(size_of::<PodRecord>() == 8 + 16 * MAX_ADDRESSES + 8 + 16 + 64);
+    assert!(offset_of!(PodRecord, addresses) == 8);
+    assert!(offset_of!(PodRecord, address_count) == 136);
+    assert!(offset_of!(PodRecord, captured) == 140);
+    assert!(offset_of!(PodRecord, sysctls) == 144);
+    assert!(offset_of!(PodRecord, uid) == 160);
+    assert!(SocketKind::Dns6 as u32 + 1 == SOCKETS_PER_POD);
+};
+
+#[cfg(feature = "user")]
+mod user {
+    #![allow(unsafe_code, reason = "aya::Pod is an unsafe marker: these are plain bytes without padding")]
+
+    use crate::{Address, NetnsConfig, PodAddress, PodRecord, event::DropEvent};
+
+    // SAFETY: repr(C), fixed-width integers only, no padding (sizes are asserted beside each type).
+    unsafe impl aya::Pod for Address {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for NetnsConfig {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PodAddress {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PodRecord {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for DropEvent {}
+}

@@ -1,0 +1,145 @@
+//! Which listener a new connection in an enrolled pod's network namespace meets.
+
+use crate::event::Counter;
+use crate::{Address, HBONE_PORT, SocketKind};
+
+/// What the sk_lookup hook knows: the addresses are the packet's, "local" is its destination.
+#[derive(Clone, Copy, Debug)]
+pub struct Lookup {
+    /// The slot of the pod whose network namespace this is. A constant of each pod's program: on lo the connection of
+    /// a pod to its neighbour and that of a proxy to the pod on a neighbour's behalf have the same two addresses the
+    /// other way round, and sk_lookup has no helper that tells the network namespace.
+    pub slot: u32,
+    /// Whether the packet is IPv4.
+    pub v4: bool,
+    /// Whether the packet came in on lo. A packet over lo to one of the pod's own addresses comes in, for the kernel,
+    /// on the interface that has the address, unless its sender is bound to lo.
+    pub on_lo: bool,
+    /// Destination address of the packet.
+    pub local: Address,
+    /// Destination port, host byte order.
+    pub local_port: u16,
+    /// Source address of the packet.
+    pub remote: Address,
+    /// Slot of the pod on this node that has `local`.
+    pub local_slot: Option<u32>,
+    /// Slot of the pod on this node that has `remote`.
+    pub remote_slot: Option<u32>,
+}
+
+/// What to do with the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steer {
+    /// The kernel's own lookup: the app's listener, or a refusal.
+    Pass,
+    /// The listener at this index of `LISTEN`.
+    To(u32),
+    /// Nobody: not ours and not the app's.
+    Drop(Counter),
+}
+
+/// Chooses. The program runs in enrolled network namespaces only, so every address is the pod's own, loopback, or
+/// one that the pod should not be reachable by.
+#[inline(always)]
+pub fn steer(lookup: &Lookup) -> Steer {
+    let to_self = lookup.local_slot == Some(lookup.slot);
+    let from_self = lookup.remote_slot == Some(lookup.slot);
+    if lookup.local.is_loopback() {
+        return Steer::Pass;
+    }
+    match (lookup.on_lo, to_self) {
+        // The proxy to the app: the one sender to the pod's address that is bound to lo.
+        (true, true) => Steer::Pass,
+        (true, false) if from_self => Steer::To(outbound(lookup)),
+        // The pod dials itself. From outside such a source is a martian.
+        (false, true) if from_self || lookup.remote.is_loopback() => Steer::Pass,
+        (false, true) => Steer::To(inbound(lookup)),
+        _ => Steer::Drop(Counter::SteerForeign),
+    }
+}
+
+#[inline(always)]
+fn outbound(lookup: &Lookup) -> u32 {
+    kind(lookup.v4, SocketKind::Outbound4, SocketKind::Outbound6).index(lookup.slot)
+}
+
+#[inline(always)]
+fn inbound(lookup: &Lookup) -> u32 {
+    let kind = if lookup.local_port == HBONE_PORT {
+        kind(lookup.v4, SocketKind::Hbone4, SocketKind::Hbone6)
+    } else {
+        kind(lookup.v4, SocketKind::Inbound4, SocketKind::Inbound6)
+    };
+    kind.index(lookup.slot)
+}
+
+#[inline(always)]
+fn kind(v4: bool, four: SocketKind, six: SocketKind) -> SocketKind {
+    if v4 { four } else { six }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::IpAddr;
+
+    use super::*;
+
+    const POD: &str = "10.1.0.3";
+    const OTHER: &str = "10.1.0.4";
+    const OUTSIDE: &str = "10.2.0.9";
+
+    fn slot(text: &str) -> Option<u32> {
+        match text {
+            POD => Some(3),
+            OTHER => Some(4),
+            _ => None,
+        }
+    }
+
+    fn lookup(on_lo: bool, remote: &str, local: &str, local_port: u16) -> Lookup {
+        let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+        let (local_slot, remote_slot) = (slot(local), slot(remote));
+        let v4 = !local.contains(':');
+        Lookup {
+            slot: 3,
+            v4,
+            on_lo,
+            local: address(local),
+            local_port,
+            remote: address(remote),
+            local_slot,
+            remote_slot,
+        }
+    }
+
+    #[test]
+    fn every_way_in() {
+        let (lo, eth0) = (true, false);
+        let dropped = Steer::Drop(Counter::SteerForeign);
+        for (why, on_lo, remote, local, port, expected) in [
+            ("captured", lo, POD, OUTSIDE, 80, Steer::To(3 * 8 + 2)),
+            ("captured, to another pod of the node", lo, POD, OTHER, 80, Steer::To(3 * 8 + 2)),
+            ("captured, HBONE's port is the app's too", lo, POD, OUTSIDE, 15008, Steer::To(3 * 8 + 2)),
+            ("the proxy to the app", lo, OUTSIDE, POD, 80, Steer::Pass),
+            ("the proxy to the app, for another pod of the node", lo, OTHER, POD, 80, Steer::Pass),
+            ("the proxy to the app, for the pod itself", lo, POD, POD, 80, Steer::Pass),
+            ("localhost", lo, "127.0.0.1", "127.0.0.1", 80, Steer::Pass),
+            ("localhost from the pod's address", lo, POD, "127.0.0.1", 80, Steer::Pass),
+            ("localhost v6", lo, "::1", "::1", 80, Steer::Pass),
+            ("nobody's connection on lo", lo, OUTSIDE, "10.9.9.9", 80, dropped),
+            ("another pod's connection on lo", lo, OTHER, OUTSIDE, 80, dropped),
+            ("plaintext", eth0, OUTSIDE, POD, 80, Steer::To(3 * 8)),
+            ("plaintext from a pod of this node", eth0, OTHER, POD, 80, Steer::To(3 * 8)),
+            ("HBONE", eth0, OUTSIDE, POD, 15008, Steer::To(3 * 8 + 4)),
+            ("the pod dials itself", eth0, POD, POD, 80, Steer::Pass),
+            ("the pod dials its HBONE port", eth0, POD, POD, 15008, Steer::Pass),
+            ("the pod dials itself from localhost", eth0, "127.0.0.1", POD, 80, Steer::Pass),
+            ("another pod's address", eth0, OUTSIDE, OTHER, 80, dropped),
+            ("an address that is not enrolled", eth0, OUTSIDE, "10.1.0.99", 80, dropped),
+            ("IPv6 that is not enrolled", eth0, "fd00::9", "fd00::3", 80, dropped),
+            ("link-local", eth0, "fe80::9", "fe80::3", 80, dropped),
+        ] {
+            assert_eq!(steer(&lookup(on_lo, remote, local, port)), expected, "{why}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! cgroup/connect4 and connect6: runs in the caller's process before a connection gets its route.
+//!
+//! A captured socket is bound to lo, so it meets the in-pod routes to the proxy and can never leave by another
+//! interface, whatever fails later. Its addresses stay as they are.
+//! A miss in NSCFG is a pod that is not enrolled: the call is left alone. A socket that cannot be bound is refused.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt};
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+use mesh_ebpf_abi::Address;
+use mesh_ebpf_abi::capture::{Connect, captured};
+use mesh_ebpf_abi::event::Counter;
+
+use crate::maps::{NSCFG, SKPROXY, count, slot_of};
+
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0; // connect() gives EPERM
+
+/// The IPv4 hook.
+#[cgroup_sock_addr(connect4)]
+fn capture4(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the verifier checks the context's fields; volatile keeps LLVM from merging reads.
+    let word = unsafe { core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_ip4) };
+    capture(&ctx, Address::from_v4_word(word))
+}
+
+/// The IPv6 hook: v4-mapped destinations are IPv4 ones.
+#[cgroup_sock_addr(connect6)]
+fn capture6(ctx: SockAddrContext) -> i32 {
+    let addr = ctx.sock_addr;
+    // SAFETY: as above; each word is read by itself.
+    let word =
+        |i: usize| unsafe { core::ptr::read_volatile((&raw const (*addr).user_ip6).cast::<u32>().add(i)) };
+    capture(&ctx, Address::from_v6_words([word(0), word(1), word(2), word(3)]))
+}
+
+#[inline(always)]
+fn capture(ctx: &SockAddrContext, destination: Address) -> i32 {
+    match try_capture(ctx, destination) {
+        Ok(false) => ALLOW,
+        Ok(true) => {
+            count(Counter::Captured);
+            ALLOW
+        }
+        Err(_) => {
+            count(Counter::CaptureFailed);
+            REFUSE
+        }
+    }
+}
+
+/// Whether the socket is captured now.
+#[inline(always)]
+fn try_capture(ctx: &SockAddrContext, destination: Address) -> Result<bool, i64> {
+    // SAFETY: the helper takes the hook's context.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    // SAFETY: the value is two words; a torn read would be of the same pod.
+    let Some(netns) = (unsafe { NSCFG.get(&cookie) }) else { return Ok(false) };
+    // SAFETY: context fields, as above.
+    let (protocol, socket) = unsafe {
+        let addr = ctx.sock_addr;
+        (
+            core::ptr::read_volatile(&raw const (*addr).protocol),
+            core::ptr::read_volatile(&raw const (*addr).__bindgen_anon_1.sk),
+        )
+    };
+    // SAFETY: checked here for null, a full socket in this hook.
+    let flag = if socket.is_null() { None } else { unsafe { SKPROXY.get(socket.cast()) } };
+    let destination_slot = slot_of(&destination);
+    if !captured(&Connect { protocol, destination, flag, slot: netns.slot, destination_slot }) {
+        return Ok(false);
+    }
+    crate::debug!(ctx, "captured a connection of pod {}", netns.slot);
+    bind_to_lo(ctx).map(|()| true)
+}
+
+#[inline(always)]
+fn bind_to_lo(ctx: &SockAddrContext) -> Result<(), i64> {
+    const SOL_SOCKET: i32 = 1;
+    const SO_BINDTODEVICE: i32 = 25;
+    let mut name = *b"lo\0\0";
+    // SAFETY: the helper copies `name`.
+    let result = unsafe {
+        bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, (&raw mut name).cast(), name.len() as i32)
+    };
+    if result == 0 { Ok(()) } else { Err(result) }
+}

@@ -1,0 +1,117 @@
+//! Every map: its bounds, its one writer, its readers.
+//!
+//! **Invariant:** layouts are `mesh-ebpf-abi`'s; maps are pinned by name under the ABI's version.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE};
+use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf, SockMap};
+use mesh_ebpf_abi::event::{Counter, DropEvent};
+use mesh_ebpf_abi::{
+    Address, MAX_ADDRESSES, MAX_PODS, NetnsConfig, PodAddress, SOCKET_OLDER, SOCKETS_PER_POD,
+};
+
+/// Written by the agent: an entry switches capture of connect() on. Read by connect.
+#[map]
+pub(crate) static NSCFG: HashMap<u64, NetnsConfig> = HashMap::with_max_entries(MAX_PODS, 0);
+
+/// Written by the agent. Read by connect and sk_lookup.
+#[map]
+pub(crate) static PODIP: HashMap<Address, PodAddress> =
+    HashMap::with_max_entries(MAX_PODS * MAX_ADDRESSES as u32, 0);
+
+/// Written by the agent; the kernel removes a socket that its last owner closed. Read by sk_lookup.
+#[map]
+pub(crate) static LISTEN: SockMap = SockMap::with_max_entries(MAX_PODS * SOCKETS_PER_POD, 0);
+
+/// Written by the agent (listeners), ztunnel (the sockets it opens) and `older`; accepted sockets inherit.
+/// Read by connect and the guard.
+#[btf_map]
+pub(crate) static SKPROXY: SocketFlags = SocketFlags::new();
+
+/// Written by every program, read by the agent.
+#[map]
+static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
+
+/// Written by sk_lookup and the guard, drained by the agent. When it is full events are lost, never verdicts.
+#[map]
+static DROPS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+
+/// Adds one to a counter.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(value) = COUNTS.get_ptr_mut(counter as u32) {
+        // SAFETY: the pointer is this CPU's slot, and a program is not moved to another CPU.
+        unsafe { *value += 1 };
+    }
+}
+
+/// Counts a drop and reports it. Flags 0: a forced wake-up costs 6 us.
+#[inline(always)]
+pub(crate) fn report(event: &DropEvent, counter: Counter) {
+    count(counter);
+    if let Some(mut entry) = DROPS.reserve::<DropEvent>(0) {
+        entry.write(*event);
+        entry.submit(0);
+    }
+}
+
+/// Slot of the pod on this node that has the address.
+#[inline(always)]
+pub(crate) fn slot_of(address: &Address) -> Option<u32> {
+    // SAFETY: the agent replaces entries of a pod only when it leaves; a torn read is a slot that was right just now.
+    unsafe { PODIP.get(address) }.map(|pod| pod.slot)
+}
+
+/// A socket storage map whose values accepted sockets inherit from their listener, which aya's own cannot be.
+#[repr(C)]
+pub(crate) struct SocketFlags {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const u32,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: a definition for the loader; nothing reads the pointers.
+unsafe impl Sync for SocketFlags {}
+
+impl SocketFlags {
+    const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+        }
+    }
+
+    /// The socket's flag, if it has one.
+    ///
+    /// # Safety
+    /// `socket` is a pointer that the verifier knows as a full socket.
+    #[inline(always)]
+    pub(crate) unsafe fn get(&self, socket: *mut c_void) -> Option<u32> {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: the helper takes the map's address and a full socket, and returns null or the value.
+        let value = unsafe { bpf_sk_storage_get(map, socket, core::ptr::null_mut(), 0) }.cast::<u32>();
+        // SAFETY: not null, and the storage lives as long as the socket.
+        if value.is_null() { None } else { Some(unsafe { *value }) }
+    }
+
+    /// Flags a socket that has no flag yet as older than enrolment.
+    ///
+    /// # Safety
+    /// As for `get`, or a BTF socket pointer.
+    #[inline(always)]
+    pub(crate) unsafe fn set_older(&self, socket: *mut c_void) {
+        const CREATE: u64 = 1; // BPF_SK_STORAGE_GET_F_CREATE
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        let mut value = SOCKET_OLDER;
+        // SAFETY: as above; the value is copied.
+        unsafe { bpf_sk_storage_get(map, socket, (&raw mut value).cast(), CREATE) };
+    }
+}

@@ -1,0 +1,121 @@
+//! sk_lookup, one program a pod: chooses the socket that a new connection in the pod's network namespace meets.
+//!
+//! Established connections never come here. No listener in the slot means drop: inbound the peer gets a reset,
+//! outbound the SYN is repeated until a proxy is there. Other protocols than TCP pass.
+
+use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup, sk_action};
+use aya_ebpf::macros::sk_lookup;
+use aya_ebpf::programs::SkLookupContext;
+use mesh_ebpf_abi::Address;
+use mesh_ebpf_abi::event::{Counter, DropEvent};
+use mesh_ebpf_abi::steer::{Lookup, Steer, steer as choose};
+
+use crate::maps::{LISTEN, count, report, slot_of};
+
+const AF_INET: u32 = 2;
+const IPPROTO_TCP: u32 = 6;
+const LOOPBACK_IFINDEX: u32 = 1; // in every network namespace
+
+/// The pod's slot: the loader writes it before each pod's program is loaded.
+#[unsafe(no_mangle)]
+static SLOT: u32 = u32::MAX;
+
+/// The hook.
+#[sk_lookup]
+fn steer(ctx: SkLookupContext) -> u32 {
+    let facts = Facts::read(ctx.lookup);
+    if facts.protocol != IPPROTO_TCP {
+        return sk_action::SK_PASS;
+    }
+    let counter = match choose(&facts.lookup()) {
+        Steer::Pass => return sk_action::SK_PASS,
+        Steer::To(index) => match LISTEN.redirect_sk_lookup(&ctx, index, NO_REUSEPORT) {
+            Ok(()) => return steered(),
+            Err(_) => Counter::SteerNoListener,
+        },
+        Steer::Drop(counter) => counter,
+    };
+    report(&facts.event(counter), counter);
+    sk_action::SK_DROP
+}
+
+/// Without it the kernel chooses again in the listener's SO_REUSEPORT group.
+const NO_REUSEPORT: u64 = BPF_SK_LOOKUP_F_NO_REUSEPORT as u64;
+
+#[inline(always)]
+fn steered() -> u32 {
+    count(Counter::Steered);
+    sk_action::SK_PASS
+}
+
+struct Facts {
+    protocol: u32,
+    v4: bool,
+    ifindex: u32,
+    local: Address,
+    local_port: u16,
+    remote: Address,
+    remote_port: u16,
+}
+
+impl Facts {
+    /// Reads every word of the context, also those of the other family, and selects values: reads in two branches
+    /// become one read at a variable offset in LLVM's hands, which the verifier refuses.
+    #[inline(always)]
+    fn read(ctx: *const bpf_sk_lookup) -> Self {
+        macro_rules! field {
+            ($($path:tt)+) => {
+                // SAFETY: a context field; the verifier checks the access.
+                unsafe { core::ptr::read_volatile(&raw const (*ctx).$($path)+) }
+            };
+        }
+        let v4 = field!(family) == AF_INET;
+        let (local4, remote4) = (field!(local_ip4), field!(remote_ip4));
+        let local6 = [field!(local_ip6[0]), field!(local_ip6[1]), field!(local_ip6[2]), field!(local_ip6[3])];
+        let remote6 =
+            [field!(remote_ip6[0]), field!(remote_ip6[1]), field!(remote_ip6[2]), field!(remote_ip6[3])];
+        let select = |four, six| if v4 { Address::from_v4_word(four) } else { Address::from_v6_words(six) };
+        Self {
+            protocol: field!(protocol),
+            v4,
+            ifindex: field!(ingress_ifindex),
+            local: select(local4, local6),
+            local_port: field!(local_port) as u16,
+            remote: select(remote4, remote6),
+            remote_port: u16::from_be(field!(remote_port)),
+        }
+    }
+
+    #[inline(always)]
+    fn lookup(&self) -> Lookup {
+        Lookup {
+            slot: slot(),
+            v4: self.v4,
+            on_lo: self.ifindex == LOOPBACK_IFINDEX,
+            local: self.local,
+            local_port: self.local_port,
+            remote: self.remote,
+            local_slot: slot_of(&self.local),
+            remote_slot: slot_of(&self.remote),
+        }
+    }
+
+    #[inline(always)]
+    fn event(&self, counter: Counter) -> DropEvent {
+        DropEvent {
+            source: self.remote,
+            destination: self.local,
+            source_port: self.remote_port,
+            destination_port: self.local_port,
+            reason: counter as u32,
+            ifindex: self.ifindex,
+            slot: slot(),
+        }
+    }
+}
+
+#[inline(always)]
+fn slot() -> u32 {
+    // SAFETY: a plain word; volatile because the loader changes it behind the compiler's back.
+    unsafe { core::ptr::read_volatile(&raw const SLOT) }
+}
