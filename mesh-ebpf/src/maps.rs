@@ -10,7 +10,7 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf, SockMap};
 use mesh_ebpf_abi::event::{Counter, DropEvent};
 use mesh_ebpf_abi::{
-    Address, MAX_ADDRESSES, MAX_PODS, NetnsConfig, PodAddress, SOCKET_OLDER, SOCKETS_PER_POD,
+    Address, MAX_ADDRESSES, MAX_PODS, NetnsConfig, PodAddress, PodRecord, SOCKET_OLDER, SOCKETS_PER_POD,
 };
 
 /// Written by the agent: an entry switches capture of connect() on. Read by connect.
@@ -30,6 +30,10 @@ pub(crate) static LISTEN: SockMap = SockMap::with_max_entries(MAX_PODS * SOCKETS
 /// Read by connect and the guard.
 #[btf_map]
 pub(crate) static SKPROXY: SocketFlags = SocketFlags::new();
+
+/// Written by the agent for the next agent; no program reads it. Here so that it is pinned with the others.
+#[map]
+static PODS: HashMap<u32, PodRecord> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
 
 /// Written by every program, read by the agent.
 #[map]

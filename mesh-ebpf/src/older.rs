@@ -32,10 +32,13 @@ struct SockCommon {
     ports: u32,
     family: u16,
     state: u8,
+    reuse: u8,
+    bound_device: i32,
 }
 
 const TCP_LISTEN: u8 = 10;
 const TCP_NEW_SYN_RECV: u8 = 12;
+const LOOPBACK_IFINDEX: i32 = 1;
 
 /// The iterator, run by the agent inside the pod's network namespace.
 #[unsafe(link_section = "iter/tcp")]
@@ -47,6 +50,8 @@ extern "C" fn older(ctx: *const TcpIterator) -> i32 {
         // SAFETY: not null, a socket of any kind.
         match unsafe { (*socket).state } {
             TCP_LISTEN => {}
+            // Captured already: it has no business on another interface.
+            _ if unsafe { (*socket).bound_device } == LOOPBACK_IFINDEX => {}
             TCP_NEW_SYN_RECV => pending(seq),
             _ => flag(socket),
         }

@@ -7,9 +7,35 @@
 //! **Invariant:** a failed step undoes itself; a pod is either untouched or captured (fail closed), nothing between.
 //! All calls are synchronous: run them on one blocking thread.
 
+mod attach;
+mod bpf;
+mod cgroup;
+mod listeners;
+mod load;
+mod maps;
+mod netns;
+mod older;
+mod pins;
+mod pod;
+mod rules;
+mod sysctls;
+
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use mesh_ebpf_abi::event::{Counter, DropEvent};
+use tracing::{info, warn};
+
+use bpf::{Hook, Target};
+pub use load::OBJECT;
+use load::Programs;
+use maps::Maps;
+use pins::Pins;
+use pod::{Failed, Pod};
+pub use rules::Numbers;
 
 /// Where the datapath lives on this node, and the numbers it uses inside the pods.
 #[derive(Clone, Debug, clap::Args)]
@@ -18,9 +44,15 @@ pub struct Config {
     /// Mount point of the bpf file system that pins are kept in.
     #[arg(long, env = "AMBIT_BPFFS", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
-    /// Cgroup (version 2) whose processes' connections are captured; found from the mounts when not given.
+    /// Cgroup (version 2) whose processes' connections are captured; by default kubepods, or the root.
     #[arg(long, env = "AMBIT_CGROUP_ROOT")]
     pub cgroup_root: Option<PathBuf>,
+    /// A /proc with a writable sys; the agent's own setting of this name is meant to be put here.
+    #[arg(skip = PathBuf::from("/proc"))]
+    pub proc: PathBuf,
+    /// Mark, table and rule priority.
+    #[command(flatten)]
+    pub numbers: Numbers,
 }
 
 /// A pod to enrol.
@@ -84,28 +116,103 @@ impl Listeners {
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
     /// The agent was built without `cargo xtask ebpf`.
-    #[error(
-        "this agent was built without its eBPF programs; build them with `cargo xtask ebpf` and build again"
-    )]
+    #[error("this agent was built without its eBPF programs; run `cargo xtask ebpf` and build it again")]
     NoObject,
+    /// The embedded object lacks a program.
+    #[error(
+        "the embedded eBPF object has no program {name}; run `cargo xtask ebpf` and build the agent again"
+    )]
+    NoProgram {
+        /// Its name.
+        name: &'static str,
+    },
+    /// The embedded object lacks a map.
+    #[error("the embedded eBPF object has no map {name}; run `cargo xtask ebpf` and build the agent again")]
+    NoMap {
+        /// Its name.
+        name: &'static str,
+    },
+    /// The object could not be parsed, or a map not made.
+    #[error("cannot load the eBPF object (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed)")]
+    Object(#[source] Box<aya::EbpfError>),
+    /// A program was refused; the source has the verifier's log.
+    #[error("the kernel refused the eBPF program {name}")]
+    Program {
+        /// Its name.
+        name: &'static str,
+        /// What the verifier said.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A pinned map has another layout.
+    #[error("the pinned map {name} is not of this version; was something else pinned there?")]
+    Map {
+        /// Its name.
+        name: &'static str,
+        /// What differs.
+        source: Box<aya::maps::MapError>,
+    },
+    /// A pin could not be made or opened.
+    #[error("cannot pin {name}")]
+    Pin {
+        /// The map, program or link.
+        name: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel has no tcx.
+    #[error("this kernel cannot attach the egress guard (tcx, Linux 6.6 or later)")]
+    NoTcx(#[source] io::Error),
+    /// bpffs is not there.
+    #[error("{path} cannot hold pins; mount one with `mount -t bpf bpf {path}` or set AMBIT_BPFFS")]
+    Bpffs {
+        /// Where it should be.
+        path: PathBuf,
+        /// What is there.
+        source: io::Error,
+    },
+    /// There is no cgroup of version 2.
+    #[error("no cgroup2 mount in {mountinfo}; mount one or set AMBIT_CGROUP_ROOT")]
+    NoCgroup2 {
+        /// Where it was looked for.
+        mountinfo: PathBuf,
+    },
+    /// The cgroup cannot be opened or attached to.
+    #[error("cannot capture connections in the cgroup {path}")]
+    Cgroup {
+        /// The cgroup.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// What an earlier agent left cannot be read or updated.
+    #[error("cannot take over what an earlier agent pinned in {path}")]
+    TakeOver {
+        /// The bpf file system.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
 }
 
-/// Why a pod could not be enrolled, captured or let go.
+/// Why a pod could not be prepared, captured or let go.
 #[derive(Debug, thiserror::Error)]
-#[error("pod {uid}: {step}")]
+#[error("pod {uid}: cannot {step}: {source}")]
 pub struct PodError {
     /// The pod.
     pub uid: String,
-    /// What was being done, for example "add ip rule".
-    pub step: String,
+    /// What was being done, for example "attach the guard".
+    pub step: &'static str,
     /// What the kernel answered.
-    pub source: std::io::Error,
+    pub source: io::Error,
 }
 
 /// The loaded programs and the pods they capture.
-#[derive(Debug)]
 pub struct Datapath {
-    skproxy: OwnedFd,
+    config: Config,
+    pins: Pins,
+    programs: Programs,
+    maps: Maps,
+    pods: HashMap<String, Pod>,
 }
 
 impl Datapath {
@@ -114,56 +221,171 @@ impl Datapath {
     /// # Errors
     /// When the kernel lacks a feature, bpffs or the cgroup is not there, or a program is refused.
     pub fn open(config: &Config) -> Result<Self, DatapathError> {
-        let _ = config;
-        Err(DatapathError::NoObject)
+        let bpffs = |source| DatapathError::Bpffs { path: config.bpffs.clone(), source };
+        let pins = Pins::create(&config.bpffs).map_err(bpffs)?;
+        let (programs, maps) = load::load(&pins)?;
+        let root = cgroup_root(config)?;
+        attach_connect(&pins, &programs, &root)
+            .map_err(|source| DatapathError::Cgroup { path: root.clone(), source })?;
+        info!(cgroup = %root.display(), bpffs = %config.bpffs.display(), "datapath open");
+        let mut datapath = Self { config: config.clone(), pins, programs, maps, pods: HashMap::new() };
+        datapath.take_over()?;
+        Ok(datapath)
     }
 
-    /// The map in which a proxy flags its own sockets (`mesh_ebpf_abi::SKPROXY`).
+    /// The map in which a proxy flags its own sockets (`mesh_ebpf_abi::map::SKPROXY`).
     pub fn skproxy_map(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd;
-        self.skproxy.as_fd()
+        self.maps.skproxy()
     }
 
-    /// The pods that are captured: after `open` the ones an earlier agent left.
+    /// The pods that are captured: after `open` the ones an earlier agent left. Each wants `prepare` and `capture`
+    /// again, which disturb nothing, or `leave`; before `prepare`, `leave` cannot restore what is inside the pod's
+    /// network namespace.
     pub fn surviving(&self) -> Vec<Survivor> {
-        Vec::new()
+        let captured = self.pods.iter().filter(|(_, pod)| pod.captured());
+        let survivor = |(uid, pod): (&String, &Pod)| Survivor {
+            uid: uid.clone(),
+            addresses: maps::ips(&pod.record),
+            slot: pod.slot,
+        };
+        captured.map(survivor).collect()
     }
 
     /// Makes routes, rules and listeners in the pod's network namespace; nothing is captured yet.
     /// `kept` are the pod's listeners where a proxy still has them; without, new ones are opened. For a pod that is
-    /// already captured this only fills its slots again, which takes effect at once.
+    /// already captured this only makes what is missing and fills its slots again, which takes effect at once.
+    /// The network namespace is held until `leave`.
     ///
     /// # Errors
     /// When a step fails; the earlier ones are undone.
-    pub fn prepare(&mut self, pod: &PodSpec, kept: Option<Listeners>) -> Result<Listeners, PodError> {
-        let _ = kept;
-        Err(PodError {
-            uid: pod.uid.clone(),
-            step: "prepare".to_owned(),
-            source: std::io::ErrorKind::Unsupported.into(),
-        })
+    pub fn prepare(&mut self, spec: &PodSpec, kept: Option<Listeners>) -> Result<Listeners, PodError> {
+        let mut pod = self.pod(spec).map_err(|failed| failed.of(&spec.uid))?;
+        let listeners = pod.furnish(&self.config, &mut self.maps, kept);
+        if listeners.is_ok() || pod.captured() {
+            self.pods.insert(spec.uid.clone(), pod);
+        } else {
+            undone(&spec.uid, pod.dismantle(&self.config, &mut self.maps));
+        }
+        listeners.map_err(|failed| failed.of(&spec.uid))
     }
 
     /// Switches capture on for a prepared pod: from now on its new TCP connections meet the proxy, its older ones
     /// live on, and everything else that is TCP is dropped.
     ///
     /// # Errors
-    /// When a hook cannot be attached; the pod is then as it was.
+    /// When a hook cannot be attached; a pod that was not captured is then as it was.
     pub fn capture(&mut self, uid: &str) -> Result<(), PodError> {
-        Err(PodError {
-            uid: uid.to_owned(),
-            step: "capture".to_owned(),
-            source: std::io::ErrorKind::Unsupported.into(),
-        })
+        let unknown = || Failed { step: "capture it", source: io::ErrorKind::NotFound.into() };
+        let pod = self.pods.get_mut(uid).ok_or_else(unknown).map_err(|failed| failed.of(uid))?;
+        let before = pod.captured();
+        let steer = pod::step("load sk_lookup", load::steer(&self.pins, pod.slot).map_err(io::Error::other));
+        let result = steer.and_then(|steer| pod.capture(&self.pins, &self.programs, &steer, &mut self.maps));
+        if result.is_err() && !before {
+            let released = pod.release(&self.pins, &mut self.maps);
+            undone(uid, released);
+        }
+        result.map_err(|failed| failed.of(uid))
     }
 
     /// Switches capture off and restores what was there; works for a pod whose network namespace is gone, and does
-    /// nothing for an unknown one.
+    /// nothing for an unknown one. The proxy must have closed the pod's connections: they lose their routes.
     ///
     /// # Errors
     /// When something of the pod could not be removed; it is then no longer captured all the same.
     pub fn leave(&mut self, uid: &str) -> Result<(), PodError> {
-        let _ = uid;
+        let Some(mut pod) = self.pods.remove(uid) else { return Ok(()) };
+        let released = pod.release(&self.pins, &mut self.maps);
+        let dismantled = pod.dismantle(&self.config, &mut self.maps);
+        released.and(dismantled).map_err(|failed| failed.of(uid))
+    }
+
+    /// What the programs counted since the maps were made.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn count(&self, counter: Counter) -> io::Result<u64> {
+        self.maps.count(counter)
+    }
+
+    /// The next packet or connection that was dropped, if one is waiting. Events are lost when nobody asks.
+    pub fn next_drop(&mut self) -> Option<DropEvent> {
+        self.maps.next_drop()
+    }
+
+    /// The pod as the maps have it, in its network namespace as it is now.
+    fn pod(&mut self, spec: &PodSpec) -> Result<Pod, Failed> {
+        if !pins::valid_uid(&spec.uid) {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "not a Kubernetes UID");
+            return Err(Failed { step: "name its pins", source });
+        }
+        let slot = match self.pods.get(&spec.uid) {
+            Some(known) => known.slot,
+            None => pod::step("find a free slot", self.maps.free_slot())?,
+        };
+        let mut pod = pod::step("enter its network namespace", Pod::new(spec, slot))?;
+        let Some(known) = self.pods.remove(&spec.uid) else { return Ok(pod) };
+        if known.record.netns_cookie == pod.record.netns_cookie {
+            pod.record.captured = known.record.captured;
+            pod.record.sysctls = known.record.sysctls;
+        } else {
+            // The same pod in another sandbox: the old one is gone, or going.
+            self.pods.insert(spec.uid.clone(), known);
+            self.leave(&spec.uid).map_err(|error| Failed { step: error.step, source: error.source })?;
+        }
+        Ok(pod)
+    }
+
+    /// Finds the pods of an earlier agent, moves them to this agent's programs, and clears away what is not whole.
+    fn take_over(&mut self) -> Result<(), DatapathError> {
+        let take_over = |source| DatapathError::TakeOver { path: self.config.bpffs.clone(), source };
+        let steer_tag = bpf::tag(load::steer(&self.pins, u32::MAX)?.as_fd()).map_err(take_over)?;
+        for (slot, record) in self.maps.records().map_err(take_over)? {
+            let uid = maps::uid(&record);
+            let mut pod = Pod { slot, record, netns: None };
+            let steer = || load::steer(&self.pins, slot).map_err(io::Error::other);
+            let whole = pod.captured()
+                && pod::take_over(&uid, &self.pins, &self.programs, steer, steer_tag).map_err(take_over)?;
+            if whole {
+                self.pods.insert(uid, pod);
+            } else {
+                let released = pod.release(&self.pins, &mut self.maps);
+                undone(&uid, released.and(pod.dismantle(&self.config, &mut self.maps)));
+            }
+        }
         Ok(())
     }
+}
+
+impl Failed {
+    fn of(self, uid: &str) -> PodError {
+        PodError { uid: uid.to_owned(), step: self.step, source: self.source }
+    }
+}
+
+/// A failure while undoing changes nothing for the caller; people should know.
+fn undone(uid: &str, result: Result<(), Failed>) {
+    if let Err(failed) = result {
+        warn!(pod = uid, step = failed.step, error = %failed.source, "could not be undone");
+    }
+}
+
+fn cgroup_root(config: &Config) -> Result<PathBuf, DatapathError> {
+    if let Some(root) = &config.cgroup_root {
+        return Ok(root.clone());
+    }
+    let mountinfo = config.proc.join("self/mountinfo");
+    let text = fs::read_to_string(&mountinfo).unwrap_or_default();
+    cgroup::find(&text, Path::is_dir).ok_or(DatapathError::NoCgroup2 { mountinfo })
+}
+
+fn attach_connect(pins: &Pins, programs: &Programs, root: &Path) -> io::Result<()> {
+    let root = fs::File::open(root)?;
+    let target = Target::Fd(root.as_fd());
+    for (name, program, hook) in [
+        (mesh_ebpf_abi::program::CONNECT4, &programs.connect4, Hook::Connect4),
+        (mesh_ebpf_abi::program::CONNECT6, &programs.connect6, Hook::Connect6),
+    ] {
+        attach::ensure(&pins.link(name), program.as_fd(), target, hook)?;
+    }
+    Ok(())
 }

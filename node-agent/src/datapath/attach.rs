@@ -1,0 +1,110 @@
+//! Links: each is made once, pinned, and later found by its pin and moved to a newer program.
+//!
+//! **Invariant:** the pins are the attach state; no link is held open, so nothing is detached when the agent ends.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::{fs, io};
+
+use super::bpf::{self, Hook, Target};
+use super::pins::{remove, replace};
+use super::rules::Interface;
+
+/// Makes sure that a link on `target` is pinned at `path` and runs `program`. Returns whether it had to be made: a
+/// link that is there is updated in place, one whose target is gone or another is replaced.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn ensure(
+    path: &Path,
+    program: BorrowedFd<'_>,
+    target: Target<'_>,
+    hook: Hook,
+) -> io::Result<bool> {
+    match bpf::open(path) {
+        Ok(link) if bpf::link_info(link.as_fd())?.target == identity(target)? => {
+            refresh(link.as_fd(), program)?;
+            return Ok(false);
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let link = bpf::attach(program, target, hook)?;
+    replace(link.as_fd(), path)?;
+    Ok(true)
+}
+
+/// Moves a link to `program` if it runs other instructions.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn refresh(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let running = bpf::program(bpf::link_info(link)?.program)?;
+    if same_program(running.as_fd(), program)? { Ok(()) } else { bpf::update(link, program) }
+}
+
+/// Whether two programs have the same instructions.
+///
+/// # Errors
+/// When the kernel cannot say.
+pub(super) fn same_program(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(bpf::tag(one)? == bpf::tag(other)?)
+}
+
+/// Whether the link pinned at `path` still has its target.
+///
+/// # Errors
+/// When it cannot be opened.
+pub(super) fn alive(path: &Path) -> io::Result<bool> {
+    let link = bpf::open(path)?;
+    Ok(bpf::link_info(link.as_fd())?.target != 0)
+}
+
+/// Removes a pod's links: unpinning the last reference detaches.
+///
+/// # Errors
+/// The first one; the others are removed.
+pub(super) fn remove_all(directory: &Path, links: &[String]) -> io::Result<()> {
+    let removed = links.iter().map(|name| remove(&directory.join(name)));
+    removed.fold(Ok(()), |result, one| result.and(one))
+}
+
+/// Name of the guard's pin on an interface.
+pub(super) fn guard_pin(interface: Interface) -> String {
+    format!("{}-{}", guard_program(interface), interface.index)
+}
+
+/// Which guard fits an interface.
+pub(super) fn guard_program(interface: Interface) -> &'static str {
+    if interface.ethernet { mesh_ebpf_abi::program::GUARD } else { mesh_ebpf_abi::program::GUARD_L3 }
+}
+
+/// Whether the name is that of a guard's pin.
+pub(super) fn is_guard(name: &str) -> bool {
+    name.starts_with(mesh_ebpf_abi::program::GUARD)
+}
+
+/// As the kernel names the target in the link's info: a namespace's inode, a cgroup's id (which is its directory's
+/// inode on 64-bit machines), an interface's index.
+fn identity(target: Target<'_>) -> io::Result<u64> {
+    match target {
+        Target::Fd(fd) => Ok(fs::File::from(fd.try_clone_to_owned()?).metadata()?.ino()),
+        Target::Interface(index) => Ok(u64::from(index)),
+        Target::None => Ok(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guards_by_device() {
+        let ethernet = Interface { index: 2, ethernet: true };
+        let bare = Interface { index: 7, ethernet: false };
+        assert_eq!((guard_program(ethernet), guard_pin(ethernet)), ("guard", "guard-2".to_owned()));
+        assert_eq!((guard_program(bare), guard_pin(bare)), ("guard_l3", "guard_l3-7".to_owned()));
+        assert!(is_guard("guard-2") && is_guard("guard_l3-7") && !is_guard("steer"));
+    }
+}

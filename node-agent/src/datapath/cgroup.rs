@@ -1,0 +1,95 @@
+//! Finds the cgroup whose processes' connections are captured: kubepods if there is one, else the root.
+//!
+//! **Invariant:** the mount is looked up, never assumed: on hybrid nodes cgroup version 2 is not at /sys/fs/cgroup.
+
+use std::path::{Path, PathBuf};
+
+/// Names of the cgroup of all pods: cgroupfs driver, systemd driver.
+const KUBEPODS: [&str; 2] = ["kubepods", "kubepods.slice"];
+
+/// The cgroup to attach to. `mountinfo` is the text of /proc/self/mountinfo, `exists` says whether a directory does.
+///
+/// Of several mounts of version 2 (a container has its own beside the host's) the one with kubepods below it counts,
+/// else the one that shows most of the hierarchy: seen from a cgroup namespace, its root begins with `/..`.
+pub(super) fn find(mountinfo: &str, exists: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
+    let kubepods = mounts.iter().flat_map(|mount| KUBEPODS.iter().map(|name| mount.point.join(name)));
+    if let Some(found) = kubepods.into_iter().find(|path| exists(path)) {
+        return Some(found);
+    }
+    let outermost = mounts.iter().find(|mount| mount.root.starts_with("/.."));
+    outermost.or(mounts.first()).map(|mount| mount.point.clone())
+}
+
+struct Mount {
+    root: String,
+    point: PathBuf,
+}
+
+impl Mount {
+    /// A line as in proc_pid_mountinfo(5): `36 35 98:0 /root /mnt options [optional...] - type source options`.
+    fn parse(line: &str) -> Option<Self> {
+        let (before, after) = line.split_once(" - ")?;
+        if after.split(' ').next() != Some("cgroup2") {
+            return None;
+        }
+        let mut fields = before.split(' ').skip(3);
+        Some(Self { root: unescape(fields.next()?), point: PathBuf::from(unescape(fields.next()?)) })
+    }
+}
+
+/// Undoes the kernel's octal escapes of blanks and backslashes.
+fn unescape(field: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(field.to_owned(), |text, (code, character)| text.replace(code, character))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &str = "40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n";
+
+    #[test]
+    fn mounts() {
+        let unified = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw\n".to_owned();
+        let hybrid = format!("{V1}41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n");
+        let container = format!(
+            "31 23 0:28 / /sys/fs/cgroup ro - cgroup2 cgroup ro\n{}",
+            "90 23 0:28 /../../.. /host/sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+        );
+        let blank = "31 23 0:28 / /mnt/cgroup\\0402 rw - cgroup2 cgroup2 rw\n".to_owned();
+        let none: &[&str] = &[];
+        for (why, text, there, expected) in [
+            ("unified", &unified, none, Some("/sys/fs/cgroup")),
+            ("unified, cgroupfs", &unified, &["/sys/fs/cgroup/kubepods"], Some("/sys/fs/cgroup/kubepods")),
+            (
+                "unified, systemd",
+                &unified,
+                &["/sys/fs/cgroup/kubepods.slice"],
+                Some("/sys/fs/cgroup/kubepods.slice"),
+            ),
+            ("hybrid", &hybrid, none, Some("/sys/fs/cgroup/unified")),
+            (
+                "hybrid with pods",
+                &hybrid,
+                &["/sys/fs/cgroup/systemd/kubepods", "/sys/fs/cgroup/unified/kubepods"],
+                Some("/sys/fs/cgroup/unified/kubepods"),
+            ),
+            (
+                "container, pods seen from the host's mount",
+                &container,
+                &["/host/sys/fs/cgroup/kubepods.slice"],
+                Some("/host/sys/fs/cgroup/kubepods.slice"),
+            ),
+            ("container, the host's mount", &container, none, Some("/host/sys/fs/cgroup")),
+            ("blank", &blank, none, Some("/mnt/cgroup 2")),
+            ("version 1 only", &V1.to_owned(), none, None),
+            ("nonsense", &"a b c\n\n - cgroup2\n".to_owned(), none, None),
+        ] {
+            let found = find(text, |path| there.iter().any(|there| Path::new(there) == path));
+            assert_eq!(found.as_deref(), expected.map(Path::new), "{why}");
+        }
+    }
+}

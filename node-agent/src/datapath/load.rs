@@ -1,0 +1,111 @@
+//! From the embedded object to programs in the kernel, over maps that are pinned.
+//!
+//! Maps are opened from their pins where they have been, so a new agent's programs work on the old agent's state.
+//! **Invariant:** loading attaches nothing.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use aya::programs::{Program, ProgramError};
+use aya::{Btf, Ebpf, EbpfLoader};
+use mesh_ebpf_abi::{map, program};
+
+use super::DatapathError;
+use super::maps::Maps;
+use super::pins::{Pins, replace};
+use super::{attach, bpf};
+
+/// What `cargo xtask ebpf` built; empty when it had not been run.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
+
+/// Maps that are kept in bpffs.
+const PINNED: [&str; 7] =
+    [map::NSCFG, map::PODIP, map::LISTEN, map::SKPROXY, map::PODS, map::COUNTS, map::DROPS];
+
+/// The programs that all pods share.
+#[derive(Debug)]
+pub(super) struct Programs {
+    /// cgroup/connect4.
+    pub connect4: OwnedFd,
+    /// cgroup/connect6.
+    pub connect6: OwnedFd,
+    /// tcx egress, Ethernet devices.
+    pub guard: OwnedFd,
+    /// tcx egress, other devices.
+    pub guard_l3: OwnedFd,
+    /// TCP socket iterator.
+    pub older: OwnedFd,
+}
+
+/// Loads the programs and opens or makes the maps.
+///
+/// # Errors
+/// When there is no object, or the kernel refuses something in it.
+pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps), DatapathError> {
+    let mut object = open(pins, u32::MAX)?;
+    let programs = Programs {
+        connect4: shared(&mut object, pins, program::CONNECT4)?,
+        connect6: shared(&mut object, pins, program::CONNECT6)?,
+        guard: shared(&mut object, pins, program::GUARD)?,
+        guard_l3: shared(&mut object, pins, program::GUARD_L3)?,
+        older: shared(&mut object, pins, program::OLDER)?,
+    };
+    bpf::probe_tcx(programs.guard.as_fd()).map_err(DatapathError::NoTcx)?;
+    Ok((programs, Maps::take(&mut object, pins)?))
+}
+
+/// Loads the sk_lookup program of the pod in `slot`: the slot is a constant in it.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub(super) fn steer(pins: &Pins, slot: u32) -> Result<OwnedFd, DatapathError> {
+    program_fd(&mut open(pins, slot)?, program::STEER)
+}
+
+fn open(pins: &Pins, slot: u32) -> Result<Ebpf, DatapathError> {
+    if OBJECT.is_empty() {
+        return Err(DatapathError::NoObject);
+    }
+    let paths = PINNED.map(|name| (name, pins.map(name)));
+    let mut loader = EbpfLoader::new();
+    loader.override_global("SLOT", &slot, true);
+    for (name, path) in &paths {
+        loader.map_pin_path(*name, path.as_path());
+    }
+    loader.load(OBJECT).map_err(|error| DatapathError::Object(Box::new(error)))
+}
+
+/// Loads a program that all pods share. A pinned one with the same instructions is taken over; else the new one
+/// takes its place, and the links are moved to it when they are next looked at.
+fn shared(object: &mut Ebpf, pins: &Pins, name: &'static str) -> Result<OwnedFd, DatapathError> {
+    let new = program_fd(object, name)?;
+    take_over(new.as_fd(), pins, name).map_err(|source| DatapathError::Pin { name, source })
+}
+
+fn take_over(new: BorrowedFd<'_>, pins: &Pins, name: &str) -> io::Result<OwnedFd> {
+    let path = pins.program(name);
+    match bpf::open(&path) {
+        Ok(old) if attach::same_program(old.as_fd(), new)? => return Ok(old),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    replace(new, &path)?;
+    new.try_clone_to_owned()
+}
+
+fn program_fd(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, DatapathError> {
+    let program = object.program_mut(name).ok_or(DatapathError::NoProgram { name })?;
+    load_program(program)
+        .and_then(|()| Ok(program.fd()?.as_fd().try_clone_to_owned().map_err(ProgramError::IOError)?))
+        .map_err(|source| DatapathError::Program { name, source: Box::new(source) })
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::Iter(program) => program.load("tcp", &Btf::from_sys_fs()?),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}

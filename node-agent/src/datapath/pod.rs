@@ -1,0 +1,258 @@
+//! One pod's way in and out, step by step.
+//!
+//! In: settings, routes, record, listeners (`furnish`), then inbound steering, capture of connect(), the flags on
+//! older connections and the guard (`capture`). That order is what makes it safe: when the guard comes, every
+//! connection is either the proxy's, bound to lo, or flagged as older. Out is the reverse.
+//! **Invariant:** undoing is idempotent and works on what a crash left half done.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, OwnedFd};
+
+use mesh_ebpf_abi::{Address, MAX_ADDRESSES, MAX_UID, PodRecord};
+
+use super::bpf::{Hook, Target};
+use super::load::Programs;
+use super::maps::{self, Maps};
+use super::pins::Pins;
+use super::rules::{self, Interface};
+use super::{Config, Listeners, PodSpec, attach, bpf, listeners, netns, older, sysctls};
+
+/// Name of the pin of a pod's sk_lookup link.
+pub(super) const STEER: &str = mesh_ebpf_abi::program::STEER;
+
+/// A step that failed.
+#[derive(Debug)]
+pub(super) struct Failed {
+    /// What was being done.
+    pub step: &'static str,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+/// Names the step that a failure belongs to.
+pub(super) fn step<T>(step: &'static str, result: io::Result<T>) -> Result<T, Failed> {
+    result.map_err(|source| Failed { step, source })
+}
+
+/// A pod in the maps.
+#[derive(Debug)]
+pub(super) struct Pod {
+    /// Its number.
+    pub slot: u32,
+    /// What the maps say of it.
+    pub record: PodRecord,
+    /// Its network namespace; none for a pod of an earlier agent that was not prepared again yet.
+    pub netns: Option<OwnedFd>,
+}
+
+impl Pod {
+    /// A pod that nothing was done for yet.
+    ///
+    /// # Errors
+    /// When it has too many addresses or its network namespace cannot be entered.
+    pub(super) fn new(spec: &PodSpec, slot: u32) -> io::Result<Self> {
+        let mut record = PodRecord {
+            netns_cookie: netns::within(spec.netns.as_fd(), netns::cookie)?,
+            addresses: [Address::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED)); MAX_ADDRESSES],
+            address_count: spec.addresses.len() as u32,
+            captured: 0,
+            sysctls: [-1; 4],
+            uid: [0; MAX_UID + 1],
+        };
+        if spec.addresses.is_empty() || spec.addresses.len() > MAX_ADDRESSES {
+            return Err(invalid(format!(
+                "{} addresses, 1 to {MAX_ADDRESSES} are possible",
+                spec.addresses.len()
+            )));
+        }
+        for (place, ip) in record.addresses.iter_mut().zip(&spec.addresses) {
+            *place = Address::from(*ip);
+        }
+        record.uid[..spec.uid.len()].copy_from_slice(spec.uid.as_bytes());
+        Ok(Self { slot, record, netns: Some(spec.netns.try_clone()?) })
+    }
+
+    /// Whether the record says that it is captured.
+    pub(super) fn captured(&self) -> bool {
+        self.record.captured != 0
+    }
+
+    /// Its first IPv4 address: the source of the connections it opens.
+    fn primary_v4(&self) -> io::Result<Ipv4Addr> {
+        let v4 = maps::ips(&self.record).into_iter().find_map(|ip| match ip {
+            IpAddr::V4(v4) => Some(v4),
+            IpAddr::V6(_) => None,
+        });
+        v4.ok_or_else(|| invalid("the pod has no IPv4 address".to_owned()))
+    }
+
+    /// Settings, routes, record and listeners. `kept` are used if they are of this network namespace.
+    ///
+    /// # Errors
+    /// When a step fails; `dismantle` undoes those before it.
+    pub(super) fn furnish(
+        &mut self,
+        config: &Config,
+        maps: &mut Maps,
+        kept: Option<Listeners>,
+    ) -> Result<Listeners, Failed> {
+        let address = step("read its addresses", self.primary_v4())?;
+        let netns = step("enter its network namespace", self.netns())?;
+        let before = step("set its sysctls", netns::within(netns.as_fd(), || sysctls::set(&config.proc)))?;
+        if self.record.sysctls[0] < 0 {
+            self.record.sysctls = before;
+        }
+        let add = || rules::add(config.numbers, address);
+        step("add its rules and routes", netns::within(netns.as_fd(), add))?;
+        step("write its record", maps.remember(self.slot, &self.record))?;
+        let listeners = match kept.filter(|kept| listeners::belong(kept, self.record.netns_cookie)) {
+            Some(kept) => kept,
+            None => {
+                let open = || listeners::open(&mut |socket| maps.flag(socket));
+                step("open its listeners", netns::within(netns.as_fd(), open))?
+            }
+        };
+        step("publish its listeners", maps.publish(self.slot, &listeners))?;
+        Ok(listeners)
+    }
+
+    /// Hooks on. A pod that is captured already gets what is missing, for example a guard on a new interface; its
+    /// connections are not flagged again, or one that got past the hooks would be let out for good.
+    ///
+    /// # Errors
+    /// When a step fails; `release` undoes those before it.
+    pub(super) fn capture(
+        &mut self,
+        pins: &Pins,
+        programs: &Programs,
+        steer: &OwnedFd,
+        maps: &mut Maps,
+    ) -> Result<(), Failed> {
+        let netns = step("enter its network namespace", self.netns())?;
+        let directory = pins.pod(&maps::uid(&self.record));
+        step("make its pin directory", fs::create_dir_all(&directory))?;
+        let target = Target::Fd(netns.as_fd());
+        step(
+            "attach sk_lookup",
+            attach::ensure(&directory.join(STEER), steer.as_fd(), target, Hook::SkLookup),
+        )?;
+        step("capture its connections", maps.capture(self.record.netns_cookie, self.slot))?;
+        if !self.captured() {
+            let flag = || older::flag(programs.older.as_fd());
+            step("flag its older connections", netns::within(netns.as_fd(), flag))?;
+        }
+        let guard = || {
+            rules::interfaces()?.into_iter().try_for_each(|interface| {
+                let path = directory.join(attach::guard_pin(interface));
+                let target = Target::Interface(interface.index);
+                attach::ensure(&path, programs.guard_for(interface).as_fd(), target, Hook::TcxEgress)
+                    .map(|_| ())
+            })
+        };
+        step("attach the guard", netns::within(netns.as_fd(), guard))?;
+        self.record.captured = 1;
+        step("write its record", maps.remember(self.slot, &self.record))
+    }
+
+    /// Hooks off, the guard first: what it would drop is what leaves uncaptured next.
+    ///
+    /// # Errors
+    /// The first one; the other steps are done.
+    pub(super) fn release(&mut self, pins: &Pins, maps: &mut Maps) -> Result<(), Failed> {
+        self.record.captured = 0;
+        let uid = maps::uid(&self.record);
+        let links = step("list its pins", pins.pod_links(&uid))?;
+        let (guards, others): (Vec<_>, Vec<_>) = links.into_iter().partition(|name| attach::is_guard(name));
+        let directory = pins.pod(&uid);
+        let guard = step("remove the guard", attach::remove_all(&directory, &guards));
+        let connect = step("stop capturing", maps.release(self.record.netns_cookie));
+        let steer = step("remove sk_lookup", attach::remove_all(&directory, &others));
+        let directory = step("remove its pin directory", gone(fs::remove_dir(&directory)));
+        guard.and(connect).and(steer).and(directory)
+    }
+
+    /// The rest: record, listeners' slots, rules, routes and settings. A network namespace that is gone, or not
+    /// known, took the last three with it.
+    ///
+    /// # Errors
+    /// The first one; the other steps are done.
+    pub(super) fn dismantle(&self, config: &Config, maps: &mut Maps) -> Result<(), Failed> {
+        let forgotten = step("remove its record", maps.forget(self.slot, &self.record));
+        let Some(netns) = &self.netns else { return forgotten };
+        let inside = netns::within(netns.as_fd(), || {
+            let routes = self.primary_v4().and_then(|address| rules::remove(config.numbers, address));
+            routes.and(sysctls::restore(&config.proc, self.record.sysctls))
+        });
+        forgotten.and(step("restore its routes and sysctls", inside))
+    }
+
+    fn netns(&self) -> io::Result<OwnedFd> {
+        let missing = || invalid("not known: prepare the pod first".to_owned());
+        self.netns.as_ref().ok_or_else(missing)?.try_clone()
+    }
+}
+
+impl Programs {
+    /// The guard for an interface.
+    pub(super) fn guard_for(&self, interface: Interface) -> &OwnedFd {
+        if interface.ethernet { &self.guard } else { &self.guard_l3 }
+    }
+
+    /// The program that the link of this name in a pod's directory should run, if all pods share it.
+    fn shared(&self, link: &str) -> Option<&OwnedFd> {
+        let (program, _) = link.split_once('-')?;
+        match program {
+            mesh_ebpf_abi::program::GUARD => Some(&self.guard),
+            mesh_ebpf_abi::program::GUARD_L3 => Some(&self.guard_l3),
+            _ => None,
+        }
+    }
+}
+
+/// Takes over a pod that an earlier agent captured: moves its links to this agent's programs. False if it is not
+/// whole any more, for example because its network namespace is gone.
+///
+/// # Errors
+/// When a link cannot be moved.
+pub(super) fn take_over(
+    uid: &str,
+    pins: &Pins,
+    programs: &Programs,
+    steer: impl FnOnce() -> io::Result<OwnedFd>,
+    steer_tag: bpf::Tag,
+) -> io::Result<bool> {
+    let directory = pins.pod(uid);
+    let steer_path = directory.join(STEER);
+    match attach::alive(&steer_path) {
+        Ok(true) => {}
+        Ok(false) => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    let link = bpf::open(&steer_path)?;
+    let running = bpf::program(bpf::link_info(link.as_fd())?.program)?;
+    if bpf::tag(running.as_fd())? != steer_tag {
+        bpf::update(link.as_fd(), steer()?.as_fd())?;
+    }
+    for name in pins.pod_links(uid)? {
+        let Some(program) = programs.shared(&name) else { continue };
+        // A guard's interface may be gone while the pod is not.
+        if attach::alive(&directory.join(&name))? {
+            attach::refresh(bpf::open(&directory.join(&name))?.as_fd(), program.as_fd())?;
+        }
+    }
+    Ok(true)
+}
+
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn invalid(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, message)
+}
