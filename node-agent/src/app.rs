@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::config::Config;
-use crate::datapath::Datapath;
+use crate::datapath::{self, Datapath};
 use crate::enrol::steps::{FindNetns, Hands};
 use crate::{ca, cluster, cni, enrol, metrics, model, netns_of_pod, pods, watch, xds};
 
@@ -77,7 +77,7 @@ async fn start(config: &Config, parts: &mut Parts, shutdown: &CancellationToken)
     let served = pods::Pods::new();
     let status_listener = status::bind(config.status_address).await?;
 
-    let settings = config.datapath.clone();
+    let settings = datapath::Config { proc: config.proc.clone(), ..config.datapath.clone() };
     let datapath = tokio::task::spawn_blocking(move || Datapath::open(&settings)).await??;
     let flag_map = datapath.skproxy_map().as_fd().try_clone_to_owned()?;
     let kernel = enrol::kernel::spawn(datapath)?;

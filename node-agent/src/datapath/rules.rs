@@ -20,16 +20,23 @@ const LOOPBACK: u32 = 1;
 
 /// The numbers used inside pods. All of them can be changed where they collide with a CNI's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+#[group(skip)]
 pub struct Numbers {
     /// Mark of the proxy's connections to the app.
-    #[arg(long = "upstream-mark", env = "AMBIT_UPSTREAM_MARK", default_value_t = mesh_ebpf_abi::MARK_UPSTREAM)]
+    #[arg(long = "upstream-mark", env = "AMBIT_UPSTREAM_MARK", default_value_t = Self::default().mark)]
     pub mark: u32,
     /// Routing table inside pods.
-    #[arg(long = "route-table", env = "AMBIT_ROUTE_TABLE", default_value_t = 1337)]
+    #[arg(long = "route-table", env = "AMBIT_ROUTE_TABLE", default_value_t = Self::default().table)]
     pub table: u32,
     /// Priority of the first of two rules inside pods.
-    #[arg(long = "rule-priority", env = "AMBIT_RULE_PRIORITY", default_value_t = 100)]
+    #[arg(long = "rule-priority", env = "AMBIT_RULE_PRIORITY", default_value_t = Self::default().priority)]
     pub priority: u32,
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self { mark: mesh_ebpf_abi::MARK_UPSTREAM, table: 1337, priority: 100 }
+    }
 }
 
 /// An interface that packets leave by.

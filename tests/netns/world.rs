@@ -1,0 +1,241 @@
+//! Two pods joined by a routed network namespace, a bpf file system and a cgroup of their own, for one test.
+//!
+//! **Invariant:** everything is gone after the test, also when it panics. The test process joins the cgroup, so its
+//! connections from inside a pod are an app's; so one test runs at a time.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use mesh_ebpf_abi::SOCKET_PROXY;
+use mesh_tests::cgroup;
+use mesh_tests::netns::{self, Netns};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use node_agent::datapath::{Config, Datapath, Listeners, Numbers, PodSpec};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// How long a packet may take on this machine when it is busy.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long to wait for what should not come.
+pub const REFUSAL: Duration = Duration::from_millis(1300);
+/// Port of the apps.
+pub const PORT: u16 = 7000;
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// A pod: a network namespace behind a veth pair.
+pub struct Pod {
+    pub uid: String,
+    pub netns: Netns,
+    pub address: Ipv4Addr,
+}
+
+impl Pod {
+    /// Runs `work` inside the pod, as one of its apps.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        self.netns.run(work)
+    }
+
+    pub fn spec(&self) -> Result<PodSpec> {
+        let (uid, netns) = (self.uid.clone(), self.netns.descriptor()?);
+        Ok(PodSpec { uid, netns, addresses: vec![IpAddr::V4(self.address)] })
+    }
+
+    pub fn at(&self, port: u16) -> SocketAddr {
+        SocketAddr::from((self.address, port))
+    }
+
+    /// Opens a connection from inside the pod.
+    pub fn dial(&self, to: SocketAddr, timeout: Duration) -> Result<TcpStream> {
+        self.run(|| Ok(TcpStream::connect_timeout(&to, timeout)?))
+    }
+
+    /// Listens inside the pod.
+    pub fn listen(&self, at: &str) -> Result<TcpListener> {
+        self.run(|| TcpListener::bind(at).with_context(|| format!("listen on {at}")))
+    }
+
+    /// A value of /proc/sys/net inside the pod.
+    pub fn sysctl(&self, name: &str) -> Result<String> {
+        self.run(|| Ok(fs::read_to_string(format!("/proc/sys/net/{name}"))?.trim().to_owned()))
+    }
+}
+
+/// The test's whole world.
+pub struct World {
+    pub a: Pod,
+    pub b: Pod,
+    pub router: Netns,
+    pub bpffs: PathBuf,
+    pub cgroup: PathBuf,
+    home: PathBuf,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl World {
+    pub fn new() -> Result<Self> {
+        // A test that failed before poisoned nothing: its world is gone.
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let id = std::process::id();
+        let name = |part: &str| format!("dp{id}-{part}");
+        let bpffs = std::env::temp_dir().join(name("bpffs"));
+        let root = cgroup::mount_point()?;
+        let home = root.join(own_cgroup()?.trim_start_matches('/'));
+        let mut world = Self {
+            router: Netns::create(&name("r"))?,
+            a: pod(&name("a"), [10, 98, 1, 2])?,
+            b: pod(&name("b"), [10, 98, 2, 2])?,
+            bpffs,
+            cgroup: root.join(name("cgroup")),
+            home,
+            _alone: alone,
+        };
+        world.build()?;
+        Ok(world)
+    }
+
+    fn build(&mut self) -> Result<()> {
+        for (pod, net) in [(&self.a, 1), (&self.b, 2)] {
+            let router = self.router.name();
+            pod.netns.ip(&format!(
+                "link add eth0 type veth peer name v{net} netns {router}\n\
+                 addr add 10.98.{net}.2/24 dev eth0\nlink set eth0 up\n"
+            ))?;
+            self.router.ip(&format!("addr add 10.98.{net}.1/24 dev v{net}\nlink set v{net} up\n"))?;
+            pod.netns.ip(&format!("route add default via 10.98.{net}.1\n"))?;
+        }
+        self.router.sysctl("ipv4/ip_forward", "1")?;
+        fs::create_dir_all(&self.bpffs)?;
+        mount(Some("bpf"), &self.bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)
+            .context("mount bpffs")?;
+        fs::create_dir_all(&self.cgroup)?;
+        join(&self.cgroup)
+    }
+
+    pub fn config(&self) -> Config {
+        Config {
+            bpffs: self.bpffs.clone(),
+            cgroup_root: Some(self.cgroup.clone()),
+            proc: PathBuf::from("/proc"),
+            numbers: Numbers::default(),
+        }
+    }
+
+    pub fn open(&self) -> Result<Datapath> {
+        Ok(Datapath::open(&self.config())?)
+    }
+
+    /// A datapath with the pods captured.
+    pub fn enrolled(&self, pods: &[&Pod]) -> Result<(Datapath, Vec<Listeners>)> {
+        let mut datapath = self.open()?;
+        let listeners = pods.iter().map(|pod| enrol(&mut datapath, pod)).collect::<Result<_>>()?;
+        Ok((datapath, listeners))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let moved = join(&self.home);
+        let unmounted = umount2(&self.bpffs, MntFlags::MNT_DETACH);
+        let removed = fs::remove_dir(&self.bpffs);
+        cgroup::remove_tree(&self.cgroup);
+        for name in [self.a.netns.name(), self.b.netns.name(), self.router.name()] {
+            netns::remove(name);
+        }
+        if !std::thread::panicking() {
+            moved.expect("back in the cgroup that the tests started in");
+            unmounted.expect("bpffs unmounted");
+            removed.expect("mount point removed");
+        }
+    }
+}
+
+/// Prepares and captures a pod.
+pub fn enrol(datapath: &mut Datapath, pod: &Pod) -> Result<Listeners> {
+    let listeners = datapath.prepare(&pod.spec()?, None)?;
+    datapath.capture(&pod.uid)?;
+    Ok(listeners)
+}
+
+/// Accepts the next connection of a listener.
+pub fn accept(listener: &OwnedFd) -> Result<TcpStream> {
+    let socket = Socket::from(listener.try_clone()?);
+    mesh_tests::eventually("a connection", PATIENCE, || Ok(socket.accept()?.0)).map(into_stream)
+}
+
+/// Whether a listener has no connection waiting.
+pub fn idle(listener: &OwnedFd) -> Result<bool> {
+    let socket = Socket::from(listener.try_clone()?);
+    match socket.accept() {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A socket as the proxy makes them: flagged, so not captured and let out. Call it inside the pod.
+pub fn proxy_socket(datapath: &Datapath) -> Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    flag(datapath, &socket)?;
+    Ok(socket)
+}
+
+/// Flags a socket as the proxy's.
+pub fn flag(datapath: &Datapath, socket: &Socket) -> Result<()> {
+    let map = aya::maps::MapData::from_fd(datapath.skproxy_map().try_clone_to_owned()?)?;
+    let mut map = aya::maps::SkStorage::<_, u32>::try_from(aya::maps::Map::SkStorage(map))?;
+    Ok(map.insert(socket, SOCKET_PROXY, 0)?)
+}
+
+/// The proxy's connection to the app, from the client's address and a port of the proxy's choice. Call it inside
+/// the pod.
+pub fn upstream(datapath: &Datapath, client: SocketAddr, app: SocketAddr) -> Result<TcpStream> {
+    let socket = proxy_socket(datapath)?;
+    socket.set_ip_transparent_v4(true)?;
+    socket.set_mark(mesh_ebpf_abi::MARK_UPSTREAM)?;
+    socket.bind_device(Some(b"lo"))?;
+    socket.bind(&client.into())?;
+    socket.connect_timeout(&app.into(), REFUSAL)?;
+    Ok(into_stream(socket))
+}
+
+pub fn into_stream(socket: Socket) -> TcpStream {
+    socket.set_nonblocking(false).expect("fcntl");
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream
+}
+
+/// Sends a word each way.
+pub fn converse(one: &TcpStream, other: &TcpStream) -> Result<()> {
+    use std::io::{Read as _, Write as _};
+    for (mut from, mut to) in [(one, other), (other, one)] {
+        to.set_read_timeout(Some(PATIENCE))?;
+        from.write_all(b"word")?;
+        let mut word = [0; 4];
+        to.read_exact(&mut word).context("the word does not arrive")?;
+        ensure!(&word == b"word");
+    }
+    Ok(())
+}
+
+fn pod(name: &str, address: [u8; 4]) -> Result<Pod> {
+    Ok(Pod { uid: name.to_owned(), netns: Netns::create(name)?, address: address.into() })
+}
+
+fn own_cgroup() -> Result<String> {
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    let line =
+        text.lines().find_map(|line| line.strip_prefix("0::")).context("no cgroup2 in /proc/self/cgroup")?;
+    Ok(line.to_owned())
+}
+
+fn join(cgroup: &std::path::Path) -> Result<()> {
+    fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string())
+        .with_context(|| format!("join {}", cgroup.display()))
+}
