@@ -22,10 +22,10 @@ const CLIENT_HEADER_LIST: u32 = 16 * 1024;
 const SERVER_HEADER_LIST: u32 = 64 * 1024;
 /// What one stream may queue in us for a peer that reads slower than the app writes, in bytes.
 const SEND_BUFFER: usize = 512 * 1024;
-/// What unread frames may cost beside their bytes before the connection is closed as abuse, in bytes; h2 counts up to
-/// 256 for a frame that is shorter. Its default has killed tunnels that carry databases, whose frames are tiny: this
-/// is room for a quarter of a million unread frames.
-const DATA_FRAME_BUDGET: usize = 64 << 20;
+/// What unread frames may cost beside their bytes before h2 closes the connection as abuse, in bytes; it counts up to
+/// 256 for a frame that is shorter. Its default has killed tunnels that carry databases, whose frames are tiny: this is
+/// what flow control allows on one stream in frames of one byte, so one stalled reader cannot end a tunnel.
+const DATA_FRAME_BUDGET: usize = 256 * STREAM_WINDOW as usize;
 /// Clients that give up before they are answered are no attack as long as each holds a stream.
 const PENDING_RESETS: usize = MAX_STREAMS as usize;
 

@@ -138,14 +138,24 @@ async fn tiny_frames_that_nobody_reads_do_not_end_the_tunnel() {
     let key = key(server.address);
     let other = ConnectRequest::new("10.2.0.9:1".parse().unwrap());
     let mut unread = pool.connect(&key, &other).await.unwrap().stream;
-    // h2's default for a connection window of this size is 100 MiB / 2 / 255 B: far fewer would do on a small window.
-    for _ in 0..200_000 {
-        unread.write_all(b"x").await.unwrap();
-        unread.flush().await.unwrap();
+    let written = Arc::new(AtomicUsize::new(0));
+    let flood = tokio::spawn({
+        let written = written.clone();
+        async move {
+            while unread.write_all(b"x").await.is_ok() && unread.flush().await.is_ok() {
+                written.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    // All that the window of one stream allows.
+    while written.load(Ordering::SeqCst) < 1 << 20 {
+        assert!(!flood.is_finished(), "the tunnel broke after {written:?} frames");
+        tokio::task::yield_now().await;
     }
     let mut stream = pool.connect(&key, &request()).await.unwrap().stream;
     assert_eq!(ask(&mut stream, b"x").await.unwrap(), b"x");
     assert_eq!(server.tunnels(), 1);
+    flood.abort();
 }
 
 #[tokio::test]
