@@ -63,6 +63,7 @@ impl Builder {
     }
 
     pub fn start(self) -> anyhow::Result<Lab> {
+        log_to_stderr();
         let run = Run::begin()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -332,20 +333,33 @@ impl Drop for Lab {
     }
 }
 
-/// Ctrl-C and SIGTERM remove the run, then end the process as the signal would have.
+/// Ctrl-C and SIGTERM remove the run, then end the process as the signal would have. On a thread with a runtime of its
+/// own: a lab that hangs can still be interrupted.
 fn end_on_signal(run: String) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let inside = runtime.enter();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::spawn(async move {
-        let code = tokio::select! {
-            _ = interrupt.recv() => 130,
-            _ = terminate.recv() => 143,
-        };
+    drop(inside);
+    std::thread::spawn(move || {
+        let code = runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => 130,
+                _ = terminate.recv() => 143,
+            }
+        });
         eprintln!("removing lab {run}");
         crate::run::remove(&run);
         std::process::exit(code);
     });
     Ok(())
+}
+
+/// What the lab itself has to say: warnings, or what RUST_LOG asks for.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    // A second lab of the process finds it done.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }
 
 /// The project's manifests.

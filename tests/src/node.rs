@@ -84,6 +84,8 @@ impl Node {
 
     /// The first steps of a process on this node: its cgroup, given below the node's, and the node's mounts.
     pub fn plan(&self, cgroup: &str) -> anyhow::Result<Plan> {
+        // Else a process would bring back what the end of the run has removed.
+        anyhow::ensure!(self.cgroup.join("kubepods").exists(), "the lab has ended");
         let mut plan = Plan::new();
         plan.step(Step::Cgroup(cgroup::procs(&self.cgroup.join(cgroup))?));
         plan.step(Step::Enter(self.mounts()?, CloneFlags::CLONE_NEWNS));

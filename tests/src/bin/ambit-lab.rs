@@ -22,8 +22,6 @@ enum Act {
 }
 
 fn main() -> anyhow::Result<std::process::ExitCode> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Command::parse().act {
         Act::Demo(config) => demo::run(&config),
         Act::Bench(config) => bench::run(&config),

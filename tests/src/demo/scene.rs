@@ -32,7 +32,12 @@ impl<'a> Scene<'a> {
         super::progress("the payments example is ready, and not in the mesh yet");
         lab.namespace("legacy", &[])?;
         Workload::new("legacy", "client").on_node(1).start(lab)?;
-        Ok(Self { lab })
+        let scene = Self { lab };
+        // Readiness has to get around: through EndpointSlices to the Service's rules on each node.
+        for pod in [scene.gateway(), lab.pod("legacy/client")] {
+            eventually("a payment is made", PATIENCE, || scene.pay(&pod, "rehearsal", 3))?;
+        }
+        Ok(scene)
     }
 
     #[must_use]

@@ -206,10 +206,10 @@ impl Worker {
 
     /// Write the pod's status, if it changed.
     pub(super) fn publish(&self) {
-        let pod = self.live.pod();
+        let (pod, place) = (self.live.pod(), self.place());
         let status = {
             let mut state = self.live.state();
-            let status = status::of(&pod, &state, &self.place(), self.live.started());
+            let status = status::of(&pod, &state, &place, self.live.started());
             if state.published == status {
                 return;
             }

@@ -13,11 +13,7 @@ use crate::{dns, fabric};
 /// Services that lead to the lab's own servers.
 pub(super) fn services(cluster: &Cluster) -> anyhow::Result<()> {
     let control = fabric::CONTROL.to_string();
-    cluster.ensure(json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": { "name": "kubernetes", "namespace": "default" },
-        "spec": { "clusterIP": "10.96.0.1", "ports": [{ "name": "https", "port": 443, "targetPort": 6443 }] },
-    }))?;
+    // The API server itself made the Service `kubernetes`.
     cluster.ensure(slice(
         "default",
         "kubernetes",

@@ -1,0 +1,38 @@
+//! One lab for all scenarios of the process, one scenario at a time; it is removed when the process ends.
+#![allow(
+    unsafe_code,
+    reason = "statics are never dropped, and the test harness offers nothing to run at the end"
+)]
+
+use std::sync::{Mutex, Once, PoisonError};
+
+use mesh_tests::Lab;
+
+static LAB: Mutex<Option<Result<Lab, String>>> = Mutex::new(None);
+static AT_EXIT: Once = Once::new();
+
+/// Run a scenario in the shared lab, which has the mesh. Its error fails the test with the daemons' last words.
+pub(crate) fn scenario(work: impl FnOnce(&Lab) -> anyhow::Result<()>) {
+    AT_EXIT.call_once(|| {
+        // SAFETY: atexit(3) with a function that lives as long as the program.
+        unsafe { libc::atexit(remove) };
+    });
+    // A scenario that failed says nothing about the next one.
+    let mut lab = LAB.lock().unwrap_or_else(PoisonError::into_inner);
+    let lab =
+        lab.get_or_insert_with(|| Lab::new().nodes(2).mesh().start().map_err(|error| format!("{error:?}")));
+    match lab {
+        Err(error) => panic!("the lab does not start: {error}"),
+        Ok(lab) => {
+            if let Err(error) = work(lab) {
+                panic!("{error:?}\n{}", lab.story("ambit-system"));
+            }
+        }
+    }
+}
+
+extern "C" fn remove() {
+    // On a thread of its own: this one's thread-local state may be gone already.
+    let removed = std::thread::spawn(|| LAB.lock().unwrap_or_else(PoisonError::into_inner).take());
+    drop(removed.join());
+}
