@@ -126,11 +126,7 @@ fn without_directives(patch: &Map<String, Value>) -> Map<String, Value> {
 }
 
 /// Puts the items named in `order` into that order; others stay behind the item they follow.
-fn sort_by_order<'a>(
-    list: &mut Vec<Value>,
-    order: Option<&Vec<Value>>,
-    key: impl Fn(&Value) -> Option<&Value>,
-) {
+fn sort_by_order(list: &mut Vec<Value>, order: Option<&Vec<Value>>, key: impl Fn(&Value) -> Option<&Value>) {
     let Some(order) = order else { return };
     // An order entry is the key's value, or an object with just the key.
     let rank = |item: &Value| {
