@@ -23,7 +23,7 @@ use crate::report::{Direction, Report};
 use crate::sockets;
 
 /// Carries one connection that the pod opened.
-pub async fn serve(pod: Arc<Pod>, drain: Watch, mut stream: TcpStream, client: SocketAddr) {
+pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: SocketAddr) {
     let client = ClientAddr::from(client);
     let mut report = Report::new(&pod.proxy, &pod.uid, Direction::Outbound, client);
     let result = tokio::select! {
@@ -36,7 +36,7 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, mut stream: TcpStream, client: S
         Err(error) => {
             // The application's connect() has succeeded already: a reset is the only "no" that it understands.
             sockets::reset_on_close(&stream);
-            let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
+            drop(stream);
             Err(error)
         }
     };

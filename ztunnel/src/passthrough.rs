@@ -18,7 +18,7 @@ use crate::sockets;
 use crate::tuples::Tuple;
 
 /// Carries one connection to the pod.
-pub async fn serve(pod: Arc<Pod>, drain: Watch, mut stream: TcpStream, client: SocketAddr) {
+pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: SocketAddr) {
     let client = ClientAddr::from(client);
     let mut report = Report::new(&pod.proxy, &pod.uid, Direction::Inbound, client);
     let result = tokio::select! {
@@ -31,7 +31,7 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, mut stream: TcpStream, client: S
         Err(error) => {
             // As the application itself would have answered.
             sockets::reset_on_close(&stream);
-            let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
+            drop(stream);
             Err(error)
         }
     };

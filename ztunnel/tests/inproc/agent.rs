@@ -1,0 +1,155 @@
+//! The node agent's side of the pod protocol and of xDS, as a script.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::pin::Pin;
+use std::time::Duration;
+
+use mesh_core::pod_link::{Link, Listener};
+use mesh_core::proto::discovery::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use mesh_core::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use mesh_core::proto::pods::{self as wire, from_agent::Message, from_ztunnel};
+use mesh_core::proto::workload::{self, address::Type};
+use mesh_core::proto::{ADDRESS_TYPE, pods::Fd};
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+/// One accepted ztunnel.
+pub(crate) struct Talk {
+    link: Link,
+    sequence: u64,
+}
+
+/// What a ztunnel says that it holds: the pod's uid and its descriptors.
+pub(crate) type Held = HashMap<String, HashMap<Fd, OwnedFd>>;
+
+impl Talk {
+    /// Waits for a ztunnel and its Hello.
+    pub(crate) async fn accept(listener: &Listener) -> (Self, wire::Hello) {
+        let link = listener.accept().await.unwrap();
+        let mut talk = Self { link, sequence: 0 };
+        let (message, _) = talk.receive().await;
+        let from_ztunnel::Message::Hello(hello) = message else { panic!("{message:?}") };
+        (talk, hello)
+    }
+
+    /// Welcomes it and waits for all that it holds.
+    pub(crate) async fn welcome(&mut self) -> Held {
+        self.send(Message::Welcome(wire::Welcome { version: 1, ..Default::default() }), &[]).await;
+        let mut held = Held::new();
+        loop {
+            match self.receive().await {
+                (from_ztunnel::Message::Held(message), fds) => {
+                    let kinds = message.fds.iter().map(|kind| Fd::try_from(*kind).unwrap());
+                    held.insert(message.pod.unwrap().uid, kinds.zip(fds).collect());
+                }
+                (from_ztunnel::Message::HeldEnd(_), _) => return held,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    pub(crate) async fn send(&self, message: Message, fds: &[OwnedFd]) {
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        self.link.send(&wire::FromAgent { message: Some(message) }, &fds).await.unwrap();
+    }
+
+    /// The Ack's error.
+    pub(crate) async fn add(&mut self, pod: wire::Pod, fds: Vec<(Fd, OwnedFd)>) -> String {
+        self.sequence += 1;
+        let (kinds, fds): (Vec<i32>, Vec<OwnedFd>) =
+            fds.into_iter().map(|(kind, fd)| (kind as i32, fd)).unzip();
+        let add = wire::AddPod { sequence: self.sequence, pod: Some(pod), fds: kinds };
+        self.send(Message::Add(add), &fds).await;
+        self.ack().await
+    }
+
+    pub(crate) async fn keep(&mut self, pod: wire::Pod) -> String {
+        self.sequence += 1;
+        self.send(Message::Keep(wire::KeepPod { sequence: self.sequence, pod: Some(pod) }), &[]).await;
+        self.ack().await
+    }
+
+    pub(crate) async fn remove(&mut self, uid: &str) -> String {
+        self.sequence += 1;
+        self.send(Message::Remove(wire::RemovePod { sequence: self.sequence, uid: uid.into() }), &[]).await;
+        self.ack().await
+    }
+
+    pub(crate) async fn snapshot_end(&mut self) {
+        self.sequence += 1;
+        self.send(Message::SnapshotEnd(wire::SnapshotEnd { sequence: self.sequence }), &[]).await;
+        assert_eq!(self.ack().await, "");
+    }
+
+    async fn ack(&mut self) -> String {
+        match self.receive().await {
+            (from_ztunnel::Message::Ack(ack), _) if ack.sequence == self.sequence => ack.error,
+            other => panic!("expected an Ack of {}, got {other:?}", self.sequence),
+        }
+    }
+
+    async fn receive(&mut self) -> (from_ztunnel::Message, Vec<OwnedFd>) {
+        let receive = self.link.receive::<wire::FromZtunnel>();
+        let (message, fds) = tokio::time::timeout(Duration::from_secs(10), receive).await.unwrap().unwrap();
+        (message.message.unwrap(), fds)
+    }
+}
+
+/// Serves a fixed mesh to whoever asks.
+struct Xds(Vec<Resource>);
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Xds {
+    type DeltaAggregatedResourcesStream =
+        Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let (sender, responses) = mpsc::channel(4);
+        let mut requests = request.into_inner();
+        let resources = self.0.clone();
+        tokio::spawn(async move {
+            while let Some(Ok(request)) = requests.next().await {
+                if !request.response_nonce.is_empty() {
+                    assert_eq!(request.error_detail, None);
+                    continue;
+                }
+                let resources = if request.type_url == ADDRESS_TYPE { resources.clone() } else { Vec::new() };
+                let (type_url, nonce) = (request.type_url, "1".to_owned());
+                let response = DeltaDiscoveryResponse { type_url, nonce, resources, ..Default::default() };
+                if sender.send(Ok(response)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+}
+
+/// Serves the mesh at `path` until the runtime ends.
+pub(crate) fn serve_xds(path: &Path, mesh: Vec<Type>) {
+    let resources = mesh.into_iter().map(resource).collect();
+    let listener = tokio::net::UnixListener::bind(path).unwrap();
+    let service = AggregatedDiscoveryServiceServer::new(Xds(resources));
+    let server = tonic::transport::Server::builder().add_service(service);
+    tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
+}
+
+fn resource(address: Type) -> Resource {
+    let name = match &address {
+        Type::Workload(workload) => workload.uid.clone(),
+        Type::Service(service) => format!("{}/{}", service.namespace, service.hostname),
+    };
+    let value = workload::Address { r#type: Some(address) }.encode_to_vec();
+    let body = prost_types::Any { type_url: ADDRESS_TYPE.to_owned(), value };
+    Resource { version: "1".into(), resource: Some(body), name, aliases: Vec::new() }
+}

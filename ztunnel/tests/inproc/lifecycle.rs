@@ -1,0 +1,139 @@
+//! Pods that come and go, agents that restart, and the end of ztunnel itself.
+
+use std::time::Duration;
+
+use mesh_core::proto::pods::from_agent::Message;
+use mesh_core::proto::pods::{Fd, Goodbye, Welcome};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::agent::Talk;
+use crate::world::{CLIENT, SERVER, World, eventually, line};
+
+async fn echoes(stream: &mut TcpStream) -> bool {
+    let mut echo = [0; 1];
+    stream.write_all(b"x").await.is_ok() && stream.read_exact(&mut echo).await.is_ok()
+}
+
+#[tokio::test]
+async fn a_removed_pod_is_cut_and_its_sockets_are_closed() {
+    let mut world = World::new().await;
+    let _application = world.application(SERVER).await;
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut stream).await;
+    let mut talk = world.talk.take().unwrap();
+    assert_eq!(talk.remove(&SERVER.uid()).await, "");
+    assert!(!echoes(&mut stream).await, "the connection is cut");
+    // Our copies were the last.
+    world.kept.retain(|(uid, _)| *uid != SERVER.uid());
+    let refused = world.dial(CLIENT, world.tunnel_address(SERVER)).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "a listener is still open");
+    assert_eq!(talk.remove("uid-unknown").await, "", "removing what is not there is done");
+    assert_eq!(world.metric("workload_manager_active_proxy_count", &[]).await, 1);
+    assert_eq!(world.dump().await["pods"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_restarted_agent_gets_the_sockets_back() {
+    let mut world = World::new().await;
+    let _application = world.application(SERVER).await;
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut stream).await;
+    drop(world.talk.take());
+    world.kept.clear();
+    let (mut talk, _) = Talk::accept(&world.agent).await;
+    let held = talk.welcome().await;
+    assert_eq!(held.len(), 2);
+    let kinds = [Fd::Netns, Fd::OutboundV4, Fd::InboundV4, Fd::HboneV4];
+    assert!(held.values().all(|fds| kinds.iter().all(|kind| fds.contains_key(kind))));
+    for pod in [CLIENT, SERVER] {
+        assert_eq!(talk.keep(world.describe(pod)).await, "");
+    }
+    talk.snapshot_end().await;
+    assert!(echoes(&mut stream).await, "an old connection lives on");
+    let mut new = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut new).await;
+    assert!(echoes(&mut new).await, "a new one works");
+}
+
+#[tokio::test]
+async fn a_snapshot_without_a_pod_removes_it() {
+    let mut world = World::new().await;
+    drop(world.talk.take());
+    world.kept.clear();
+    let (mut talk, _) = Talk::accept(&world.agent).await;
+    drop(talk.welcome().await);
+    assert_eq!(talk.keep(world.describe(CLIENT)).await, "");
+    talk.snapshot_end().await;
+    world.dial(CLIENT, world.tunnel_address(SERVER)).await.unwrap_err();
+    world.dial(CLIENT, world.tunnel_address(CLIENT)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_same_sockets_again_disturb_nothing() {
+    let mut world = World::new().await;
+    let _application = world.application(SERVER).await;
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut stream).await;
+    drop(world.talk.take());
+    let (mut talk, _) = Talk::accept(&world.agent).await;
+    drop(talk.welcome().await);
+    for pod in [CLIENT, SERVER] {
+        let (_, fds) = world.kept.iter().find(|(uid, _)| *uid == pod.uid()).unwrap();
+        let fds = fds.iter().map(|(kind, fd)| (*kind, fd.try_clone().unwrap())).collect();
+        assert_eq!(talk.add(world.describe(pod), fds).await, "");
+    }
+    talk.snapshot_end().await;
+    assert!(echoes(&mut stream).await);
+}
+
+#[tokio::test]
+async fn an_agent_of_another_version() {
+    let mut world = World::new().await;
+    let _application = world.application(SERVER).await;
+    drop(world.talk.take());
+    let (talk, _) = Talk::accept(&world.agent).await;
+    talk.send(Message::Goodbye(Goodbye { reason: "this agent speaks 2 to 3".into() }), &[]).await;
+    // It comes back, and is told the other way.
+    let (talk, _) = Talk::accept(&world.agent).await;
+    talk.send(Message::Welcome(Welcome { version: 7, ..Default::default() }), &[]).await;
+    let (mut talk, _) = Talk::accept(&world.agent).await;
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut stream).await;
+    assert!(echoes(&mut stream).await, "pods are served meanwhile");
+    assert_eq!(talk.welcome().await.len(), 2, "and held for an agent that speaks its version");
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_served_is_told_in_its_ack() {
+    let mut world = World::without_pods().await;
+    let (mut talk, _) = Talk::accept(&world.agent).await;
+    talk.welcome().await;
+    let fds = world.listeners(SERVER).await;
+    let mut nameless = world.describe(SERVER);
+    nameless.addresses.clear();
+    let error = talk.add(nameless, fds).await;
+    assert!(error.contains("pod shop/server: it has no address"), "{error}");
+    assert!(talk.keep(world.describe(SERVER)).await.contains("not served here"));
+    talk.snapshot_end().await;
+    world.ready().await;
+}
+
+#[tokio::test]
+async fn shutdown_lets_connections_end() {
+    let mut world = World::new().await;
+    let _application = world.application(SERVER).await;
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut stream).await;
+    world.shutdown.take().unwrap().send("SIGTERM").unwrap();
+    // They wait in the listener's queue for the next ztunnel: the agent has a copy of it.
+    let unserved = async || {
+        let mut new = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+        tokio::time::timeout(Duration::from_millis(200), line(&mut new)).await.is_err()
+    };
+    eventually("new connections are not served", unserved).await;
+    assert!(echoes(&mut stream).await, "an open connection goes on");
+    drop(stream);
+    let ended = tokio::time::timeout(Duration::from_secs(4), &mut world.ztunnel).await;
+    ended.expect("waits although nothing is open").unwrap().unwrap();
+}

@@ -1,0 +1,10 @@
+//! A whole ztunnel in this process, with an agent and a certificate authority of the test's own; no privileges.
+//!
+//! Every pod is an address of 127.0.0.0/8, and its "outbound listener" listens at the address that its application
+//! dials: what capture does in a cluster, plain binding does here.
+
+mod agent;
+mod bad_input;
+mod lifecycle;
+mod traffic;
+mod world;

@@ -1,0 +1,132 @@
+//! Connections that should work, and what is told about them.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::world::{APP, CLIENT, SERVER, World, eventually, line};
+
+#[tokio::test]
+async fn a_service_is_reached_over_mutual_tls() {
+    let world = World::new().await;
+    let _application = world.application(SERVER).await;
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    assert_eq!(line(&mut stream).await, world.pod_ip(CLIENT).to_string(), "the client's address is kept");
+    stream.write_all(b"hello").await.unwrap();
+    let mut echo = [0; 5];
+    stream.read_exact(&mut echo).await.unwrap();
+    assert_eq!(&echo, b"hello");
+    let dump = world.dump().await;
+    assert_eq!(dump["connections"].as_array().unwrap().len(), 2, "{dump:#}");
+    assert_eq!(dump["certificates"].as_array().unwrap().len(), 2, "{dump:#}");
+    assert_eq!(world.metric("istio_tcp_sockets_open", &["reporter=\"source\""]).await, 1);
+
+    // Half-close: the application answers after our end.
+    stream.write_all(b"bye").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest, b"bye");
+
+    for reporter in ["source", "destination"] {
+        let reporter = format!("reporter=\"{reporter}\"");
+        let labels = [
+            reporter.as_str(),
+            "source_workload=\"client-deployment\"",
+            "destination_workload=\"server-deployment\"",
+            "source_principal=\"spiffe://cluster.local/ns/shop/sa/client\"",
+            "destination_principal=\"spiffe://cluster.local/ns/shop/sa/server\"",
+            "destination_service=\"server.local\"",
+            "connection_security_policy=\"mutual_tls\"",
+            "response_flags=\"-\"",
+        ];
+        eventually("the connection counts as closed", async || {
+            world.metric("istio_tcp_connections_closed_total", &labels).await == 1
+        })
+        .await;
+        assert_eq!(world.metric("istio_tcp_connections_opened_total", &labels).await, 1);
+        assert_eq!(world.metric("istio_tcp_received_bytes_total", &labels).await, 8);
+        let greeting = world.pod_ip(CLIENT).to_string().len() as u64 + 1;
+        assert_eq!(world.metric("istio_tcp_sent_bytes_total", &labels).await, 8 + greeting);
+    }
+    let target = format!("{}:{APP}", world.pod_ip(SERVER));
+    let identities = [
+        "src.identity=spiffe://cluster.local/ns/shop/sa/client",
+        "dst.identity=spiffe://cluster.local/ns/shop/sa/server",
+    ];
+    let outbound = format!("dst.hbone_addr={target}");
+    world
+        .logged(
+            &[
+                &["direction=\"outbound\"", "connection complete", "dst.service=\"server.local\"", &outbound],
+                &identities[..],
+            ]
+            .concat(),
+        )
+        .await;
+    world
+        .logged(
+            &[
+                &["direction=\"inbound\"", "connection complete", &format!("dst.addr={target}")],
+                &identities[..],
+            ]
+            .concat(),
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn connections_share_a_tunnel() {
+    let world = World::new().await;
+    let _application = world.application(SERVER).await;
+    for _ in 0..20 {
+        let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+        assert!(!line(&mut stream).await.is_empty());
+    }
+    assert_eq!(world.ca.fetches(), 2, "one certificate an identity");
+}
+
+#[tokio::test]
+async fn a_pod_reaches_itself_through_its_service() {
+    let world = World::new().await;
+    let _application = world.application(CLIENT).await;
+    let mut stream = world.dial(CLIENT, world.vip(CLIENT)).await.unwrap();
+    assert_eq!(line(&mut stream).await, world.pod_ip(CLIENT).to_string());
+    let labels = [
+        "reporter=\"source\"",
+        "destination_service=\"client.local\"",
+        "connection_security_policy=\"unknown\"",
+    ];
+    assert_eq!(world.metric("istio_tcp_connections_opened_total", &labels).await, 1);
+    assert_eq!(world.metric("istio_tcp_connections_opened_total", &["mutual_tls"]).await, 0);
+    drop(stream);
+    world.logged(&["direction=\"outbound\"", "connection complete", "dst.service=\"client.local\""]).await;
+}
+
+#[tokio::test]
+async fn an_application_that_does_not_listen_is_a_reset() {
+    let world = World::new().await;
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    let error = stream.read(&mut [0; 1]).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let failed = async |reporter: &str| {
+        world.metric("istio_tcp_connections_failed_total", &[reporter, "response_flags=\"CONNECT\""]).await
+    };
+    eventually("both sides count it", async || {
+        failed("reporter=\"source\"").await == 1 && failed("reporter=\"destination\"").await == 1
+    })
+    .await;
+    world.logged(&["direction=\"outbound\"", "connection failed", "503", "refused"]).await;
+    world.logged(&["direction=\"inbound\"", "connecting to the application"]).await;
+}
+
+#[tokio::test]
+async fn an_application_that_comes_later_is_reached() {
+    let world = World::new().await;
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    stream.read(&mut [0; 1]).await.unwrap_err();
+    let listener = TcpListener::bind((world.pod_ip(SERVER), APP)).await.unwrap();
+    let _stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    let (_, client) = listener.accept().await.unwrap();
+    assert_eq!(client.ip(), world.pod_ip(CLIENT));
+    assert!((10_000..32_768).contains(&client.port()), "the proxy chose port {}", client.port());
+}

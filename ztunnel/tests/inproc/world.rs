@@ -1,0 +1,366 @@
+//! A small mesh: pods `client` and `server`, a service in front of each, one ztunnel for both.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use clap::Parser;
+use mesh_core::addr::{ClientAddr, NextHop, Target};
+use mesh_core::pod_link::Listener;
+use mesh_core::proto::pods::{self as wire, Fd};
+use mesh_core::proto::workload::{self, address::Type};
+use mesh_core::test_ca::TestCa;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use ztunnel::app::{self, Surroundings};
+use ztunnel::config::Config;
+use ztunnel::sockets::{FlagMap, Sockets};
+
+use crate::agent::{Talk, serve_xds};
+
+/// Port of the applications.
+pub(crate) const APP: u16 = 8080;
+/// Port of the services.
+pub(crate) const SERVICE: u16 = 8000;
+
+pub(crate) struct World {
+    pub(crate) ca: Arc<TestCa>,
+    pub(crate) agent: Listener,
+    pub(crate) talk: Option<Talk>,
+    pub(crate) ztunnel: JoinHandle<anyhow::Result<()>>,
+    pub(crate) shutdown: Option<oneshot::Sender<&'static str>>,
+    net: [u8; 2],
+    run_dir: PathBuf,
+    /// What the agent keeps of each listener.
+    pub(crate) kept: Vec<(String, Vec<(Fd, OwnedFd)>)>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.ztunnel.abort();
+        let _ = std::fs::remove_dir_all(&self.run_dir);
+    }
+}
+
+/// A pod of the test: name and the last byte of its address.
+#[derive(Clone, Copy)]
+pub(crate) struct TestPod {
+    pub(crate) name: &'static str,
+    last: u8,
+}
+
+pub(crate) const CLIENT: TestPod = TestPod { name: "client", last: 10 };
+pub(crate) const SERVER: TestPod = TestPod { name: "server", last: 20 };
+
+impl TestPod {
+    pub(crate) fn uid(self) -> String {
+        format!("uid-{}", self.name)
+    }
+
+    pub(crate) fn workload_uid(self) -> String {
+        format!("Kubernetes//Pod/shop/{}", self.name)
+    }
+
+    pub(crate) fn identity(self) -> String {
+        format!("spiffe://cluster.local/ns/shop/sa/{}", self.name)
+    }
+}
+
+impl World {
+    /// Both pods served, the mesh known, ztunnel ready.
+    pub(crate) async fn new() -> Self {
+        let mut world = Self::without_pods().await;
+        let (mut talk, hello) = Talk::accept(&world.agent).await;
+        assert_eq!((hello.min_version, hello.max_version), (1, 1));
+        assert!(talk.welcome().await.is_empty());
+        for pod in [CLIENT, SERVER] {
+            let fds = world.listeners(pod).await;
+            assert_eq!(talk.add(world.describe(pod), fds).await, "");
+        }
+        assert!(!world.is_ready().await, "ready before the snapshot is whole");
+        talk.snapshot_end().await;
+        world.talk = Some(talk);
+        world.ready().await;
+        world
+    }
+
+    /// A ztunnel that waits for its agent.
+    pub(crate) async fn without_pods() -> Self {
+        logs();
+        let net: [u8; 2] = [rand::random_range(16..250), rand::random()];
+        let run_dir =
+            std::env::temp_dir().join(format!("ambit-inproc-{}-{}-{}", std::process::id(), net[0], net[1]));
+        std::fs::create_dir_all(&run_dir).unwrap();
+        let agent = Listener::bind(&run_dir.join("pods.sock")).unwrap();
+        let ca = Arc::new(TestCa::new());
+        let (shutdown, signal) = oneshot::channel();
+        let address = |port: u16| format!("127.{}.{}.1:{port}", net[0], net[1]);
+        let config = Config::parse_from([
+            "ztunnel",
+            "--node-name=node-1",
+            &format!("--run-dir={}", run_dir.display()),
+            &format!("--admin-address={}", address(15000)),
+            &format!("--metrics-address={}", address(15020)),
+            &format!("--readiness-address={}", address(15021)),
+        ]);
+        let surroundings = Surroundings { authority: ca.clone(), open_pod: Arc::new(open_pod) };
+        let ztunnel =
+            tokio::spawn(app::run(config, surroundings, async { signal.await.unwrap_or("dropped") }));
+        let world =
+            Self { ca, agent, talk: None, ztunnel, shutdown: Some(shutdown), net, run_dir, kept: Vec::new() };
+        serve_xds(&world.run_dir.join("xds.sock"), world.mesh());
+        world
+    }
+
+    pub(crate) fn ip(&self, last: u8) -> IpAddr {
+        Ipv4Addr::new(127, self.net[0], self.net[1], last).into()
+    }
+
+    pub(crate) fn pod_ip(&self, pod: TestPod) -> IpAddr {
+        self.ip(pod.last)
+    }
+
+    /// Address of the service in front of a pod.
+    pub(crate) fn vip(&self, pod: TestPod) -> SocketAddr {
+        (self.ip(pod.last + 100), SERVICE).into()
+    }
+
+    /// An address that no resource names.
+    pub(crate) fn outside(&self) -> SocketAddr {
+        (self.ip(200), SERVICE).into()
+    }
+
+    pub(crate) fn tunnel_address(&self, pod: TestPod) -> SocketAddr {
+        (self.pod_ip(pod), 15008).into()
+    }
+
+    /// Connects as the pod's application would, from the pod's address.
+    pub(crate) async fn dial(&self, from: TestPod, to: SocketAddr) -> io::Result<TcpStream> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((self.pod_ip(from), 0).into())?;
+        socket.connect(to).await
+    }
+
+    /// The server's application: tells each client its address in a line, then echoes.
+    pub(crate) async fn application(&self, pod: TestPod) -> JoinHandle<()> {
+        let listener = TcpListener::bind((self.pod_ip(pod), APP)).await.unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, client)) = listener.accept().await {
+                tokio::spawn(async move {
+                    stream.write_all(format!("{}\n", client.ip()).as_bytes()).await.unwrap();
+                    let (mut reader, mut writer) = stream.split();
+                    let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                });
+            }
+        })
+    }
+
+    pub(crate) fn describe(&self, pod: TestPod) -> wire::Pod {
+        let IpAddr::V4(ip) = self.pod_ip(pod) else { unreachable!() };
+        wire::Pod {
+            uid: pod.uid(),
+            namespace: "shop".into(),
+            name: pod.name.into(),
+            service_account: pod.name.into(),
+            addresses: vec![ip.octets().to_vec()],
+            workload_uid: pod.workload_uid(),
+            trust_domain: "cluster.local".into(),
+            node: "node-1".into(),
+            cluster_id: "Kubernetes".into(),
+            workload_name: format!("{}-deployment", pod.name),
+            canonical_name: pod.name.into(),
+            canonical_revision: "v1".into(),
+            ..Default::default()
+        }
+    }
+
+    /// Opens a pod's listeners as the agent would, and keeps copies. A client's outbound listener is there once for
+    /// each address that it dials; the protocol has one, so the rest take the places of the IPv6 ones.
+    pub(crate) async fn listeners(&mut self, pod: TestPod) -> Vec<(Fd, OwnedFd)> {
+        let listen = async |address: SocketAddr| -> OwnedFd {
+            TcpListener::bind(address).await.unwrap().into_std().unwrap().into()
+        };
+        // Each pod dials the other's service, and its own.
+        let (outbound, own) = match pod.name {
+            "client" => (self.vip(SERVER), self.vip(CLIENT)),
+            _ => ((self.ip(pod.last + 1), SERVICE).into(), self.outside()),
+        };
+        let fds = vec![
+            (Fd::Netns, self.netns(pod)),
+            (Fd::OutboundV4, listen(outbound).await),
+            (Fd::OutboundV6, listen(own).await),
+            (Fd::InboundV4, listen((self.pod_ip(pod), 8999).into()).await),
+            (Fd::HboneV4, listen(self.tunnel_address(pod)).await),
+        ];
+        let copies = fds.iter().map(|(kind, fd)| (*kind, fd.try_clone().unwrap())).collect();
+        self.kept.push((pod.uid(), copies));
+        fds
+    }
+
+    /// Stands for the pod's namespace: a file with its address.
+    fn netns(&self, pod: TestPod) -> OwnedFd {
+        let path = self.run_dir.join(format!("netns-{}", pod.name));
+        write!(File::create(&path).unwrap(), "{}", self.pod_ip(pod)).unwrap();
+        File::open(path).unwrap().into()
+    }
+
+    fn mesh(&self) -> Vec<Type> {
+        let octets = |ip: IpAddr| match ip {
+            IpAddr::V4(v4) => v4.octets().to_vec(),
+            IpAddr::V6(v6) => v6.octets().to_vec(),
+        };
+        let workload = |pod: TestPod| {
+            Type::Workload(workload::Workload {
+                uid: pod.workload_uid(),
+                name: pod.name.into(),
+                namespace: "shop".into(),
+                service_account: pod.name.into(),
+                addresses: vec![octets(self.pod_ip(pod))],
+                tunnel_protocol: workload::TunnelProtocol::Hbone as i32,
+                canonical_name: pod.name.into(),
+                canonical_revision: "v1".into(),
+                workload_name: format!("{}-deployment", pod.name),
+                services: [(format!("shop/{}.local", pod.name), workload::PortList::default())].into(),
+                ..Default::default()
+            })
+        };
+        let service = |pod: TestPod| {
+            let address = octets(self.vip(pod).ip());
+            let port =
+                workload::Port { service_port: SERVICE.into(), target_port: APP.into(), app_protocol: 0 };
+            Type::Service(workload::Service {
+                name: pod.name.into(),
+                namespace: "shop".into(),
+                hostname: format!("{}.local", pod.name),
+                addresses: vec![workload::NetworkAddress { address, ..Default::default() }],
+                ports: vec![port],
+                ..Default::default()
+            })
+        };
+        vec![workload(CLIENT), workload(SERVER), service(CLIENT), service(SERVER)]
+    }
+
+    pub(crate) async fn ready(&self) {
+        eventually("ztunnel is ready", async || self.is_ready().await).await;
+    }
+
+    pub(crate) async fn is_ready(&self) -> bool {
+        self.get(15021, "/healthz/ready").await.starts_with("HTTP/1.1 200")
+    }
+
+    /// The sum of a metric's lines that have all these labels.
+    pub(crate) async fn metric(&self, name: &str, labels: &[&str]) -> u64 {
+        let text = self.get(15020, "/metrics").await;
+        text.lines()
+            .filter(|line| line.starts_with(name) && labels.iter().all(|label| line.contains(label)))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+            .sum()
+    }
+
+    pub(crate) async fn dump(&self) -> serde_json::Value {
+        let text = self.get(15000, "/config_dump").await;
+        serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap()
+    }
+
+    async fn get(&self, port: u16, path: &str) -> String {
+        let Ok(mut stream) = TcpStream::connect((self.ip(1), port)).await else { return String::new() };
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    /// Waits for an access-log line about these addresses that has all of `parts`.
+    pub(crate) async fn logged(&self, parts: &[&str]) {
+        let net = format!("127.{}.{}.", self.net[0], self.net[1]);
+        let all = || {
+            let logs = logs().lock().unwrap();
+            String::from_utf8_lossy(&logs)
+                .lines()
+                .any(|line| line.contains(&net) && parts.iter().all(|p| line.contains(p)))
+        };
+        eventually(&format!("a log line with {parts:?}"), async || all()).await;
+    }
+}
+
+/// Polls until the condition holds; panics when it does not for ten seconds.
+pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+    for _ in 0..1000 {
+        if condition().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not within ten seconds: {what}");
+}
+
+/// Reads up to the end of a line.
+pub(crate) async fn line(stream: &mut TcpStream) -> String {
+    let mut line = Vec::new();
+    loop {
+        match stream.read_u8().await {
+            Ok(b'\n') | Err(_) => return String::from_utf8(line).unwrap(),
+            Ok(byte) => line.push(byte),
+        }
+    }
+}
+
+/// What all ztunnels of this process have logged.
+fn logs() -> &'static Mutex<Vec<u8>> {
+    static LOGS: OnceLock<Mutex<Vec<u8>>> = OnceLock::new();
+    static ONCE: OnceLock<()> = OnceLock::new();
+    let logs = LOGS.get_or_init(Mutex::default);
+    ONCE.get_or_init(|| {
+        let filter = tracing_subscriber::EnvFilter::new("info");
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(|| Tee).init();
+    });
+    return logs;
+
+    struct Tee;
+    impl Write for Tee {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            logs_buffer().lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    fn logs_buffer() -> &'static Mutex<Vec<u8>> {
+        LOGS.get_or_init(Mutex::default)
+    }
+}
+
+/// Sockets without namespaces: the pod's address comes from the file that stands for its namespace.
+struct LoopbackSockets(IpAddr);
+
+fn open_pod(netns: OwnedFd, _flags: FlagMap) -> Arc<dyn Sockets> {
+    let mut file = File::from(netns);
+    let mut text = String::new();
+    // Copies of a descriptor share their position.
+    file.rewind().unwrap();
+    file.read_to_string(&mut text).unwrap();
+    Arc::new(LoopbackSockets(text.parse().unwrap()))
+}
+
+impl Sockets for LoopbackSockets {
+    fn to_network(&self, _next_hop: NextHop) -> io::Result<TcpSocket> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((self.0, 0).into())?;
+        Ok(socket)
+    }
+
+    fn to_application(&self, from: ClientAddr, _target: Target) -> io::Result<TcpSocket> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(from.get())?;
+        Ok(socket)
+    }
+}
