@@ -118,7 +118,7 @@ impl Index {
                 changes.problems.push(Problem { kind, name, reason });
             }
             Event::Listed(kind) => {
-                let seen = self.relist.finish(kind);
+                let Some(seen) = self.relist.finish(kind) else { return changes };
                 for name in self.names(kind).into_iter().filter(|name| !seen.contains(name)) {
                     self.delete(kind, &name, &mut changes);
                 }

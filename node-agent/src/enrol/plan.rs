@@ -167,6 +167,8 @@ impl Table {
                 note.error = (!early).then_some(error);
                 return;
             }
+            // Telling of a failure does not end it.
+            Outcome::Done if matches!(step, Step::Report(..)) => {}
             Outcome::Done => {
                 note.attempts = 0;
                 note.retry = None;

@@ -125,29 +125,31 @@ impl<C: Cluster> Hands<C> {
     }
 
     async fn enrol_running(&self, pod: &LocalPod) -> Outcome {
+        let netns = match self.find(&pod.uid).await {
+            Ok(netns) => netns,
+            Err(error) => {
+                let early = matches!(error, EnrolError::Netns(NotFound::NoProcess { .. }));
+                return failed(pod, &error, early);
+            }
+        };
         let survived = self.survives(&pod.uid).await;
-        let error = match self.enrol_found(pod).await {
+        match self.enrol(pod, netns, pod.addresses.clone()).await {
             Ok(()) => {
                 info!(pod = %pod.name, uid = pod.uid, taken_over = survived, "pod enrolled");
-                return Outcome::Done;
+                Outcome::Done
             }
-            Err(error) => error,
-        };
-        if !survived {
-            self.undo(&pod.uid).await;
+            Err(error) => {
+                if !survived {
+                    self.undo(&pod.uid).await;
+                }
+                failed(pod, &error, false)
+            }
         }
-        let early = matches!(error, EnrolError::Netns(NotFound::NoProcess { .. }));
-        let error = chain(&error);
-        if !early {
-            warn!(pod = %pod.name, uid = pod.uid, "cannot enrol the pod, will try again: {error}");
-        }
-        Outcome::Failed { error, early }
     }
 
-    async fn enrol_found(&self, pod: &LocalPod) -> Result<(), EnrolError> {
-        let (find, uid) = (Arc::clone(&self.find), pod.uid.clone());
-        let netns = tokio::task::spawn_blocking(move || find(&uid)).await.map_err(|_| Dead)??;
-        self.enrol(pod, netns, pod.addresses.clone()).await
+    async fn find(&self, uid: &str) -> Result<OwnedFd, EnrolError> {
+        let (find, uid) = (Arc::clone(&self.find), uid.to_owned());
+        Ok(tokio::task::spawn_blocking(move || find(&uid)).await.map_err(|_| Dead)??)
     }
 
     /// Whether the pod is captured already, by an earlier agent.
@@ -177,4 +179,12 @@ impl<C: Cluster> Hands<C> {
             }
         }
     }
+}
+
+fn failed(pod: &LocalPod, error: &EnrolError, early: bool) -> Outcome {
+    let error = chain(error);
+    if !early {
+        warn!(pod = %pod.name, uid = pod.uid, "cannot enrol the pod, will try again: {error}");
+    }
+    Outcome::Failed { error, early }
 }

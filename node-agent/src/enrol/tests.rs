@@ -1,1 +1,25 @@
+//! The plan step by step, and the whole with a scripted kernel, API server and ztunnel.
 
+mod plan;
+mod whole;
+
+use mesh_core::proto::pods as proto;
+
+use crate::index::event::ObjectName;
+use crate::index::local::LocalPod;
+use crate::index::membership::Membership;
+
+/// A running member.
+fn member(name: &str) -> LocalPod {
+    LocalPod {
+        name: ObjectName::new("shop", name),
+        uid: format!("uid-{name}"),
+        membership: Membership::Member,
+        addresses: vec!["10.0.0.9".parse().unwrap()],
+        annotated: false,
+        finished: false,
+        terminating: false,
+        reported: None,
+        description: proto::Pod { uid: format!("uid-{name}"), name: name.to_owned(), ..Default::default() },
+    }
+}

@@ -26,10 +26,10 @@ impl Relist {
         }
     }
 
-    /// The list is complete: all that exists of the kind.
-    pub(super) fn finish(&mut self, kind: Kind) -> HashSet<ObjectName> {
+    /// The list is complete: all that exists of the kind; none if no list had begun.
+    pub(super) fn finish(&mut self, kind: Kind) -> Option<HashSet<ObjectName>> {
         self.completed.insert(kind);
-        self.open.remove(&kind).unwrap_or_default()
+        self.open.remove(&kind)
     }
 
     /// Whether every kind was listed at least once.
