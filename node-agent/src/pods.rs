@@ -296,7 +296,9 @@ async fn send(link: &Link, message: Next) -> Result<(), ConversationError> {
             link.send(&from_agent(from_agent::Message::Add(add)), &descriptors).await?;
             return Ok(());
         }
-        Next::Keep(sequence, pod) => from_agent::Message::Keep(proto::KeepPod { sequence, pod: Some(pod) }),
+        Next::Keep(sequence, served) => {
+            from_agent::Message::Keep(proto::KeepPod { sequence, pod: Some(served.pod().clone()) })
+        }
         Next::Remove(sequence, uid) => from_agent::Message::Remove(proto::RemovePod { sequence, uid }),
         Next::SnapshotEnd(sequence) => from_agent::Message::SnapshotEnd(proto::SnapshotEnd { sequence }),
         Next::Wait(_) => return Ok(()),

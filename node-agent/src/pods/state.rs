@@ -74,7 +74,7 @@ pub(super) enum Next {
     /// Send this; an Ack with its sequence number has to come.
     Add(u64, Arc<Served>),
     /// See `KeepPod`.
-    Keep(u64, proto::Pod),
+    Keep(u64, Arc<Served>),
     /// See `RemovePod`.
     Remove(u64, String),
     /// See `SnapshotEnd`.
@@ -185,7 +185,7 @@ impl State {
         while let Some(uid) = link.keep.pop_first() {
             if let Some(entry) = pods.get(&uid) {
                 let sequence = link.await_ack(What::Served(uid, entry.generation));
-                return Next::Keep(sequence, entry.served.pod().clone());
+                return Next::Keep(sequence, Arc::clone(&entry.served));
             }
         }
         let lacking = pods.iter().find(|(uid, entry)| newest && link.lacks(uid, entry.generation, now));

@@ -55,7 +55,7 @@ impl Kernel for FakeKernel {
         note(&self.journal, format!("prepare {} {:?} {how} listeners", pod.uid, pod.addresses));
         if *self.refuses.lock().unwrap() {
             let source = std::io::Error::from_raw_os_error(17);
-            return Err(PodError { uid: pod.uid.clone(), step: "add ip rule".to_owned(), source });
+            return Err(PodError { uid: pod.uid.clone(), step: "add ip rule", source });
         }
         Ok(kept.unwrap_or_else(listeners))
     }
