@@ -4,10 +4,10 @@
 //! run twice, after an interruption, and beside what an earlier run left.
 
 mod bench;
-mod demo;
 mod deny;
 mod ebpf;
 mod kubectl;
+mod lab;
 mod process;
 mod setup;
 mod test;
@@ -26,11 +26,13 @@ use crate::workspace::Workspace;
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
     /// Bring up a two-node mesh in the lab, run the demo, tear it down. Needs root.
-    Demo(demo::Args),
+    Demo(lab::Demo),
     /// Formatting, lints, unit, eBPF and end-to-end suites. Needs root for the suites that touch the kernel.
     Test(test::Args),
     /// Measure pods in the mesh against the same pods outside of it. Needs root.
     Bench(bench::Args),
+    /// Measure pods in the mesh against the same pods outside of it. Needs root.
+    Bench(lab::Bench),
     /// Build the kernel programs into target/ebpf/mesh-ebpf.
     Ebpf(ebpf::Args),
     /// Install the Debian packages and tools that the other tasks need.
@@ -55,7 +57,8 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
     let workspace = Workspace::find()?;
     process::forward_signals()?;
     match task {
-        Task::Demo(args) => demo::run(&workspace, &args),
+        Task::Demo(args) => lab::demo(&workspace, &args),
+        Task::Bench(args) => lab::bench(&workspace, &args),
         Task::Test(args) => test::run(&workspace, &args),
         Task::Bench(args) => bench::run(&workspace, &args),
         Task::Ebpf(args) => ebpf::run(&workspace, &args),

@@ -20,6 +20,8 @@ pub(crate) enum Need {
     Build,
     /// Run labs.
     Lab,
+    /// Measure in one.
+    Bench,
 }
 
 struct Package {
@@ -46,12 +48,14 @@ const PACKAGES: &[Package] = &[
         ..package("libstd-rust-web-dev-bpf", Need::Build, "`core` for the BPF target")
     },
     package("containernetworking-plugins", Need::Lab, "the CNI plugins that mesh-cni is chained after"),
+    package("curl", Need::Lab, "a client that is not ours, in the lab's pods"),
     package("iproute2", Need::Lab, "network namespaces and links"),
     package("nftables", Need::Lab, "the Service addresses of the lab's nodes, as kube-proxy makes them"),
     Package {
         unless: kubectl::is_new_enough,
         ..package("python3-venv", Need::Lab, "a place to install kubectl into")
     },
+    package("iperf3", Need::Bench, "throughput between pods"),
 ];
 
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::process::{self, step};
 use crate::setup::{self, Need};
 use crate::workspace::Workspace;
-use crate::{deny, ebpf, tidy};
+use crate::{deny, ebpf, lab, tidy};
 
 const STATIC: &str = "static";
 const UNIT: &str = "unit";
@@ -61,7 +61,10 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     step("daemons, lab and test binaries", || {
         process::run(workspace.cargo("build").args(["--locked", "--bins", "--tests"]))
     })?;
-    let reports = run_suites(workspace, &chosen, &args.filter)?;
+    let reports = run_suites(workspace, &chosen, &args.filter);
+    // A suite that was killed could not end its labs.
+    lab::sweep(workspace);
+    let reports = reports?;
     summarise(&reports, started)
 }
 
