@@ -1,7 +1,7 @@
 //! `cargo xtask demo` and `cargo xtask bench`: build everything that the lab runs, then become the lab.
 
-use std::fs;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -22,47 +22,65 @@ pub(crate) struct Demo {
 
 #[derive(clap::Args)]
 pub(crate) struct Bench {
-    /// Passed to `ambit-lab bench`, which lists them with --help.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    arguments: Vec<String>,
+    /// For `ambit-lab bench`: --rounds, --seconds, --connections, --parked, --json.
+    #[arg(last = true)]
+    lab: Vec<String>,
+}
+
+/// Which of cargo's builds the lab runs.
+#[derive(Clone, Copy)]
+enum Profile {
+    /// The one that the suites share.
+    Dev,
+    /// What a cluster would run: only such binaries are worth measuring.
+    Release,
 }
 
 pub(crate) fn demo(workspace: &Workspace, args: &Demo) -> Result<()> {
+    prepare(workspace, &[Need::Build, Need::Lab], Profile::Dev)?;
     let flags = [args.keep.then_some("--keep"), args.json.then_some("--json")];
-    become_lab(workspace, "demo", &[Need::Build, Need::Lab], flags.into_iter().flatten())
+    become_lab(workspace, Profile::Dev, ["demo"].into_iter().chain(flags.into_iter().flatten()))
 }
 
 pub(crate) fn bench(workspace: &Workspace, args: &Bench) -> Result<()> {
-    let needs = [Need::Build, Need::Lab, Need::Bench];
-    become_lab(workspace, "bench", &needs, args.arguments.iter().map(String::as_str))
+    prepare(workspace, &[Need::Build, Need::Lab, Need::Bench], Profile::Release)?;
+    let arguments = ["bench"].into_iter().chain(args.lab.iter().map(String::as_str));
+    become_lab(workspace, Profile::Release, arguments)
+}
+
+/// Removes what labs left behind that were killed before they could. Best effort: the next lab does it too.
+pub(crate) fn sweep(workspace: &Workspace) {
+    let _ = Command::new(lab(workspace, Profile::Dev)).arg("sweep").output();
 }
 
 /// All default members at once: one set of features, so nothing is built twice.
-pub(crate) fn build_daemons(workspace: &Workspace) -> Result<()> {
-    process::step("daemons and lab", || process::run(workspace.cargo("build").args(["--locked", "--bins"])))
-}
-
-/// Removes what labs left behind that were killed before they could.
-pub(crate) fn sweep(workspace: &Workspace) {
-    let lab = workspace.target.join("debug").join("ambit-lab");
-    // Best effort: the next lab does it too.
-    let _ = Command::new(lab).arg("sweep").output();
-}
-
-fn become_lab<'a>(
-    workspace: &Workspace,
-    act: &str,
-    needs: &[Need],
-    arguments: impl Iterator<Item = &'a str>,
-) -> Result<()> {
+fn prepare(workspace: &Workspace, needs: &[Need], profile: Profile) -> Result<()> {
     setup::require_root("the lab")?;
     setup::ensure(workspace, needs)?;
     ebpf::build(workspace, false)?;
-    build_daemons(workspace)?;
-    let lab =
-        fs::canonicalize(workspace.target.join("debug").join("ambit-lab")).context("no lab was built")?;
-    let mut command = Command::new(lab);
-    command.arg(act).args(arguments).current_dir(&workspace.root).env("PATH", workspace.path());
-    // The lab takes this process's place: signals reach it, and it cleans up.
-    Err(command.exec()).context("cannot run the lab")
+    process::step("daemons and lab", || {
+        let mut build = workspace.cargo("build");
+        build.args(["--locked", "--bins"]);
+        build.args(matches!(profile, Profile::Release).then_some("--release"));
+        process::run(&mut build)
+    })
+}
+
+/// The lab takes this process's place: signals reach it, and it cleans up.
+fn become_lab<'a>(
+    workspace: &Workspace,
+    profile: Profile,
+    arguments: impl Iterator<Item = &'a str>,
+) -> Result<()> {
+    let mut lab = Command::new(lab(workspace, profile));
+    lab.args(arguments).current_dir(&workspace.root).env("PATH", workspace.path());
+    Err(lab.exec()).context("cannot run the lab")
+}
+
+fn lab(workspace: &Workspace, profile: Profile) -> PathBuf {
+    let directory = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => "release",
+    };
+    workspace.target.join(directory).join("ambit-lab")
 }

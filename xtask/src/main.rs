@@ -3,7 +3,6 @@
 //! **Invariant:** a task needs nothing but the Rust toolchain, gcc, Debian's packages and the crate registry, and may be
 //! run twice, after an interruption, and beside what an earlier run left.
 
-mod bench;
 mod deny;
 mod ebpf;
 mod kubectl;
@@ -29,8 +28,6 @@ enum Task {
     Demo(lab::Demo),
     /// Formatting, lints, unit, eBPF and end-to-end suites. Needs root for the suites that touch the kernel.
     Test(test::Args),
-    /// Measure pods in the mesh against the same pods outside of it. Needs root.
-    Bench(bench::Args),
     /// Measure pods in the mesh against the same pods outside of it. Needs root.
     Bench(lab::Bench),
     /// Build the kernel programs into target/ebpf/mesh-ebpf.
@@ -60,7 +57,6 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         Task::Demo(args) => lab::demo(&workspace, &args),
         Task::Bench(args) => lab::bench(&workspace, &args),
         Task::Test(args) => test::run(&workspace, &args),
-        Task::Bench(args) => bench::run(&workspace, &args),
         Task::Ebpf(args) => ebpf::run(&workspace, &args),
         Task::Setup => setup::run(&workspace),
         Task::Tidy => tidy::run(&workspace),
