@@ -154,6 +154,7 @@ async fn tiny_frames_that_nobody_reads_do_not_end_the_tunnel() {
     }
     let mut stream = pool.connect(&key, &request()).await.unwrap().stream;
     assert_eq!(ask(&mut stream, b"x").await.unwrap(), b"x");
+    assert!(!flood.is_finished(), "the tunnel broke after {written:?} frames");
     assert_eq!(server.tunnels(), 1);
     flood.abort();
 }
@@ -180,7 +181,8 @@ async fn slow_readers_hold_up_nobody_else() {
         blocked.spawn(async move { stream.write_all(&vec![7; 8 << 20]).await });
     }
     let stream = pool.connect(&key, &request()).await.unwrap().stream;
-    round_trip(stream, 8 << 20, 100_000).await;
+    let transfer = tokio::time::timeout(Duration::from_secs(30), round_trip(stream, 8 << 20, 100_000));
+    transfer.await.expect("held up by readers of other streams");
     assert_eq!((server.tunnels(), blocked.len()), (1, 20));
     assert!(blocked.try_join_next().is_none(), "a writer was not held back by a reader that does not read");
 }
