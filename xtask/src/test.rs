@@ -1,11 +1,12 @@
 //! `cargo xtask test`: what CI runs, in the order in which it is cheapest to fail.
 //!
-//! Suites: `static` (formatting, tidy, lints), `unit` (all that needs no root), and one per test binary of the package
-//! mesh-tests (`ebpf`, `netns`, `e2e` ...) for its tests that do. Every cargo call takes all default members: one
+//! Suites: `static` (formatting, tidy, lints), `unit` (all that needs no root), `privileged` (what does inside the
+//! crates), and one per test binary (`ebpf`, `netns`, `e2e` ...) for its tests that do. Every cargo call takes all default members: one
 //! choice of features, so that clippy, tests and demo share what was built.
 //!
 //! **Invariant:** a suite that fails stops nothing but itself, and a suite for root that ran no test has failed.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -97,7 +98,7 @@ fn suites(workspace: &Workspace) -> Result<Vec<String>> {
     Ok([STATIC, UNIT, PRIVILEGED].map(str::to_owned).into_iter().chain(binaries).collect())
 }
 
-/// The test binaries of mesh-tests.
+/// The test binaries of all packages, each name once.
 fn test_binaries(metadata: &str) -> Result<Vec<String>> {
     #[derive(Deserialize)]
     struct Metadata {
@@ -105,7 +106,6 @@ fn test_binaries(metadata: &str) -> Result<Vec<String>> {
     }
     #[derive(Deserialize)]
     struct Package {
-        name: String,
         targets: Vec<Target>,
     }
     #[derive(Deserialize)]
@@ -114,9 +114,9 @@ fn test_binaries(metadata: &str) -> Result<Vec<String>> {
         kind: Vec<String>,
     }
     let metadata: Metadata = serde_json::from_str(metadata).context("unreadable cargo metadata")?;
-    let package = metadata.packages.into_iter().find(|package| package.name == "mesh-tests");
-    let targets = package.context("no package mesh-tests")?.targets;
-    Ok(targets.into_iter().filter(|t| t.kind.iter().any(|kind| kind == "test")).map(|t| t.name).collect())
+    let targets = metadata.packages.into_iter().flat_map(|package| package.targets);
+    let tests = targets.filter(|target| target.kind.iter().any(|kind| kind == "test"));
+    Ok(tests.map(|target| target.name).collect::<BTreeSet<_>>().into_iter().collect())
 }
 
 fn choose(known: &[String], named: &[String]) -> Result<Vec<String>> {
@@ -224,12 +224,12 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_test_binaries_of_mesh_tests_only() {
+    fn finds_the_test_binaries() {
         let metadata = r#"{"packages": [
-            {"name": "other", "targets": [{"name": "x", "kind": ["test"]}]},
-            {"name": "mesh-tests", "targets": [{"name": "e2e", "kind": ["test"]}, {"name": "ambit-lab", "kind": ["bin"]}]}
+            {"name": "ztunnel", "targets": [{"name": "inproc", "kind": ["test"]}, {"name": "ztunnel", "kind": ["bin"]}]},
+            {"name": "mesh-tests", "targets": [{"name": "e2e", "kind": ["test"]}, {"name": "inproc", "kind": ["test"]}]}
         ]}"#;
-        assert_eq!(test_binaries(metadata).unwrap(), ["e2e"]);
+        assert_eq!(test_binaries(metadata).unwrap(), ["e2e", "inproc"]);
     }
 
     #[test]
