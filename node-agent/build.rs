@@ -17,8 +17,11 @@ fn main() -> io::Result<()> {
     fs::write(out.join("mesh-ebpf"), bytes)
 }
 
-/// `ebpf/mesh-ebpf` in the workspace's target directory, which is the one that cargo marked as a cache.
+/// `ebpf/mesh-ebpf` in the target directory: OUT_DIR is `<target>[/<triple>]/<profile>/build/<package>/out`.
 fn default_object(out: &Path) -> PathBuf {
-    let target = out.ancestors().filter(|dir| dir.join("CACHEDIR.TAG").is_file()).last().unwrap_or(out);
-    target.join("ebpf").join("mesh-ebpf")
+    let candidates = || out.ancestors().skip(4).map(|dir| dir.join("ebpf").join("mesh-ebpf"));
+    candidates()
+        .take(2)
+        .find(|object| object.is_file())
+        .unwrap_or_else(|| candidates().next().unwrap_or_default())
 }
