@@ -302,14 +302,15 @@ impl Table {
         }
         let member = pod.membership == Membership::Member;
         match enrolled.stage {
-            Stage::Survived if member => Due::Now(Step::Enrol(Box::new(pod.clone()))),
+            // Also when it is to leave: only what was taken over can be put back as it was.
+            Stage::Survived => Due::Now(Step::Enrol(Box::new(pod.clone()))),
             Stage::Enrolled if member && !pod.annotated => self.annotate(pod, true, now),
             Stage::Enrolled if member => self.report(pod, None, now),
             // Enrolled on what the API server said, which the watch, of the namespace perhaps, is yet to show.
             Stage::Enrolled if !enrolled.confirmed => {
                 Due::at(enrolled.since + SHOWS, now, || Step::Annotate(pod.name.clone(), false))
             }
-            Stage::Survived | Stage::Enrolled => Due::Now(Step::Annotate(pod.name.clone(), false)),
+            Stage::Enrolled => Due::Now(Step::Annotate(pod.name.clone(), false)),
             Stage::Leaving(Some(seen)) => Due::at(seen + GRACE, now, || Step::Release),
             // It is a patch that the model does not show: say it again, should it be lost.
             Stage::Leaving(None) => self.annotate(pod, false, now),
