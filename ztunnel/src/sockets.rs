@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::addr::{ClientAddr, NextHop, Target};
+use mesh_ebpf_abi::{MARK_PROXY, MARK_UPSTREAM};
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
@@ -20,11 +21,6 @@ pub use flag::FlagMap;
 
 /// Time for a TCP handshake.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// `mesh_ebpf_abi::MARK_UPSTREAM`
-const MARK_UPSTREAM: u32 = 0x539;
-/// `mesh_ebpf_abi::MARK_PROXY`
-const MARK_PROXY: u32 = 0x53a;
 
 const KEEPALIVE: Duration = Duration::from_secs(180);
 const KEEPALIVE_PROBES: u32 = 9;

@@ -13,9 +13,6 @@ use arc_swap::ArcSwapOption;
 /// `BPF_MAP_UPDATE_ELEM` of `enum bpf_cmd` (linux/bpf.h).
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 
-/// `mesh_ebpf_abi::SOCKET_PROXY`
-const SOCKET_PROXY: u32 = 1;
-
 /// The part of `union bpf_attr` for map elements.
 #[repr(C)]
 #[derive(Default)]
@@ -47,7 +44,7 @@ impl FlagMap {
         let map = self.map.load();
         let Some(map) = map.as_ref() else { return Ok(()) };
         let key: i32 = socket.as_raw_fd();
-        let value: u32 = SOCKET_PROXY;
+        let value: u32 = mesh_ebpf_abi::SOCKET_PROXY;
         let attr = MapElement {
             map_fd: u32::try_from(map.as_raw_fd()).map_err(io::Error::other)?,
             key: (&raw const key).expose_provenance() as u64,

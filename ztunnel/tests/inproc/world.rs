@@ -292,11 +292,12 @@ impl World {
 
 /// Polls until the condition holds; panics when it does not for ten seconds.
 pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+    let mut look = tokio::time::interval(Duration::from_millis(10));
     for _ in 0..1000 {
+        look.tick().await;
         if condition().await {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("not within ten seconds: {what}");
 }

@@ -16,7 +16,7 @@ fn pod(name: &str, ip: &str) -> wire::Workload {
         name: name.into(),
         namespace: "shop".into(),
         service_account: name.into(),
-        addresses: ip.split(',').filter(|ip| !ip.is_empty()).map(|ip| octets(ip)).collect(),
+        addresses: ip.split(',').filter(|ip| !ip.is_empty()).map(octets).collect(),
         tunnel_protocol: wire::TunnelProtocol::Hbone as i32,
         ..Default::default()
     }
