@@ -41,7 +41,14 @@ impl Talk {
 
     /// Welcomes it and waits for all that it holds.
     pub(crate) async fn welcome(&mut self) -> Held {
-        self.send(Message::Welcome(wire::Welcome { version: 1, ..Default::default() }), &[]).await;
+        self.welcome_with(None).await
+    }
+
+    /// The same with a map to flag sockets in.
+    pub(crate) async fn welcome_with(&mut self, flag_map: Option<OwnedFd>) -> Held {
+        let map: Vec<OwnedFd> = flag_map.into_iter().collect();
+        let fds = map.iter().map(|_| Fd::SocketFlagMap as i32).collect();
+        self.send(Message::Welcome(wire::Welcome { version: 1, fds, ..Default::default() }), &map).await;
         let mut held = Held::new();
         loop {
             match self.receive().await {
