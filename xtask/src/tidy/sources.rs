@@ -23,12 +23,6 @@ const WORDS: &[Word] = &[
         instead: "a setting is a field of the part's Config: a flag with `env`",
         except: &[("node-agent/src/bin/mesh-cni.rs", "the CNI specification passes parameters so")],
     },
-    Word {
-        text: ("sleep", "("),
-        wrong_in: |file| file.has_extension("rs") && file.is_test() && !file.is_lab(),
-        instead: "wait on the condition: mesh_tests::eventually",
-        except: &[],
-    },
     Word { text: ("/wo", "rk/"), wrong_in: |_| true, instead: "no path of one machine", except: &[] },
     Word { text: ("/ro", "ot/"), wrong_in: |_| true, instead: "no path of one machine", except: &[] },
     Word { text: ("/ho", "me/"), wrong_in: |_| true, instead: "no path of one machine", except: &[] },
@@ -43,6 +37,7 @@ pub(super) fn check(files: &[File]) -> Vec<Finding> {
     let mut findings: Vec<Finding> = rust().filter_map(opening).collect();
     findings.extend(rust().filter_map(length));
     findings.extend(rust().flat_map(ignored));
+    findings.extend(rust().flat_map(naps));
     findings.extend(WORDS.iter().flat_map(|word| find_word(word, files)));
     findings
 }
@@ -75,6 +70,23 @@ fn ignored(file: &File) -> Vec<Finding> {
             Finding::new(&file.path, number, "say why: #[ignore = \"needs root: cargo xtask test\"]")
         })
         .collect()
+}
+
+/// The longest pause between two looks at a condition, in milliseconds.
+const LONGEST_POLL: u32 = 20;
+
+/// A test waits on conditions. A short pause is a poll's; a long one hopes that something has happened meanwhile.
+fn naps(file: &File) -> Vec<Finding> {
+    let call = concat!("sleep", "(");
+    let is_poll = |line: &str| {
+        let pause =
+            line.split("from_millis(").nth(1).and_then(|rest| rest.split(')').next()?.parse::<u32>().ok());
+        pause.is_some_and(|pause| pause <= LONGEST_POLL)
+    };
+    let wrong = |line: &str| line.contains(call) && !is_poll(line);
+    let says = format!("wait on a condition; a poll pauses for {LONGEST_POLL} ms at most");
+    let lines = file.lines().filter(|(_, line)| file.is_test() && !file.is_lab() && wrong(line));
+    lines.map(|(number, _)| Finding::new(&file.path, number, says.as_str())).collect()
 }
 
 fn find_word(word: &Word, files: &[File]) -> Vec<Finding> {
@@ -136,11 +148,17 @@ mod tests {
     }
 
     #[test]
+    fn a_test_polls_and_does_not_nap() {
+        let sleep = |how: &str| ["//! A.\nfn a() { sleep", "(", how, ") }\n"].concat();
+        assert_eq!(says("tests/e2e/a.rs", &sleep("Duration::from_millis(10)")), [""; 0]);
+        assert_eq!(says("tests/e2e/a.rs", &sleep("Duration::from_millis(500)")).len(), 1);
+        assert_eq!(says("ztunnel/src/a/tests.rs", &sleep("Duration::from_secs(1)")).len(), 1);
+        assert_eq!(says("tests/src/lab.rs", &sleep("pause")), [""; 0]);
+        assert_eq!(says("ztunnel/src/a.rs", &sleep("pause")), [""; 0]);
+    }
+
+    #[test]
     fn words_are_found_where_they_are_wrong() {
-        let sleep = ["//! A.\nfn a() { sleep", "(1) }\n"].concat();
-        assert_eq!(says("tests/e2e/a.rs", &sleep).len(), 1);
-        assert_eq!(says("ztunnel/src/a.rs", &sleep), [""; 0]);
-        assert_eq!(says("tests/src/eventually.rs", &sleep), [""; 0]);
         let variable = ["//! A.\nfn a() { env::", "var(\"A\") }\n"].concat();
         assert_eq!(says("ztunnel/src/a.rs", &variable).len(), 1);
         assert_eq!(says("ztunnel/build.rs", &variable), [""; 0]);
