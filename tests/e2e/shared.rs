@@ -8,10 +8,13 @@ use std::sync::{Mutex, Once, PoisonError};
 
 use mesh_tests::Lab;
 
+use crate::fixture;
+
 static LAB: Mutex<Option<Result<Lab, String>>> = Mutex::new(None);
 static AT_EXIT: Once = Once::new();
 
-/// Run a scenario in the shared lab, which has the mesh. Its error fails the test with the daemons' last words.
+/// Run a scenario in the shared lab, which has the mesh and the fixture. Its error fails the test, with the daemons'
+/// last words.
 pub(crate) fn scenario(work: impl FnOnce(&Lab) -> anyhow::Result<()>) {
     AT_EXIT.call_once(|| {
         // SAFETY: atexit(3) with a function that lives as long as the program.
@@ -19,16 +22,20 @@ pub(crate) fn scenario(work: impl FnOnce(&Lab) -> anyhow::Result<()>) {
     });
     // A scenario that failed says nothing about the next one.
     let mut lab = LAB.lock().unwrap_or_else(PoisonError::into_inner);
-    let lab =
-        lab.get_or_insert_with(|| Lab::new().nodes(2).mesh().start().map_err(|error| format!("{error:?}")));
-    match lab {
+    match lab.get_or_insert_with(|| start().map_err(|error| format!("{error:#}"))) {
         Err(error) => panic!("the lab does not start: {error}"),
         Ok(lab) => {
             if let Err(error) = work(lab) {
-                panic!("{error:?}\n{}", lab.story("ambit-system"));
+                panic!("{error:#}\n{}", lab.story("ambit-system"));
             }
         }
     }
+}
+
+fn start() -> anyhow::Result<Lab> {
+    let lab = Lab::new().nodes(2).mesh().start()?;
+    fixture::make(&lab).map_err(|error| error.context(lab.story("ambit-system")))?;
+    Ok(lab)
 }
 
 extern "C" fn remove() {

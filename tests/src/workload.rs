@@ -103,6 +103,12 @@ impl Workload {
         self
     }
 
+    /// Its container as it is now, to make a pod of several.
+    #[must_use]
+    pub fn container_object(&self) -> Value {
+        self.object["spec"]["containers"][0].clone()
+    }
+
     fn container(&mut self) -> &mut Value {
         &mut self.object["spec"]["containers"][0]
     }
@@ -125,6 +131,15 @@ impl Workload {
 
 /// A Service for the pods with label `app: <app>`.
 pub fn service(lab: &Lab, namespace: &str, app: &str, port: u16, target: u16) -> anyhow::Result<()> {
+    lab.cluster().create(json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": { "name": app, "namespace": namespace },
+        "spec": { "selector": { "app": app }, "ports": [{ "name": "main", "port": port, "targetPort": target }] },
+    }))
+}
+
+/// The same with a target port by name.
+pub fn named_service(lab: &Lab, namespace: &str, app: &str, port: u16, target: &str) -> anyhow::Result<()> {
     lab.cluster().create(json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": { "name": app, "namespace": namespace },

@@ -1,0 +1,190 @@
+//! Who is in the mesh, from when to when, and what it says about those who are not.
+
+use std::time::Duration;
+
+use mesh_tests::Lab;
+use mesh_tests::eventually;
+use mesh_tests::lab::{PATIENCE, PodRef};
+use mesh_tests::workload::Workload;
+use serde_json::json;
+
+use crate::fixture::{self, ECHO, HBONE, HTTP, REDIRECTION, SOON, ask, enrolled};
+use crate::shared::scenario;
+
+const MODE: &str = "istio.io/dataplane-mode";
+
+/// Whether what a pod asks of `mesh/far` crosses the fabric as HBONE.
+fn over_hbone(lab: &Lab, pod: &PodRef<'_>) -> anyhow::Result<bool> {
+    let capture = lab.capture("membership")?;
+    let url = format!("http://{}:{HTTP}/membership", lab.pod("mesh/far").address()?);
+    ask(pod, &url)?;
+    let captured = capture.stop()?;
+    let clear = !captured.flows_with(b"/membership").is_empty();
+    let hbone = captured.count(|packet| packet.has_port(HBONE) && !packet.payload.is_empty()) > 0;
+    anyhow::ensure!(clear != hbone, "in the clear: {clear}, HBONE: {hbone}");
+    Ok(hbone)
+}
+
+fn not_enrolled(pod: &PodRef<'_>) -> anyhow::Result<()> {
+    let value = pod.annotation(REDIRECTION)?;
+    anyhow::ensure!(value.is_none(), "{REDIRECTION} is {value:?}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pod_opts_out_and_in_again() {
+    scenario(|lab| {
+        let pod = Workload::new("mesh", "fickle").label(MODE, "none").on_node(1).start(lab)?;
+        assert!(!over_hbone(lab, &pod)?);
+        not_enrolled(&pod)?;
+        lab.kubectl([
+            "label",
+            "--overwrite",
+            "-n",
+            "mesh",
+            "pod",
+            "fickle",
+            "istio.io/dataplane-mode=ambient",
+        ])?;
+        enrolled(&pod)?;
+        assert!(over_hbone(lab, &pod)?);
+        lab.kubectl(["label", "--overwrite", "-n", "mesh", "pod", "fickle", "istio.io/dataplane-mode=none"])?;
+        eventually("the pod has left", PATIENCE, || not_enrolled(&pod))?;
+        eventually("its traffic is plain again", PATIENCE, || {
+            anyhow::ensure!(!over_hbone(lab, &pod)?, "still HBONE");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn connections_from_before_live_on_when_a_pod_joins_and_leaves() {
+    scenario(|lab| {
+        lab.namespace("moving", &[])?;
+        let client = Workload::new("moving", "client").on_node(1).start(lab)?;
+        let server = Workload::new("moving", "echo").echo().on_node(2).start(lab)?;
+        let address = format!("{}:{ECHO}", server.address()?);
+        let goes_on = |held: &mut mesh_tests::lab::Background| -> anyhow::Result<()> {
+            let rounds = held.output().lines().count();
+            eventually("the open connection goes on", SOON, || {
+                anyhow::ensure!(held.runs()?, "it ended: {}", held.output());
+                anyhow::ensure!(
+                    held.output().lines().count() > rounds + 5,
+                    "no progress after round {rounds}"
+                );
+                Ok(())
+            })
+        };
+        let mut before = client.spawn(["ambit-example", "hold", &address])?;
+        before.wait_for("ok 3", SOON)?;
+        lab.label_namespace("moving", "istio.io/dataplane-mode=ambient")?;
+        enrolled(&client)?;
+        enrolled(&server)?;
+        goes_on(&mut before)?;
+        let mut during = client.spawn(["ambit-example", "hold", &address])?;
+        during.wait_for("ok 3", SOON)?;
+        lab.kubectl(["label", "namespace", "moving", "istio.io/dataplane-mode-"])?;
+        eventually("both have left", PATIENCE, || not_enrolled(&client).and(not_enrolled(&server)))?;
+        goes_on(&mut before)?;
+        client.exec_ok(["ambit-example", "send", "--bytes", "100000", &address])?;
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn pods_that_cannot_be_in_the_mesh_say_why() {
+    scenario(|lab| {
+        let sidecar = json!([
+            { "name": "main", "image": "ambit/examples:latest", "command": ["ambit-example", "idle"] },
+            { "name": "istio-proxy", "image": "ambit/examples:latest", "command": ["ambit-example", "idle"] },
+        ]);
+        let host = Workload::new("mesh", "on-host").with("/spec/hostNetwork", json!(true)).start(lab)?;
+        let istio = Workload::new("mesh", "with-sidecar")
+            .with("/spec/containers", sidecar)
+            .with("/metadata/annotations", json!({ "sidecar.istio.io/status": "{}" }))
+            .start(lab)?;
+        for (pod, word) in [(host, "host"), (istio, "sidecar")] {
+            eventually("the pod's status says why it is not in the mesh", PATIENCE, || {
+                let status = pod.object()?.status.unwrap_or_default();
+                let conditions = status.conditions.unwrap_or_default();
+                let ours = conditions.iter().find(|condition| condition.type_.contains('/'));
+                let text = format!("{ours:?}").to_lowercase();
+                anyhow::ensure!(text.contains(word), "conditions: {}", json!(conditions));
+                Ok(())
+            })?;
+            not_enrolled(&pod)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_finished_pod_leaves_the_model_and_its_address_serves_another() {
+    scenario(|lab| {
+        let job = Workload::new("mesh", "job")
+            .command(&["true"])
+            .on_node(2)
+            .with("/spec/restartPolicy", json!("Never"))
+            .create(lab)?;
+        eventually("the job is done", PATIENCE, || {
+            let phase = job.object()?.status.and_then(|status| status.phase);
+            anyhow::ensure!(phase.as_deref() == Some("Succeeded"), "it is {phase:?}");
+            Ok(())
+        })?;
+        eventually("ztunnel has forgotten it", SOON, || {
+            let mut command = lab.node(1).command("curl")?;
+            command.args(["-sS", "--max-time", "5", "http://127.0.0.1:15000/config_dump"]);
+            let dump = mesh_tests::shell::capture(command, "")?.ok("config dump")?;
+            anyhow::ensure!(!dump.contains("Pod/mesh/job"), "the dump still has it");
+            anyhow::ensure!(dump.contains("Pod/mesh/far"), "the dump has no workloads at all: {dump}");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_new_pod_is_in_the_mesh_though_the_agents_hear_of_it_late() {
+    scenario(|lab| {
+        let agent = "system:serviceaccount:ambit-system:node-agent";
+        lab.api().set_watch_delay(None, Some(agent), Duration::from_secs(5));
+        let late = || -> anyhow::Result<()> {
+            let began = std::time::Instant::now();
+            let pod = Workload::new("mesh", "early").on_node(1).start(lab)?;
+            let address = pod.address()?;
+            let hbone = over_hbone(lab, &pod)?;
+            anyhow::ensure!(hbone, "the new pod {address} spoke in the clear");
+            let took = began.elapsed();
+            anyhow::ensure!(took < Duration::from_secs(5), "too late to say anything: {took:?}");
+            Ok(())
+        };
+        let result = late();
+        lab.api().set_watch_delay(None, Some(agent), Duration::ZERO);
+        result
+    });
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_removed_server_is_no_longer_reached() {
+    scenario(|lab| {
+        let server = Workload::new("mesh", "doomed").echo().on_node(2).start(lab)?;
+        enrolled(&server)?;
+        let client = lab.pod("mesh/client");
+        let address = format!("{}:{ECHO}", server.address()?);
+        let mut held = client.spawn(["ambit-example", "hold", &address])?;
+        held.wait_for("ok 3", SOON)?;
+        lab.kubectl(["delete", "-n", "mesh", "pod", "doomed", "--wait"])?;
+        eventually("the open connection breaks", SOON, || {
+            anyhow::ensure!(!held.runs()?, "it still runs");
+            Ok(())
+        })?;
+        let output = client.exec(["timeout", "15", "ambit-example", "send", "--bytes", "10", &address])?;
+        assert!(!output.success(), "somebody answered for the removed pod: {}", output.stdout);
+        fixture::ask(&client, "http://web/").map(drop)
+    });
+}
