@@ -47,7 +47,6 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
 enum Upstream {
     Tunnel(HboneStream),
     Plain(TcpStream),
-    Own(TcpStream, #[allow(dead_code, reason = "keeps the address pair")] crate::tuples::Tuple),
 }
 
 impl Upstream {
@@ -56,7 +55,6 @@ impl Upstream {
         match self {
             Self::Tunnel(upstream) => carry(stream, upstream, &meter, drain).await,
             Self::Plain(upstream) => carry(stream, upstream, &meter, drain).await,
-            Self::Own(upstream, _tuple) => carry(stream, upstream, &meter, drain).await,
         }
     }
 }
@@ -87,8 +85,9 @@ async fn connect(
             // The kernel vouches for both ends, they are one pod; still its policy is asked.
             let connection = Connection { peer: Some(source.identity.clone()), client, target: plan.target };
             pod.authorize(&source, &connection)?;
-            let (upstream, tuple) = pod.connect_application(client, plan.target).await?;
-            Ok(Upstream::Own(upstream, tuple))
+            // From the pod's address to itself, as it would dial itself: bound to lo, as connections to the application
+            // are, the answer would not find the socket, since the route to a local address is not lo's.
+            plain(pod, &plan).await.map(Upstream::Plain)
         }
     }
 }
