@@ -66,8 +66,8 @@ pub(super) fn alive(path: &Path) -> io::Result<bool> {
 /// # Errors
 /// The first one; the others are removed.
 pub(super) fn remove_all(directory: &Path, links: &[String]) -> io::Result<()> {
-    let removed = links.iter().map(|name| remove(&directory.join(name)));
-    removed.fold(Ok(()), |result, one| result.and(one))
+    let removed: Vec<_> = links.iter().map(|name| remove(&directory.join(name))).collect();
+    removed.into_iter().collect()
 }
 
 /// Name of the guard's pin on an interface.

@@ -70,7 +70,7 @@ fn open(pins: &Pins, slot: u32) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
     loader.override_global("SLOT", &slot, true);
     for (name, path) in &paths {
-        loader.map_pin_path(*name, path.as_path());
+        loader.map_pin_path(name, path.as_path());
     }
     loader.load(OBJECT).map_err(|error| DatapathError::Object(Box::new(error)))
 }
@@ -96,7 +96,7 @@ fn take_over(new: BorrowedFd<'_>, pins: &Pins, name: &str) -> io::Result<OwnedFd
 fn program_fd(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, DatapathError> {
     let program = object.program_mut(name).ok_or(DatapathError::NoProgram { name })?;
     load_program(program)
-        .and_then(|()| Ok(program.fd()?.as_fd().try_clone_to_owned().map_err(ProgramError::IOError)?))
+        .and_then(|()| program.fd()?.as_fd().try_clone_to_owned().map_err(ProgramError::IOError))
         .map_err(|source| DatapathError::Program { name, source: Box::new(source) })
 }
 
