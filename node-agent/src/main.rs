@@ -17,7 +17,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Role {
     /// Serve this node: watch the API server, configure its ztunnel, capture its pods' traffic
-    Run(Settings<config::Config>),
+    Run(Box<Settings<config::Config>>),
     /// Be the mesh's certificate authority: sign the workloads' certificates
     Ca(Settings<ca::Config>),
 }
@@ -33,7 +33,10 @@ struct Settings<T: clap::Args> {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().role {
-        Role::Run(settings) => start(&settings.logs, || app::run(settings.role)),
+        Role::Run(settings) => {
+            let Settings { role, logs } = *settings;
+            start(&logs, || app::run(role))
+        }
         Role::Ca(settings) => start(&settings.logs, || app::run_ca(settings.role)),
     };
     match result {
