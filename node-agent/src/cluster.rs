@@ -108,7 +108,11 @@ impl Cluster for ApiServer {
         let value = if captured { json!(REDIRECTION_ENABLED) } else { Value::Null };
         let patch = json!({"metadata": {"uid": uid, "annotations": {REDIRECTION_ANNOTATION: value}}});
         let (pods, parameters) = (self.pods(name), PatchParams::default());
-        one("annotate the pod", pods.patch(&name.name, &parameters, &Patch::Merge(patch))).await.map(drop)
+        // By way of the status, where the API server takes annotations as well and nothing of the spec: leave to patch
+        // pods themselves would let whoever holds this agent's token change every pod's image.
+        one("annotate the pod", pods.patch_status(&name.name, &parameters, &Patch::Merge(patch)))
+            .await
+            .map(drop)
     }
 
     async fn report(
@@ -157,3 +161,6 @@ async fn one<T: DeserializeOwned>(
 }
 
 const DEADLINE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests;

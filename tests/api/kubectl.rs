@@ -244,6 +244,31 @@ fn running_pods_go_when_their_kubelet_says_so() {
 }
 
 #[test]
+fn a_patch_of_a_pods_status_takes_annotations_and_nothing_of_the_spec() {
+    let cluster = Cluster::start();
+    cluster.kubectl_with("apply -f -", WORKLOADS);
+    let client = cluster.server.client();
+    let before = client.get("pods", "demo", "client").unwrap();
+    let patch = json!({
+        "metadata": {"annotations": {"a": "1"}, "labels": {"b": "2"}, "ownerReferences": [{"name": "x"}]},
+        "spec": {"hostNetwork": true, "containers": [{"name": "evil", "image": "evil"}]},
+        "status": {"phase": "Running"},
+    });
+    let after = client.patch_status("pods", "demo", "client", PatchKind::Merge, patch).unwrap();
+    assert_eq!(after["spec"], before["spec"]);
+    assert_eq!(after["status"]["phase"], "Running");
+    assert_eq!(
+        (&after["metadata"]["annotations"]["a"], &after["metadata"]["labels"]["b"]),
+        (&json!("1"), &json!("2"))
+    );
+    assert_eq!(after["metadata"]["ownerReferences"], before["metadata"]["ownerReferences"]);
+    let patch = json!({"metadata": {"annotations": {"a": null}}});
+    let after = client.patch_status("pods", "demo", "client", PatchKind::Merge, patch).unwrap();
+    assert_eq!(after["metadata"]["annotations"].get("a"), None);
+    assert_eq!(after["status"]["phase"], "Running");
+}
+
+#[test]
 fn owners_take_their_dependents_along() {
     let cluster = Cluster::start();
     cluster.kubectl_with("apply -f -", WORKLOADS);

@@ -120,12 +120,7 @@ impl Cluster {
         check_preconditions(kind, place, &old, &object)?;
         let mut new = match part {
             Part::Whole => whole(kind, &old, object),
-            Part::Status => {
-                let status = object["status"].take();
-                let mut new = (*old).clone();
-                new["status"] = status;
-                new
-            }
+            Part::Status => status(kind, &old, object),
         };
         defaults::apply(kind, &mut new);
         validate::check(kind, &new, Some(&old))?;
@@ -292,6 +287,26 @@ fn whole(kind: &Kind, old: &Value, mut new: Value) -> Value {
         match old.get("status") {
             Some(status) => new["status"] = status.clone(),
             None => drop(meta::map(&mut new).remove("status")),
+        }
+    }
+    new
+}
+
+/// The old object with the new one's status. In the core group the labels and annotations are the new ones as well, as
+/// in the strategies of the real server (`podStatusStrategy.PrepareForUpdate` and its like reset the spec alone).
+fn status(kind: &Kind, old: &Value, mut object: Value) -> Value {
+    let mut new = old.clone();
+    match object.get_mut("status") {
+        Some(status) => new["status"] = status.take(),
+        None => drop(meta::map(&mut new).remove("status")),
+    }
+    if kind.group.is_empty() {
+        let said = meta::metadata(&mut object);
+        for field in ["labels", "annotations"] {
+            match said.remove(field) {
+                Some(value) => meta::metadata(&mut new).insert(field.to_owned(), value),
+                None => meta::metadata(&mut new).remove(field),
+            };
         }
     }
     new

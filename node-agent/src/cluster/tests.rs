@@ -1,0 +1,56 @@
+//! What is sent to the API server, and what may be.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use kube::client::Body;
+
+use super::*;
+
+/// An API server that writes down what it is sent: method, path and body.
+fn recorder() -> (ApiServer, Arc<Mutex<Vec<String>>>) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let log = Arc::clone(&log);
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            let path = head.uri.path();
+            log.lock().unwrap().push(format!("{} {path} {}", head.method, String::from_utf8_lossy(&body)));
+            Ok::<_, Infallible>(Response::new(Body::from(br#"{"metadata": {"name": "a"}}"#.to_vec())))
+        }
+    });
+    (ApiServer::new(Client::new(service, "default")), seen)
+}
+
+#[tokio::test]
+async fn annotates_by_way_of_the_status() {
+    let (server, seen) = recorder();
+    let name = ObjectName::new("shop", "a");
+    server.annotate(&name, "uid-a", true).await.unwrap();
+    server.annotate(&name, "uid-a", false).await.unwrap();
+    let path = "PATCH /api/v1/namespaces/shop/pods/a/status";
+    let body = |value: &str| {
+        format!(r#"{{"metadata":{{"annotations":{{"{REDIRECTION_ANNOTATION}":{value}}},"uid":"uid-a"}}}}"#)
+    };
+    let expect = [format!("{path} {}", body("\"enabled\"")), format!("{path} {}", body("null"))];
+    assert_eq!(*seen.lock().unwrap(), expect);
+}
+
+/// Whoever may patch pods may give every pod of the cluster another image.
+#[test]
+fn the_manifest_allows_to_patch_nothing_but_the_status() {
+    let manifest = include_str!("../../../manifests/base/node-agent.yaml");
+    let rules: Vec<_> = manifest.split("- apiGroups:").skip(1).collect();
+    assert!(!rules.is_empty());
+    for rule in rules {
+        let writes = ["patch", "update", "create", "delete", "*"].iter().any(|verb| {
+            let verbs = rule.lines().find(|line| line.trim_start().starts_with("verbs:")).unwrap();
+            verbs.contains(verb)
+        });
+        assert!(!writes || rule.contains("resources: [pods/status]"), "{rule}");
+    }
+}
