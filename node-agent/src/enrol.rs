@@ -71,6 +71,7 @@ enum Ended {
     },
     Deleted {
         uid: String,
+        released: bool,
         reply: oneshot::Sender<()>,
     },
 }
@@ -227,7 +228,7 @@ impl<C: Cluster> Enrolment<C> {
                     // Perhaps by an ADD that the runtime gave up: it has to end before it can be undone.
                     return Some(Request::Del { uid, name, container, reply });
                 }
-                let Some(found) = self.table.attached(uid.as_deref(), &name, &container) else {
+                let Some((found, certain)) = self.table.attached(uid.as_deref(), &name, &container) else {
                     let _ = reply.send(());
                     return None;
                 };
@@ -236,8 +237,8 @@ impl<C: Cluster> Enrolment<C> {
                 }
                 let hands = self.hands.clone();
                 self.tasks.spawn(async move {
-                    hands.release(&found).await;
-                    Ended::Deleted { uid: found, reply }
+                    let released = hands.detach(&found, certain).await;
+                    Ended::Deleted { uid: found, released, reply }
                 });
             }
             Request::Check { uid, reply } => {
@@ -265,9 +266,11 @@ impl<C: Cluster> Enrolment<C> {
                 // The runtime may have given up; it calls DEL then.
                 let _ = reply.send(result);
             }
-            Ended::Deleted { uid, reply } => {
+            Ended::Deleted { uid, released, reply } => {
                 self.table.idle(&uid);
-                self.table.deleted(&uid, now());
+                if released {
+                    self.table.deleted(&uid, now());
+                }
                 let _ = reply.send(());
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! A table of pods by UID, stepped by facts (the model's pods, results of steps) and asked for the steps that are due.
 //! A pod has at most one step under way, so steps of one pod are in order. **Invariant:** no I/O, the clock is an
-//! argument; HBONE is advertised only while a pod is captured: annotated after capture, withdrawn before release.
+//! argument; HBONE is advertised only while a pod is captured: annotated after capture, withdrawn before release; a pod
+//! that the model no longer has is released only when no process of it is left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -21,6 +22,9 @@ pub enum Step {
     Annotate(ObjectName, bool),
     /// Give the pod back to itself.
     Release,
+    /// Forget the pod if no process of it is left; the model alone cannot tell, being behind or told a lie
+    /// (`kubectl delete --force` removes the object of a pod that runs on).
+    Sweep,
     /// Say in the pod's status why it is not in the mesh, or remove what was said.
     Report(ObjectName, Option<Reported>),
 }
@@ -55,7 +59,7 @@ struct Enrolled {
     stage: Stage,
     /// CNI_CONTAINERID, where the enrolment came by CNI.
     container: Option<String>,
-    /// The model has known the pod: its absence means that it is gone.
+    /// The model has known the pod: its absence means that it is probably gone.
     seen: bool,
     /// The model has called it a member: that it does not means that it is none any more.
     confirmed: bool,
@@ -189,7 +193,7 @@ impl Table {
                     enrolled.stage = Stage::Leaving((!annotated).then_some(now));
                 }
             }
-            Step::Release => self.released(uid),
+            Step::Release | Step::Sweep => self.released(uid),
             Step::Report(_, condition) => {
                 note.reported = Some((condition.as_ref().map(|condition| condition.reason.clone()), now));
             }
@@ -243,14 +247,18 @@ impl Table {
         self.enrolled.contains_key(uid)
     }
 
-    /// The enrolled pod that a CNI DEL is about: by UID or name, unless it was enrolled for another container since.
-    pub fn attached(&self, uid: Option<&str>, name: &ObjectName, container: &str) -> Option<String> {
+    /// The enrolled pod that a CNI DEL is about: by UID or name, unless it was enrolled for another container since;
+    /// whether that is certain, since after a restart the containers are not known.
+    pub fn attached(&self, uid: Option<&str>, name: &ObjectName, container: &str) -> Option<(String, bool)> {
         let found = self.enrolled.iter().find(|(known, enrolled)| match uid {
             Some(uid) => *known == uid,
             None => enrolled.name.as_ref() == Some(name),
         });
-        let ours = |enrolled: &Enrolled| enrolled.container.as_deref().is_none_or(|known| known == container);
-        found.filter(|(_, enrolled)| ours(enrolled)).map(|(uid, _)| uid.clone())
+        let (uid, enrolled) = found?;
+        match &enrolled.container {
+            Some(known) => (known == container).then(|| (uid.clone(), true)),
+            None => Some((uid.clone(), false)),
+        }
     }
 
     /// The pods whose container is not among these.
@@ -261,7 +269,7 @@ impl Table {
         self.enrolled.iter().filter(|(_, enrolled)| gone(enrolled)).map(|(uid, _)| uid.clone()).collect()
     }
 
-    /// The runtime says that the pod's container is gone: it is released with the next plan.
+    /// The runtime says that the pod's container is gone: it is swept with the next plan.
     pub fn detach(&mut self, uid: &str) {
         self.desired.remove(uid);
         if let Some(enrolled) = self.enrolled.get_mut(uid) {
@@ -290,7 +298,7 @@ impl Table {
         match (self.desired.get(uid), self.enrolled.get(uid)) {
             (Some(pod), Some(enrolled)) => self.due_enrolled(pod, enrolled, now),
             (Some(pod), None) => self.due_outside(pod, now),
-            (None, Some(enrolled)) if enrolled.seen => Due::Now(Step::Release),
+            (None, Some(enrolled)) if enrolled.seen => Due::Now(Step::Sweep),
             (None, Some(enrolled)) => self.due_unseen(uid, enrolled, now),
             (None, None) => Due::Nothing,
         }
@@ -298,7 +306,7 @@ impl Table {
 
     fn due_enrolled(&self, pod: &LocalPod, enrolled: &Enrolled, now: Instant) -> Due {
         if pod.finished {
-            return Due::Now(Step::Release);
+            return Due::Now(Step::Sweep);
         }
         let member = pod.membership == Membership::Member;
         match enrolled.stage {
@@ -322,7 +330,7 @@ impl Table {
         let annotated = self.notes.get(uid).is_some_and(|note| note.annotated.is_some());
         match &enrolled.name {
             Some(name) if !annotated => Due::Now(Step::Annotate(name.clone(), true)),
-            _ => Due::at(enrolled.since + UNSEEN, now, || Step::Release),
+            _ => Due::at(enrolled.since + UNSEEN, now, || Step::Sweep),
         }
     }
 

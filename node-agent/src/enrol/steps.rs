@@ -6,8 +6,10 @@
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tracing::{info, warn};
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
 
 use super::kernel::{Dead, Handle};
 use super::plan::{Outcome, Step};
@@ -73,6 +75,7 @@ impl<C: Cluster> Hands<C> {
                 self.release(uid).await;
                 Outcome::Done
             }
+            Step::Sweep => self.sweep(uid).await,
             Step::Annotate(name, captured) => {
                 let annotated = self.cluster.annotate(name, uid, *captured).await;
                 self.patched(&format!("cannot say on pod {name} whether its traffic is captured"), annotated)
@@ -121,6 +124,41 @@ impl<C: Cluster> Hands<C> {
                 warn!(uid, "pod released, but something of it could not be removed: {}", chain(&error))
             }
             Err(dead) => warn!(uid, "{dead}"),
+        }
+    }
+
+    /// Forgets a pod whose sandbox the runtime takes down. Where it is not certain that this is the sandbox that the pod
+    /// runs in now, only when no process is left; else the pod stays as it is, to be swept. Whether it was released.
+    pub async fn detach(&self, uid: &str, certain: bool) -> bool {
+        let gone =
+            || async { matches!(self.find(uid).await, Err(EnrolError::Netns(NotFound::NoProcess { .. }))) };
+        let patience = Instant::now() + DEL_PATIENCE;
+        while !certain && !gone().await {
+            if Instant::now() >= patience {
+                info!(uid, "CNI DEL of a sandbox of the pod, which has processes: it stays captured");
+                return false;
+            }
+            tokio::time::sleep(DEL_PAUSE).await;
+        }
+        self.release(uid).await;
+        true
+    }
+
+    /// Forgets a pod that seems to be gone, once no process of it is left to speak in the clear.
+    async fn sweep(&self, uid: &str) -> Outcome {
+        match self.find(uid).await {
+            Err(EnrolError::Netns(NotFound::NoProcess { .. })) => {
+                self.release(uid).await;
+                Outcome::Done
+            }
+            Ok(_) => {
+                debug!(uid, "the pod seems to be gone, its processes are not: it stays captured");
+                Outcome::Failed { error: "processes of it are left".to_owned(), early: true }
+            }
+            Err(error) => {
+                debug!(uid, "cannot tell whether the pod is gone, it stays captured: {}", chain(&error));
+                Outcome::Failed { error: chain(&error), early: true }
+            }
         }
     }
 
@@ -180,6 +218,10 @@ impl<C: Cluster> Hands<C> {
         }
     }
 }
+
+/// How long a DEL waits for the pod's processes to be gone; the runtime has ended them before it asks.
+const DEL_PATIENCE: Duration = Duration::from_secs(1);
+const DEL_PAUSE: Duration = Duration::from_millis(100);
 
 fn failed(pod: &LocalPod, error: &EnrolError, early: bool) -> Outcome {
     let error = chain(error);

@@ -60,6 +60,7 @@ fn short(uid: &str, step: &Step) -> String {
         Step::Enrol(_) => format!("enrol {uid}"),
         Step::Annotate(name, captured) => format!("annotate {} {captured}", name.name),
         Step::Release => format!("release {uid}"),
+        Step::Sweep => format!("sweep {uid}"),
         Step::Report(name, Some(condition)) => format!("report {} {}", name.name, condition.reason),
         Step::Report(name, None) => format!("report {} nothing", name.name),
     }
@@ -118,14 +119,14 @@ fn nothing_is_due_for() {
 }
 
 #[test]
-fn a_pod_that_ends_is_released_at_once() {
+fn a_pod_that_ends_or_is_gone_is_swept() {
     let mut story = Story::new();
     story.sees(&[annotated(member("a")), annotated(member("b"))]);
     for uid in ["uid-a", "uid-b"] {
         story.table.enrolled(uid, None, None, story.now);
     }
     story.sees(&[LocalPod { finished: true, ..annotated(member("a")) }]);
-    assert_eq!(story.due(), ["release uid-a", "release uid-b"]);
+    assert_eq!(story.due(), ["sweep uid-a", "sweep uid-b"]);
 }
 
 #[test]
@@ -149,7 +150,7 @@ fn survivors_are_taken_over_or_swept() {
     story.rests();
     assert!(!story.table.is_settled());
     story.sees(&[annotated(member("stays")), asks_no_more(annotated(member("leaves")))]);
-    assert_eq!(story.due(), ["release uid-dead", "enrol uid-leaves", "enrol uid-stays"]);
+    assert_eq!(story.due(), ["sweep uid-dead", "enrol uid-leaves", "enrol uid-stays"]);
     let plan = story.table.plan(story.now);
     for (uid, step) in plan.steps {
         story.table.begin(&uid);
@@ -273,7 +274,26 @@ fn a_pod_enrolled_by_cni_waits_for_the_watch() {
 }
 
 #[test]
-fn a_pod_that_never_shows_is_let_go_in_the_end() {
+fn a_pod_that_is_gone_stays_captured_while_it_has_processes() {
+    let mut story = Story::new();
+    story.sees(&[annotated(member("a"))]);
+    story.does("enrol uid-a");
+    // Deleted by force, unreadable, or the watch is away: the model does not tell.
+    story.sees(&[]);
+    for _ in 0..1000 {
+        story.ends("sweep uid-a", Outcome::Failed { error: "processes are left".into(), early: true });
+        assert!(story.table.is_enrolled("uid-a"));
+        story.rests();
+        story.passes(SECOND);
+    }
+    assert_eq!(story.table.counts(), (1, 0), "nothing is wrong with it");
+    story.does("sweep uid-a");
+    assert!(!story.table.is_enrolled("uid-a"));
+    story.rests();
+}
+
+#[test]
+fn a_pod_that_never_shows_is_swept_in_the_end() {
     let mut story = Story::new();
     story.sees(&[]);
     story.table.enrolled("uid-a", Some(ObjectName::new("shop", "a")), Some("c".into()), story.now);
@@ -282,7 +302,7 @@ fn a_pod_that_never_shows_is_let_go_in_the_end() {
     story.passes(299 * SECOND);
     story.rests();
     story.passes(SECOND);
-    story.does("release uid-a");
+    story.does("sweep uid-a");
     story.rests();
 }
 
@@ -293,16 +313,16 @@ fn del_names_the_container_that_it_means() {
     story.table.enrolled("uid-a", Some(name.clone()), Some("new".into()), story.now);
     story.table.survived(["uid-b".to_owned()], story.now);
     for (uid, name, container, expect) in [
-        (Some("uid-a"), &name, "new", Some("uid-a")),
+        (Some("uid-a"), &name, "new", Some(("uid-a", true))),
         (Some("uid-a"), &name, "old", None),
-        (None, &name, "new", Some("uid-a")),
-        (Some("uid-b"), &ObjectName::new("shop", "b"), "any", Some("uid-b")),
+        (None, &name, "new", Some(("uid-a", true))),
+        (Some("uid-b"), &ObjectName::new("shop", "b"), "any", Some(("uid-b", false))),
         (Some("uid-c"), &name, "new", None),
         (None, &ObjectName::new("shop", "c"), "new", None),
     ] {
         assert_eq!(
-            story.table.attached(uid, name, container).as_deref(),
-            expect,
+            story.table.attached(uid, name, container),
+            expect.map(|(uid, certain): (&str, bool)| (uid.to_owned(), certain)),
             "{uid:?} {name} {container}"
         );
     }

@@ -1,6 +1,6 @@
 //! The task as a whole: real model, real pod protocol over a socket, scripted kernel and API server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -114,6 +114,8 @@ struct World {
     events: mpsc::Sender<Event>,
     desk: Arc<Desk<FakeCluster>>,
     refuses: Arc<Mutex<bool>>,
+    /// The pods that have processes.
+    running: Arc<Mutex<BTreeSet<String>>>,
     shutdown: CancellationToken,
 }
 
@@ -126,9 +128,11 @@ impl World {
         let fake = FakeKernel { journal: Arc::clone(&journal), captured, refuses: Arc::clone(&refuses) };
         let answer = Mutex::new(Ok(None));
         let cluster = Arc::new(FakeCluster { journal: Arc::clone(&journal), answer });
-        let find: FindNetns = Arc::new(|uid| match uid {
-            "uid-late" => Err(NotFound::NoProcess { uid: uid.to_owned() }),
-            _ => Ok(descriptor()),
+        let running = Arc::new(Mutex::new(["uid-a".to_owned(), "uid-host".to_owned()].into()));
+        let processes: Arc<Mutex<BTreeSet<String>>> = Arc::clone(&running);
+        let find: FindNetns = Arc::new(move |uid| match processes.lock().unwrap().contains(uid) {
+            true => Ok(descriptor()),
+            false => Err(NotFound::NoProcess { uid: uid.to_owned() }),
         });
         let pods = Pods::new();
         let hands = Hands { cluster, pods: pods.clone(), kernel: kernel::spawn(fake).unwrap(), find };
@@ -142,7 +146,7 @@ impl World {
         tokio::spawn(enrolment.run(shutdown.clone()));
         let listener = Listener::bind(&directory.join("pods.sock")).unwrap();
         tokio::spawn(pods.serve(listener, descriptor(), shutdown.clone()));
-        Self { directory, journal, events, desk: Arc::new(desk), refuses, shutdown }
+        Self { directory, journal, events, desk: Arc::new(desk), refuses, running, shutdown }
     }
 
     /// A ztunnel that takes everything, and writes it down.
@@ -314,6 +318,29 @@ async fn a_running_pod_joins_and_leaves_in_order() {
 }
 
 #[tokio::test]
+async fn a_pod_deleted_by_force_is_released_with_its_last_process() {
+    let world = World::new("force", &[]);
+    world.ztunnel(&[]).await;
+    world.sees(Kind::Namespace, namespace("ambient")).await;
+    world.sees(Kind::Pod, pod("a", true)).await;
+    world.is_synced().await;
+    let enrolled = ["prepare uid-a [10.0.0.9] new listeners", "ztunnel adds uid-a", "capture uid-a"];
+    world.journal(&enrolled).await;
+    let name = ObjectName::new("shop", "a");
+    world.events.send(Event::Deleted(Kind::Pod, name)).await.unwrap();
+    // A pod that comes later is enrolled later: by then the other would have been released.
+    world.running.lock().unwrap().insert("uid-b".to_owned());
+    world.sees(Kind::Pod, pod("b", true)).await;
+    world
+        .journal(
+            &enrolled.map(|entry| entry.replace("uid-a", "uid-b")).each_ref().map(|entry| entry.as_str()),
+        )
+        .await;
+    world.running.lock().unwrap().remove("uid-a");
+    world.journal(&["ztunnel removes uid-a", "leave uid-a"]).await;
+}
+
+#[tokio::test]
 async fn cni_add_does_not_need_the_watch() {
     let world = World::new("cni", &[]);
     world.ztunnel(&[]).await;
@@ -395,6 +422,34 @@ async fn a_restarted_agent_takes_over_and_sweeps() {
     let dead = story("uid-dead").join(", ");
     let both = ["leave uid-dead", "ztunnel keeps uid-dead, ztunnel removes uid-dead, leave uid-dead"];
     assert!(both.contains(&dead.as_str()), "{dead}");
+}
+
+#[tokio::test]
+async fn del_of_an_old_sandbox_after_a_restart_leaves_the_pod_captured() {
+    let world = World::new("old-sandbox", &["uid-a"]);
+    world.ztunnel(&["uid-a"]).await;
+    world.sees(Kind::Namespace, namespace("ambient")).await;
+    world.sees(Kind::Pod, pod("a", true)).await;
+    world.is_synced().await;
+    let enrolled = ["ztunnel keeps uid-a", "prepare uid-a [10.0.0.9] kept listeners", "capture uid-a"];
+    let done = async {
+        while !world.journal.lock().unwrap().contains(&enrolled[2].to_owned()) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), done).await.unwrap();
+    let del = || DelRequest {
+        namespace: "shop".into(),
+        name: "a".into(),
+        uid: Some("uid-a".into()),
+        attachment: attachment("unknown"),
+    };
+    world.desk.del(del()).await;
+    let left = || world.journal.lock().unwrap().contains(&"leave uid-a".to_owned());
+    assert!(!left(), "the pod runs on, in another sandbox");
+    world.running.lock().unwrap().remove("uid-a");
+    world.desk.del(del()).await;
+    assert!(left());
 }
 
 #[tokio::test]
