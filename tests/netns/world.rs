@@ -20,65 +20,65 @@ use node_agent::datapath::{Config, Datapath, Listeners, Numbers, PodSpec};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// How long a packet may take on this machine when it is busy.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait for what should not come.
-pub const REFUSAL: Duration = Duration::from_millis(1300);
+pub(crate) const REFUSAL: Duration = Duration::from_millis(1300);
 /// Port of the apps.
-pub const PORT: u16 = 7000;
+pub(crate) const PORT: u16 = 7000;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// A pod: a network namespace behind a veth pair.
-pub struct Pod {
-    pub uid: String,
-    pub netns: Netns,
-    pub address: Ipv4Addr,
+pub(crate) struct Pod {
+    pub(crate) uid: String,
+    pub(crate) netns: Netns,
+    pub(crate) address: Ipv4Addr,
 }
 
 impl Pod {
     /// Runs `work` inside the pod, as one of its apps.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         self.netns.run(work)
     }
 
-    pub fn spec(&self) -> Result<PodSpec> {
+    pub(crate) fn spec(&self) -> Result<PodSpec> {
         let (uid, netns) = (self.uid.clone(), self.netns.descriptor()?);
         Ok(PodSpec { uid, netns, addresses: vec![IpAddr::V4(self.address)] })
     }
 
-    pub fn at(&self, port: u16) -> SocketAddr {
+    pub(crate) fn at(&self, port: u16) -> SocketAddr {
         SocketAddr::from((self.address, port))
     }
 
     /// Opens a connection from inside the pod.
-    pub fn dial(&self, to: SocketAddr, timeout: Duration) -> Result<TcpStream> {
+    pub(crate) fn dial(&self, to: SocketAddr, timeout: Duration) -> Result<TcpStream> {
         self.run(|| Ok(TcpStream::connect_timeout(&to, timeout)?))
     }
 
     /// Listens inside the pod.
-    pub fn listen(&self, at: &str) -> Result<TcpListener> {
+    pub(crate) fn listen(&self, at: &str) -> Result<TcpListener> {
         self.run(|| TcpListener::bind(at).with_context(|| format!("listen on {at}")))
     }
 
     /// A value of /proc/sys/net inside the pod.
-    pub fn sysctl(&self, name: &str) -> Result<String> {
+    pub(crate) fn sysctl(&self, name: &str) -> Result<String> {
         self.run(|| Ok(fs::read_to_string(format!("/proc/sys/net/{name}"))?.trim().to_owned()))
     }
 }
 
 /// The test's whole world.
-pub struct World {
-    pub a: Pod,
-    pub b: Pod,
-    pub router: Netns,
-    pub bpffs: PathBuf,
-    pub cgroup: PathBuf,
+pub(crate) struct World {
+    pub(crate) a: Pod,
+    pub(crate) b: Pod,
+    pub(crate) router: Netns,
+    pub(crate) bpffs: PathBuf,
+    pub(crate) cgroup: PathBuf,
     home: PathBuf,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl World {
-    pub fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         // A test that failed before poisoned nothing: its world is gone.
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let id = std::process::id();
@@ -117,7 +117,7 @@ impl World {
         join(&self.cgroup)
     }
 
-    pub fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         Config {
             bpffs: self.bpffs.clone(),
             cgroup_root: Some(self.cgroup.clone()),
@@ -126,12 +126,32 @@ impl World {
         }
     }
 
-    pub fn open(&self) -> Result<Datapath> {
+    pub(crate) fn open(&self) -> Result<Datapath> {
         Ok(Datapath::open(&self.config())?)
     }
 
+    /// The pod dies: its network namespace loses its name and this process's hold on it.
+    pub(crate) fn forget_a(&mut self) -> Result<()> {
+        netns::remove(self.a.netns.name());
+        self.a.netns = Netns::open("gone", std::path::Path::new("/proc/self/ns/net"))?;
+        Ok(())
+    }
+
+    /// Runs `work` as a process outside the captured cgroup.
+    pub(crate) fn outside<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        join(&self.home)?;
+        let result = work();
+        join(&self.cgroup)?;
+        result
+    }
+
+    /// Directory of a pod's pinned links.
+    pub(crate) fn pod_pins(&self, pod: &Pod) -> PathBuf {
+        self.bpffs.join("ambit").join(format!("v{}", mesh_ebpf_abi::ABI_VERSION)).join("links").join(&pod.uid)
+    }
+
     /// A datapath with the pods captured.
-    pub fn enrolled(&self, pods: &[&Pod]) -> Result<(Datapath, Vec<Listeners>)> {
+    pub(crate) fn enrolled(&self, pods: &[&Pod]) -> Result<(Datapath, Vec<Listeners>)> {
         let mut datapath = self.open()?;
         let listeners = pods.iter().map(|pod| enrol(&mut datapath, pod)).collect::<Result<_>>()?;
         Ok((datapath, listeners))
@@ -156,20 +176,20 @@ impl Drop for World {
 }
 
 /// Prepares and captures a pod.
-pub fn enrol(datapath: &mut Datapath, pod: &Pod) -> Result<Listeners> {
+pub(crate) fn enrol(datapath: &mut Datapath, pod: &Pod) -> Result<Listeners> {
     let listeners = datapath.prepare(&pod.spec()?, None)?;
     datapath.capture(&pod.uid)?;
     Ok(listeners)
 }
 
 /// Accepts the next connection of a listener.
-pub fn accept(listener: &OwnedFd) -> Result<TcpStream> {
+pub(crate) fn accept(listener: &OwnedFd) -> Result<TcpStream> {
     let socket = Socket::from(listener.try_clone()?);
     mesh_tests::eventually("a connection", PATIENCE, || Ok(socket.accept()?.0)).map(into_stream)
 }
 
 /// Whether a listener has no connection waiting.
-pub fn idle(listener: &OwnedFd) -> Result<bool> {
+pub(crate) fn idle(listener: &OwnedFd) -> Result<bool> {
     let socket = Socket::from(listener.try_clone()?);
     match socket.accept() {
         Ok(_) => Ok(false),
@@ -179,14 +199,14 @@ pub fn idle(listener: &OwnedFd) -> Result<bool> {
 }
 
 /// A socket as the proxy makes them: flagged, so not captured and let out. Call it inside the pod.
-pub fn proxy_socket(datapath: &Datapath) -> Result<Socket> {
+pub(crate) fn proxy_socket(datapath: &Datapath) -> Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     flag(datapath, &socket)?;
     Ok(socket)
 }
 
 /// Flags a socket as the proxy's.
-pub fn flag(datapath: &Datapath, socket: &Socket) -> Result<()> {
+pub(crate) fn flag(datapath: &Datapath, socket: &Socket) -> Result<()> {
     let map = aya::maps::MapData::from_fd(datapath.skproxy_map().try_clone_to_owned()?)?;
     let mut map = aya::maps::SkStorage::<_, u32>::try_from(aya::maps::Map::SkStorage(map))?;
     Ok(map.insert(socket, SOCKET_PROXY, 0)?)
@@ -194,7 +214,7 @@ pub fn flag(datapath: &Datapath, socket: &Socket) -> Result<()> {
 
 /// The proxy's connection to the app, from the client's address and a port of the proxy's choice. Call it inside
 /// the pod.
-pub fn upstream(datapath: &Datapath, client: SocketAddr, app: SocketAddr) -> Result<TcpStream> {
+pub(crate) fn upstream(datapath: &Datapath, client: SocketAddr, app: SocketAddr) -> Result<TcpStream> {
     let socket = proxy_socket(datapath)?;
     socket.set_ip_transparent_v4(true)?;
     socket.set_mark(mesh_ebpf_abi::MARK_UPSTREAM)?;
@@ -204,7 +224,7 @@ pub fn upstream(datapath: &Datapath, client: SocketAddr, app: SocketAddr) -> Res
     Ok(into_stream(socket))
 }
 
-pub fn into_stream(socket: Socket) -> TcpStream {
+pub(crate) fn into_stream(socket: Socket) -> TcpStream {
     socket.set_nonblocking(false).expect("fcntl");
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
@@ -212,7 +232,7 @@ pub fn into_stream(socket: Socket) -> TcpStream {
 }
 
 /// Sends a word each way.
-pub fn converse(one: &TcpStream, other: &TcpStream) -> Result<()> {
+pub(crate) fn converse(one: &TcpStream, other: &TcpStream) -> Result<()> {
     use std::io::{Read as _, Write as _};
     for (mut from, mut to) in [(one, other), (other, one)] {
         to.set_read_timeout(Some(PATIENCE))?;

@@ -1,0 +1,87 @@
+//! What an enrolled pod sends when something of the datapath is missing: nothing.
+
+use std::io::ErrorKind;
+
+use anyhow::{Result, ensure};
+use mesh_ebpf_abi::event::Counter;
+
+use crate::packets::Sniffer;
+use crate::world::{PATIENCE, PORT, REFUSAL, World, accept, converse};
+
+/// The sniffer does see a connection of a pod that is not enrolled.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn control_without_capture() -> Result<()> {
+    let world = World::new()?;
+    let _app = world.b.listen("0.0.0.0:7000")?;
+    let mut sniffer = Sniffer::new(&world.router)?;
+    world.a.dial(world.b.at(PORT), PATIENCE)?;
+    ensure!(!sniffer.tcp_from(&world.a, world.b.address)?.is_empty());
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_rules_are_gone() -> Result<()> {
+    let world = World::new()?;
+    let _app = world.b.listen("0.0.0.0:7000")?;
+    let (_datapath, _listeners) = world.enrolled(&[&world.a])?;
+    world.a.netns.ip("rule del pref 100\nrule del pref 101\n")?;
+    nothing_leaves(&world)
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_listeners_are_gone() -> Result<()> {
+    let world = World::new()?;
+    let _app = world.b.listen("0.0.0.0:7000")?;
+    let _own = world.a.listen("0.0.0.0:7000")?;
+    let (datapath, listeners) = world.enrolled(&[&world.a])?;
+    drop(listeners);
+    nothing_leaves(&world)?;
+    ensure!(datapath.count(Counter::SteerNoListener)? >= 1);
+    // Inbound the peer is told at once.
+    let refused = world.b.dial(world.a.at(PORT), PATIENCE).err();
+    let kind = refused.and_then(|error| Some(error.downcast_ref::<std::io::Error>()?.kind()));
+    ensure!(kind == Some(ErrorKind::ConnectionRefused), "{kind:?}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn everything_but_the_connect_hook_is_gone() -> Result<()> {
+    let world = World::new()?;
+    let _app = world.b.listen("0.0.0.0:7000")?;
+    let (_datapath, listeners) = world.enrolled(&[&world.a])?;
+    drop(listeners);
+    world.a.netns.ip("rule del pref 100\nrule del pref 101\n")?;
+    std::fs::remove_dir_all(world.pod_pins(&world.a))?;
+    nothing_leaves(&world)
+}
+
+/// A proxy that comes back within TCP's patience is met by the connection that was waiting for it.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_connection_waits_for_the_proxy() -> Result<()> {
+    let world = World::new()?;
+    let (mut datapath, listeners) = world.enrolled(&[&world.a])?;
+    drop(listeners);
+    std::thread::scope(|scope| {
+        let dialling = scope.spawn(|| world.a.dial(world.b.at(PORT), PATIENCE));
+        mesh_tests::eventually("a SYN without a listener", PATIENCE, || {
+            ensure!(datapath.count(Counter::SteerNoListener)? >= 1);
+            Ok(())
+        })?;
+        let listeners = datapath.prepare(&world.a.spec()?, None)?;
+        let client = dialling.join().expect("no panic")?;
+        converse(&client, &accept(&listeners.outbound_v4)?)
+    })
+}
+
+fn nothing_leaves(world: &World) -> Result<()> {
+    let mut sniffer = Sniffer::new(&world.router)?;
+    ensure!(world.a.dial(world.b.at(PORT), REFUSAL).is_err());
+    let seen = sniffer.tcp_from(&world.a, world.b.address)?;
+    ensure!(seen.is_empty(), "{seen:?}");
+    Ok(())
+}
