@@ -216,9 +216,12 @@ pub(crate) fn flag(datapath: &Datapath, socket: &Socket) -> Result<()> {
 /// the pod.
 pub(crate) fn upstream(datapath: &Datapath, client: SocketAddr, app: SocketAddr) -> Result<TcpStream> {
     let socket = proxy_socket(datapath)?;
-    socket.set_ip_transparent_v4(true)?;
-    socket.set_mark(mesh_ebpf_abi::MARK_UPSTREAM)?;
-    socket.bind_device(Some(b"lo"))?;
+    // A pod that dials itself has both addresses, and its replies would pass a socket that is bound to lo by.
+    if client.ip() != app.ip() {
+        socket.set_ip_transparent_v4(true)?;
+        socket.set_mark(mesh_ebpf_abi::MARK_UPSTREAM)?;
+        socket.bind_device(Some(b"lo"))?;
+    }
     socket.bind(&client.into())?;
     socket.connect_timeout(&app.into(), REFUSAL)?;
     Ok(into_stream(socket))

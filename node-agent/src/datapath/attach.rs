@@ -66,8 +66,11 @@ pub(super) fn alive(path: &Path) -> io::Result<bool> {
 /// # Errors
 /// The first one; the others are removed.
 pub(super) fn remove_all(directory: &Path, links: &[String]) -> io::Result<()> {
-    let removed: Vec<_> = links.iter().map(|name| remove(&directory.join(name))).collect();
-    removed.into_iter().collect()
+    let mut result = Ok(());
+    for name in links {
+        result = result.and(remove(&directory.join(name)));
+    }
+    result
 }
 
 /// Name of the guard's pin on an interface.
