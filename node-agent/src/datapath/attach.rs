@@ -61,16 +61,25 @@ pub(super) fn alive(path: &Path) -> io::Result<bool> {
     Ok(bpf::link_info(link.as_fd())?.target != 0)
 }
 
-/// Removes a pod's links: unpinning the last reference detaches.
+/// Detaches a pod's links and removes their pins.
 ///
 /// # Errors
 /// The first one; the others are removed.
 pub(super) fn remove_all(directory: &Path, links: &[String]) -> io::Result<()> {
     let mut result = Ok(());
     for name in links {
-        result = result.and(remove(&directory.join(name)));
+        result = result.and(detach(&directory.join(name)));
     }
     result
+}
+
+/// What is at `path` may be gone, or be no link: then it is only removed.
+fn detach(path: &Path) -> io::Result<()> {
+    if let Ok(link) = bpf::open(path) {
+        // A link whose target is gone is detached already.
+        let _ = bpf::detach(link.as_fd());
+    }
+    remove(path)
 }
 
 /// Name of the guard's pin on an interface.

@@ -100,6 +100,16 @@ pub(super) fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resul
     unsafe { call(Command::LinkUpdate, attr) }.map(|_| ())
 }
 
+/// Takes a link's program off its target before this returns. Closing the last descriptor or removing the pin does
+/// so too, but some time later.
+///
+/// # Errors
+/// As of BPF_LINK_DETACH.
+pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers inside.
+    unsafe { call(Command::LinkDetach, [link.as_raw_fd() as u32]) }.map(|_| ())
+}
+
 /// What a link runs, and where.
 ///
 /// # Errors
@@ -167,6 +177,7 @@ enum Command {
     LinkCreate = 28,
     LinkUpdate = 29,
     IterCreate = 33,
+    LinkDetach = 34,
 }
 
 #[repr(C)]
