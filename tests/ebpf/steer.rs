@@ -33,6 +33,8 @@ struct Context {
     local_ip6: [u32; 4],
     local_port: u32,
     ingress_ifindex: u32,
+    /// The kernel wants zeroes here.
+    _tail: u32,
 }
 
 /// `union bpf_attr` of BPF_PROG_TEST_RUN.
