@@ -72,6 +72,8 @@ struct Enrolled {
 #[derive(Debug, Default)]
 struct Note {
     attempts: u32,
+    /// Since when it is too early to enrol the pod.
+    early: Option<Instant>,
     error: Option<String>,
     retry: Option<Instant>,
     /// The last successful patches: the model shows them a little later.
@@ -166,6 +168,10 @@ impl Table {
         let note = self.notes.entry(uid.to_owned()).or_default();
         match outcome {
             Outcome::Failed { error, early } => {
+                // What should have come long ago is missing.
+                let mut patient =
+                    || matches!(step, Step::Sweep) || now < *note.early.get_or_insert(now) + PATIENCE;
+                let early = early && patient();
                 note.attempts = if early { 0 } else { note.attempts.saturating_add(1) };
                 note.retry = Some(now + if early { EARLY } else { backoff(note.attempts) });
                 note.error = (!early).then_some(error);
@@ -175,6 +181,7 @@ impl Table {
             Outcome::Done if matches!(step, Step::Report(..)) => {}
             Outcome::Done => {
                 note.attempts = 0;
+                note.early = None;
                 note.retry = None;
             }
         }
@@ -208,6 +215,7 @@ impl Table {
         self.enrolled.insert(uid.to_owned(), enrolled);
         if let Some(note) = self.notes.get_mut(uid) {
             note.error = None;
+            note.early = None;
             note.retry = None;
             note.annotated = None;
         }
@@ -406,6 +414,8 @@ fn backoff(attempts: u32) -> Duration {
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// The pause where the pod is not ready to be enrolled.
 const EARLY: Duration = Duration::from_secs(1);
+/// How long a pod that has an address may be without a process before that counts as a failure.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Failures before the pod's status tells.
 const TELL_AFTER: u32 = 2;
 /// From the model's seeing a withdrawn annotation until release: other nodes see it about then, too.

@@ -208,6 +208,27 @@ fn a_pod_that_is_not_there_yet_is_no_failure() {
 }
 
 #[test]
+fn a_pod_whose_processes_never_show_is_a_failure() {
+    let mut story = Story::new();
+    let early = || Outcome::Failed { error: "no process".into(), early: true };
+    story.sees(&[member("a")]);
+    for _ in 0..30 {
+        story.ends("enrol uid-a", early());
+        story.passes(SECOND);
+    }
+    assert_eq!(story.table.counts(), (0, 0));
+    for pause in [1, 2] {
+        story.ends("enrol uid-a", early());
+        assert_eq!(story.table.plan(story.now).wake, Some(story.now + pause * SECOND), "backs off");
+        assert_eq!(story.table.counts(), (0, 1));
+        story.passes(pause * SECOND);
+    }
+    story.does("report a EnrolmentFailed");
+    story.does("enrol uid-a");
+    assert_eq!(story.table.counts(), (1, 0));
+}
+
+#[test]
 fn a_refusal_is_told_once_and_taken_back() {
     let mut story = Story::new();
     let refused = LocalPod { membership: Membership::Refused(Refusal::HostNetwork), ..member("a") };
