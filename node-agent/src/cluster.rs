@@ -38,6 +38,9 @@ pub trait Cluster: Send + Sync + 'static {
         name: &ObjectName,
     ) -> impl Future<Output = Result<Option<(Pod, Namespace)>, ClusterError>> + Send;
 
+    /// A namespace as it is now; none when it does not exist.
+    fn namespace(&self, name: &str) -> impl Future<Output = Result<Option<Namespace>, ClusterError>> + Send;
+
     /// Says on the pod that its traffic is captured, or takes that back.
     fn annotate(
         &self,
@@ -96,12 +99,14 @@ impl ApiServer {
 
 impl Cluster for ApiServer {
     async fn pod(&self, name: &ObjectName) -> Result<Option<(Pod, Namespace)>, ClusterError> {
-        let (pods, namespaces) = (self.pods(name), Api::<Namespace>::all(self.0.clone()));
-        let (pod, namespace) = tokio::try_join!(
-            one("get the pod", pods.get_opt(&name.name)),
-            one("get the namespace", namespaces.get_opt(&name.namespace)),
-        )?;
+        let pods = self.pods(name);
+        let pod = one("get the pod", pods.get_opt(&name.name));
+        let (pod, namespace) = tokio::try_join!(pod, self.namespace(&name.namespace))?;
         Ok(pod.zip(namespace))
+    }
+
+    async fn namespace(&self, name: &str) -> Result<Option<Namespace>, ClusterError> {
+        one("get the namespace", Api::<Namespace>::all(self.0.clone()).get_opt(name)).await
     }
 
     async fn annotate(&self, name: &ObjectName, uid: &str, captured: bool) -> Result<(), ClusterError> {

@@ -4,6 +4,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use k8s_openapi::api::core::v1::Namespace;
 use mesh_core::readiness::Gate;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -116,5 +117,10 @@ impl Reader {
     /// One pod, when it and its namespace are known.
     pub fn pod(&self, name: &ObjectName) -> Option<LocalPod> {
         self.index.read().unwrap_or_else(PoisonError::into_inner).pod(name)
+    }
+
+    /// One pod that is known, in a namespace as it was fetched.
+    pub fn pod_in(&self, name: &ObjectName, namespace: &Namespace) -> Option<LocalPod> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).pod_in(name, namespace)
     }
 }

@@ -1,7 +1,7 @@
 //! What the CNI plugin is answered: is the pod of the mesh, and if so, is it enrolled now.
 //!
 //! The watch may be behind, by seconds: a pod that the model does not have, with the UID that the runtime starts, is
-//! asked for at the API server. **Invariant:** a pod whose membership cannot be found out does not start.
+//! asked for at the API server, and so is the namespace before a pod is left out for its sake. **Invariant:** a pod whose membership cannot be found out does not start.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -34,8 +34,12 @@ impl<C: Cluster> Desk<C> {
         let name = ObjectName::new(&request.namespace, &request.name);
         // Without a UID from the runtime, the model's pod may be an earlier one of the same name.
         let known = self.model.pod(&name).filter(|pod| request.uid.as_ref() == Some(&pod.uid));
-        if let Some(pod) = known {
-            return Ok(pod);
+        match known {
+            Some(pod) if pod.membership == Membership::NotAsked && pod.inherits => {
+                return self.in_namespace_now(pod).await;
+            }
+            Some(pod) => return Ok(pod),
+            None => {}
         }
         let answer =
             self.cluster.pod(&name).await.map_err(|error| AddError::Unavailable(error.to_string()))?;
@@ -53,6 +57,17 @@ impl<C: Cluster> Desk<C> {
             ))),
             _ => Ok(pod),
         }
+    }
+
+    /// A pod that its namespace keeps out, as far as the model knows. Pods and namespaces come by watches of their own:
+    /// the namespace's label may be older than the pod, and yet to come.
+    async fn in_namespace_now(&self, pod: LocalPod) -> Result<LocalPod, AddError> {
+        let namespace = self.cluster.namespace(&pod.name.namespace).await;
+        let namespace = namespace.map_err(|error| AddError::Unavailable(error.to_string()))?;
+        let now = namespace.and_then(|namespace| self.model.pod_in(&pod.name, &namespace));
+        now.filter(|now| now.uid == pod.uid).ok_or_else(|| {
+            AddError::Unavailable(format!("pod {} or its namespace has just been deleted", pod.name))
+        })
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, AddError> {

@@ -15,6 +15,7 @@ fn member(name: &str) -> LocalPod {
         name: ObjectName::new("shop", name),
         uid: format!("uid-{name}"),
         membership: Membership::Member,
+        inherits: true,
         addresses: vec!["10.0.0.9".parse().unwrap()],
         annotated: false,
         finished: false,

@@ -20,6 +20,8 @@ pub struct LocalPod {
     pub uid: String,
     /// Whether it belongs in the mesh.
     pub membership: Membership,
+    /// It says nothing of the mesh itself: its namespace's word counts.
+    pub inherits: bool,
     /// From its status: empty until the kubelet has reported them.
     pub addresses: Vec<IpAddr>,
     /// Its traffic is said to be captured (annotation).
@@ -47,6 +49,11 @@ impl Index {
         self.pods.get(name).map(|pod| self.local(pod))
     }
 
+    /// One pod that is known, in a namespace as it was fetched.
+    pub fn pod_in(&self, name: &ObjectName, namespace: &api::Namespace) -> Option<LocalPod> {
+        self.pods.get(name).map(|pod| local(&self.config, pod, Some(&Namespace::read(namespace))))
+    }
+
     fn local(&self, pod: &Pod) -> LocalPod {
         local(&self.config, pod, self.namespaces.get(&pod.name.namespace))
     }
@@ -67,6 +74,7 @@ fn local(config: &Config, pod: &Pod, namespace: Option<&Namespace>) -> LocalPod 
         name: pod.name.clone(),
         uid: pod.uid.clone(),
         membership: membership(config, pod, namespace),
+        inherits: pod.mode.is_none(),
         addresses: pod.addresses.clone(),
         annotated: pod.captured,
         finished: pod.finished,

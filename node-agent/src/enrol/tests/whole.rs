@@ -84,6 +84,11 @@ impl Cluster for FakeCluster {
         self.answer.lock().unwrap().clone()
     }
 
+    async fn namespace(&self, name: &str) -> Result<Option<Namespace>, ClusterError> {
+        note(&self.journal, format!("get namespace {name}"));
+        self.answer.lock().unwrap().clone().map(|answer| answer.map(|(_, namespace)| namespace))
+    }
+
     async fn annotate(&self, name: &ObjectName, uid: &str, captured: bool) -> Result<(), ClusterError> {
         note(&self.journal, format!("annotate {name} {uid} {captured}"));
         Ok(())
@@ -365,6 +370,30 @@ async fn cni_add_does_not_need_the_watch() {
     world.desk.del(del("container-1")).await;
     world.journal(&["ztunnel removes uid-a", "leave uid-a"]).await;
     world.desk.del(del("container-1")).await;
+}
+
+#[tokio::test]
+async fn cni_add_does_not_trust_a_namespace_that_may_be_stale() {
+    let world = World::new("namespace", &[]);
+    world.ztunnel(&[]).await;
+    // The watch of namespaces alone is behind: it has yet to see the label.
+    world.sees(Kind::Namespace, json!({"metadata": {"name": "shop"}})).await;
+    world.sees(Kind::Pod, pod("a", false)).await;
+    let mut opted_out = pod("b", false);
+    opted_out["metadata"]["labels"] = json!({"istio.io/dataplane-mode": "none"});
+    world.sees(Kind::Pod, opted_out).await;
+    world.is_synced().await;
+    while !world.desk.model.is_synced() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    world.answers(at_the_server("a", "ambient"));
+    assert_eq!(world.desk.add(request("b", Some("uid-b"))).await, Ok(()));
+    world.journal(&[]).await;
+    assert_eq!(world.desk.add(request("a", Some("uid-a"))).await, Ok(()));
+    let enrolled = ["prepare uid-a [10.0.0.7] new listeners", "ztunnel adds uid-a", "capture uid-a"];
+    world.journal(&[&["get namespace shop"][..], &enrolled[..]].concat()).await;
+    world.sees(Kind::Namespace, namespace("ambient")).await;
+    world.journal(&["annotate shop/a uid-a true"]).await;
 }
 
 #[tokio::test]
