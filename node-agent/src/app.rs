@@ -5,7 +5,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use mesh_core::readiness::Readiness;
@@ -86,6 +86,7 @@ async fn start(config: &Config, parts: &mut Parts, shutdown: &CancellationToken)
     let client = cluster::connect().await?;
     let proc = config.proc.clone();
     let find: FindNetns = Arc::new(move |uid| netns_of_pod::find(&proc, uid).map(|found| found.netns));
+    let alive = kernel.clone();
     let hands = Hands {
         cluster: Arc::new(cluster::ApiServer::new(client.clone())),
         pods: served.clone(),
@@ -97,7 +98,10 @@ async fn start(config: &Config, parts: &mut Parts, shutdown: &CancellationToken)
         metrics::Sources { feed: feed.clone(), pods: served.clone(), enrolment: enrolment.counts() };
     let handlers = status::Handlers::new()
         .readiness(readiness)
-        .liveness()
+        .get("/healthz/live", move |_| match alive.check(Instant::now()) {
+            Ok(()) => status::text(http::StatusCode::OK, "live\n"),
+            Err(unwell) => status::text(http::StatusCode::INTERNAL_SERVER_ERROR, format!("{unwell}\n")),
+        })
         .get("/metrics", move |_| status::text(http::StatusCode::OK, sources.text()));
     let xds_socket = xds::server::bind(&config.run_dir.join("xds.sock"))?;
     let pods_socket = pod_link::Listener::bind(&config.run_dir.join("pods.sock")).context("pods.sock")?;

@@ -165,7 +165,8 @@ async fn one<T: DeserializeOwned>(
     }
 }
 
-const DEADLINE: Duration = Duration::from_secs(5);
+/// For one request.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests;

@@ -15,9 +15,11 @@ mod tests;
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -156,7 +158,7 @@ impl<C: Cluster> Enrolment<C> {
                 Some(request) = self.requests.recv() => self.waiting.push_back(request),
                 Some(ended) = self.tasks.join_next() => match ended {
                     Ok(ended) => self.end(ended),
-                    Err(panic) => error!("a step of enrolment died: {panic}"),
+                    Err(lost) => error!("a step of enrolment died: {lost}"),
                 },
                 () = sleep_until(wake) => {}
             }
@@ -193,7 +195,9 @@ impl<C: Cluster> Enrolment<C> {
             if self.table.begin(&uid) {
                 let hands = self.hands.clone();
                 self.tasks.spawn(async move {
-                    let outcome = hands.carry_out(&uid, &step).await;
+                    let outcome = unwinding(hands.carry_out(&uid, &step)).await;
+                    let outcome =
+                        outcome.unwrap_or_else(|error| Outcome::Failed { error: error.into(), early: false });
                     Ended::Step(uid, step, outcome)
                 });
             }
@@ -213,13 +217,16 @@ impl<C: Cluster> Enrolment<C> {
     /// Begins a request, or gives it back if its pod is busy.
     fn begin_request(&mut self, request: Request) -> Option<Request> {
         match request {
+            // The runtime was told that it took too long; it will ask again.
+            Request::Add { reply, .. } if reply.is_closed() => {}
             Request::Add { pod, netns, addresses, container, reply } => {
                 if !self.table.begin(&pod.uid) {
                     return Some(Request::Add { pod, netns, addresses, container, reply });
                 }
                 let (hands, again) = (self.hands.clone(), self.table.is_enrolled(&pod.uid));
                 self.tasks.spawn(async move {
-                    let result = add(&hands, &pod, netns, addresses, again).await;
+                    let result = unwinding(add(&hands, &pod, netns, addresses, again)).await;
+                    let result = result.unwrap_or_else(|error| Err(AddError::Unavailable(error.into())));
                     Ended::Added { pod, container, result, reply }
                 });
             }
@@ -237,7 +244,7 @@ impl<C: Cluster> Enrolment<C> {
                 }
                 let hands = self.hands.clone();
                 self.tasks.spawn(async move {
-                    let released = hands.detach(&found, certain).await;
+                    let released = unwinding(hands.detach(&found, certain)).await == Ok(true);
                     Ended::Deleted { uid: found, released, reply }
                 });
             }
@@ -298,6 +305,11 @@ async fn add<C: Cluster>(
             Err(AddError::Unavailable(chain(&error)))
         }
     }
+}
+
+/// What is done for a pod; a panic in it, which has been logged, is its failure: the pod must not stay busy for ever.
+async fn unwinding<T>(work: impl Future<Output = T>) -> Result<T, &'static str> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|_| "the agent panicked, which is a bug; see its log")
 }
 
 fn now() -> std::time::Instant {

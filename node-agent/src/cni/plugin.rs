@@ -25,7 +25,7 @@ pub const SOCKET: &str = "/run/ambit/cni.sock";
 /// kubelet waits minutes.
 pub const ADD_DEADLINE: Duration = Duration::from_secs(20);
 /// How long the others wait: they lose little without an answer.
-const SHORT_DEADLINE: Duration = Duration::from_secs(5);
+pub const SHORT_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest configuration in bytes.
 pub const MAX_CONFIGURATION: u64 = 1024 * 1024;
 

@@ -7,12 +7,14 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::info;
 
 use super::Request;
-use crate::cluster::Cluster;
+use crate::cluster::{self, Cluster};
+use crate::cni::plugin;
 use crate::cni::server::{AddError, AddRequest, Attachment, DelRequest, Enroller};
 use crate::index::event::ObjectName;
 use crate::index::local::{self, LocalPod};
@@ -70,11 +72,23 @@ impl<C: Cluster> Desk<C> {
         })
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, AddError> {
+    pub(super) async fn ask<T>(
+        &self,
+        patience: Duration,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T, AddError> {
         let stopping = || AddError::Unavailable("the agent is stopping".to_owned());
-        let (reply, answer) = oneshot::channel();
-        self.requests.send(request(reply)).await.map_err(|_| stopping())?;
-        answer.await.map_err(|_| stopping())
+        let answer = async {
+            let (reply, answer) = oneshot::channel();
+            self.requests.send(request(reply)).await.map_err(|_| stopping())?;
+            answer.await.map_err(|_| stopping())
+        };
+        tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| {
+            Err(AddError::Unavailable(format!(
+                "the agent did not get to it within {} s; see the log of node-agent on this node for what holds it up",
+                patience.as_secs()
+            )))
+        })
     }
 }
 
@@ -98,14 +112,22 @@ impl<C: Cluster> Enroller for Desk<C> {
         let netns = open_netns(&request.netns_path)?;
         let container = request.attachment.container_id;
         let addresses = request.addresses;
-        self.ask(|reply| Request::Add { pod: Box::new(pod), netns, addresses, container, reply }).await?
+        self.ask(ADD_PATIENCE, |reply| Request::Add {
+            pod: Box::new(pod),
+            netns,
+            addresses,
+            container,
+            reply,
+        })
+        .await?
     }
 
     async fn del(&self, request: DelRequest) {
         let name = ObjectName::new(&request.namespace, &request.name);
         let container = request.attachment.container_id;
-        // Without an answer the agent is stopping; the next one sweeps.
-        let _ = self.ask(|reply| Request::Del { uid: request.uid, name, container, reply }).await;
+        // Without an answer in time it is carried out all the same, or the next agent sweeps.
+        let _ =
+            self.ask(SHORT_PATIENCE, |reply| Request::Del { uid: request.uid, name, container, reply }).await;
     }
 
     async fn check(&self, request: AddRequest) -> Result<(), AddError> {
@@ -114,7 +136,7 @@ impl<C: Cluster> Enroller for Desk<C> {
             return Ok(());
         }
         let uid = pod.uid;
-        match self.ask(|reply| Request::Check { uid, reply }).await? {
+        match self.ask(ADD_PATIENCE, |reply| Request::Check { uid, reply }).await? {
             true => Ok(()),
             false => Err(AddError::Refused("the pod should be in the mesh and is not enrolled".to_owned())),
         }
@@ -129,9 +151,18 @@ impl<C: Cluster> Enroller for Desk<C> {
     async fn gc(&self, valid: Vec<Attachment>) {
         let containers: BTreeSet<String> =
             valid.into_iter().map(|attachment| attachment.container_id).collect();
-        let _ = self.ask(|reply| Request::Gc { containers, reply }).await;
+        let _ = self.ask(SHORT_PATIENCE, |reply| Request::Gc { containers, reply }).await;
     }
 }
+
+/// For enrolment to carry out an ADD: the plugin is to hear why there was none before it gives up by itself.
+const ADD_PATIENCE: Duration = Duration::from_secs(14);
+/// For what the plugin waits a shorter time for.
+const SHORT_PATIENCE: Duration = Duration::from_secs(4);
+const _: () = assert!(
+    ADD_PATIENCE.as_secs() + cluster::DEADLINE.as_secs() < plugin::ADD_DEADLINE.as_secs()
+        && SHORT_PATIENCE.as_secs() < plugin::SHORT_DEADLINE.as_secs()
+);
 
 fn open_netns(path: &str) -> Result<OwnedFd, AddError> {
     match File::open(path) {

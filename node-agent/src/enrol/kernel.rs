@@ -1,7 +1,9 @@
 //! The thread that owns the datapath: netlink, BPF and namespace changes block, and are done one after the other.
 
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -52,6 +54,8 @@ type Job = Box<dyn FnOnce(&mut dyn Kernel) + Send>;
 #[derive(Clone, Debug)]
 pub struct Handle {
     jobs: mpsc::Sender<Job>,
+    thread: Arc<thread::JoinHandle<()>>,
+    pulse: Arc<Mutex<Instant>>,
 }
 
 /// The thread is gone: a job panicked.
@@ -59,21 +63,57 @@ pub struct Handle {
 #[error("the agent's datapath thread has died, see the log for a panic; the agent has to be restarted")]
 pub struct Dead;
 
+/// Why the thread is of no use; only a new process helps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unwell {
+    /// It has ended.
+    #[error(transparent)]
+    Dead(#[from] Dead),
+    /// It does not come back from a job.
+    #[error("the agent's datapath thread has been at one job for {} s; the agent has to be restarted", .0.as_secs())]
+    Stuck(Duration),
+}
+
 /// Starts the thread.
 ///
 /// # Errors
 /// When the process can have no more threads.
 pub fn spawn(mut kernel: impl Kernel) -> std::io::Result<Handle> {
     let (jobs, queue) = mpsc::channel::<Job>();
-    thread::Builder::new().name("datapath".to_owned()).spawn(move || {
-        for job in queue {
-            job(&mut kernel);
+    let pulse = Arc::new(Mutex::new(Instant::now()));
+    let beat = Arc::clone(&pulse);
+    let thread = thread::Builder::new().name("datapath".to_owned()).spawn(move || {
+        loop {
+            *beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            match queue.recv_timeout(PULSE) {
+                Ok(job) => job(&mut kernel),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
         }
     })?;
-    Ok(Handle { jobs })
+    Ok(Handle { jobs, thread: Arc::new(thread), pulse })
 }
 
+/// How often an idle thread shows that it is there.
+const PULSE: Duration = Duration::from_secs(5);
+/// Longer than any job takes on a busy node.
+const STUCK: Duration = Duration::from_secs(60);
+
 impl Handle {
+    /// Whether the thread takes jobs; for the liveness probe.
+    ///
+    /// # Errors
+    /// When it has ended, or has been at one job for a minute.
+    pub fn check(&self, now: Instant) -> Result<(), Unwell> {
+        if self.thread.is_finished() {
+            return Err(Dead.into());
+        }
+        let silent =
+            now.saturating_duration_since(*self.pulse.lock().unwrap_or_else(PoisonError::into_inner));
+        if silent > STUCK { Err(Unwell::Stuck(silent)) } else { Ok(()) }
+    }
+
     /// Runs a job there. A job that was handed over runs even if the caller stops waiting.
     ///
     /// # Errors

@@ -1,8 +1,11 @@
 //! The task as a whole: real model, real pod protocol over a socket, scripted kernel and API server.
 
+mod stuck;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
@@ -75,6 +78,8 @@ impl Kernel for FakeKernel {
 
 struct FakeCluster {
     journal: Journal,
+    /// The next annotation is a panic.
+    panics: AtomicBool,
     answer: Mutex<Result<Option<(Pod, Namespace)>, ClusterError>>,
 }
 
@@ -91,6 +96,7 @@ impl Cluster for FakeCluster {
 
     async fn annotate(&self, name: &ObjectName, uid: &str, captured: bool) -> Result<(), ClusterError> {
         note(&self.journal, format!("annotate {name} {uid} {captured}"));
+        assert!(!self.panics.swap(false, Ordering::Relaxed), "as the test wishes");
         Ok(())
     }
 
@@ -132,7 +138,8 @@ impl World {
         let captured = survivors.iter().map(|uid| ((*uid).to_owned(), Vec::new())).collect();
         let fake = FakeKernel { journal: Arc::clone(&journal), captured, refuses: Arc::clone(&refuses) };
         let answer = Mutex::new(Ok(None));
-        let cluster = Arc::new(FakeCluster { journal: Arc::clone(&journal), answer });
+        let cluster =
+            Arc::new(FakeCluster { journal: Arc::clone(&journal), panics: AtomicBool::new(false), answer });
         let running = Arc::new(Mutex::new(["uid-a".to_owned(), "uid-host".to_owned()].into()));
         let processes: Arc<Mutex<BTreeSet<String>>> = Arc::clone(&running);
         let find: FindNetns = Arc::new(move |uid| match processes.lock().unwrap().contains(uid) {

@@ -1,0 +1,88 @@
+//! Parts that do not come back.
+
+use std::time::Instant;
+
+use super::*;
+use crate::enrol::kernel::{Dead, Unwell};
+
+#[tokio::test]
+async fn a_step_that_panics_is_a_failure_and_is_tried_again() {
+    let world = World::new("panic", &[]);
+    world.ztunnel(&[]).await;
+    world.desk.cluster.panics.store(true, Ordering::Relaxed);
+    world.sees(Kind::Namespace, namespace("ambient")).await;
+    world.sees(Kind::Pod, pod("a", false)).await;
+    world.is_synced().await;
+    world
+        .journal(&[
+            "prepare uid-a [10.0.0.9] new listeners",
+            "ztunnel adds uid-a",
+            "capture uid-a",
+            "annotate shop/a uid-a true",
+            "annotate shop/a uid-a true",
+        ])
+        .await;
+}
+
+#[tokio::test]
+async fn the_cni_plugin_is_answered_though_enrolment_is_stuck() {
+    let world = World::new("stuck", &[]);
+    let (requests, _never_looked_at) = mpsc::channel(1);
+    let desk = Desk {
+        requests,
+        model: world.desk.model.clone(),
+        cluster: Arc::clone(&world.desk.cluster),
+        config: config(),
+    };
+    let patience = Duration::from_millis(10);
+    for _ in 0..2 {
+        let answer = desk.ask(patience, |reply| Request::Check { uid: "uid-a".into(), reply });
+        let answer = tokio::time::timeout(Duration::from_secs(10), answer).await.unwrap();
+        assert!(
+            matches!(&answer, Err(AddError::Unavailable(text)) if text.contains("did not get to it")),
+            "{answer:?}"
+        );
+    }
+}
+
+fn fake_kernel() -> FakeKernel {
+    FakeKernel { journal: Journal::default(), captured: BTreeMap::new(), refuses: Arc::default() }
+}
+
+#[tokio::test]
+async fn a_datapath_that_is_stuck_is_unwell() {
+    let kernel = kernel::spawn(fake_kernel()).unwrap();
+    let (begun, begins) = oneshot::channel();
+    let (end, ends) = std::sync::mpsc::channel::<()>();
+    let job = tokio::spawn({
+        let kernel = kernel.clone();
+        async move {
+            kernel
+                .run(move |_| {
+                    begun.send(()).unwrap();
+                    ends.recv().unwrap();
+                })
+                .await
+        }
+    });
+    begins.await.unwrap();
+    let now = Instant::now();
+    assert_eq!(kernel.check(now), Ok(()));
+    let later = now + Duration::from_secs(61);
+    assert!(matches!(kernel.check(later), Err(Unwell::Stuck(silent)) if silent > Duration::from_secs(60)));
+    end.send(()).unwrap();
+    assert_eq!(job.await.unwrap(), Ok(()));
+    assert_eq!(kernel.run(|_| ()).await, Ok(()));
+    assert_eq!(kernel.check(Instant::now()), Ok(()));
+}
+
+#[tokio::test]
+async fn a_datapath_that_panicked_is_dead() {
+    let kernel = kernel::spawn(fake_kernel()).unwrap();
+    assert_eq!(kernel.run(|_| panic!("as the test wishes")).await, Err::<(), _>(Dead));
+    while kernel.check(Instant::now()).is_ok() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(kernel.check(Instant::now()), Err(Unwell::Dead(Dead)));
+    assert_eq!(kernel.run(|_| ()).await, Err(Dead));
+}
