@@ -14,6 +14,7 @@ use mesh_core::readiness::Readiness;
 use mesh_core::status::{self, Handlers};
 use mesh_core::store;
 use mesh_core::xds::{self, mesh::Mesh, stream::Session};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::config::Config;
@@ -63,7 +64,8 @@ pub async fn run(
         metrics: Metrics::new(),
         connections: Connections::default(),
     });
-    let pods = Pods::new(proxy.clone(), surroundings.open_pod);
+    let (mesh_known, known) = watch::channel(false);
+    let pods = Pods::new(proxy.clone(), surroundings.open_pod, known);
     let readiness = Readiness::new();
     let (xds_gate, pods_gate) = (readiness.gate("xds"), readiness.gate("pods"));
     let mut servers = serve_status(&config, &proxy, &pods.listing(), &readiness).await?;
@@ -71,7 +73,11 @@ pub async fn run(
     let session = Session::new(node(&config), &[ADDRESS_TYPE, AUTHORIZATION_TYPE]);
     let xds_socket = config.run_dir.join("xds.sock");
     servers.spawn(async move {
-        let never = xds::client::run(&xds_socket, session, Mesh::new(writer), || xds_gate.open()).await;
+        let complete = || {
+            mesh_known.send_replace(true);
+            xds_gate.open();
+        };
+        let never = xds::client::run(&xds_socket, session, Mesh::new(writer), complete).await;
         match never {}
     });
     let (drain, watch) = drain::new();

@@ -2,7 +2,9 @@
 //!
 //! `link` talks to the agent, `state` is what the talk means; here is what it leads to.
 //! **Invariant:** when [`Pods::remove`] returns, no descriptor of the pod is open in this process: an open listener
-//! would keep the pod's network namespace alive.
+//! would keep the pod's network namespace alive. And: no connection is accepted before the mesh is known as a whole,
+//! since one to a pod of the mesh would look like one to a stranger and leave in the clear; until then connections wait
+//! in the accept queues.
 
 pub mod link;
 pub mod state;
@@ -21,6 +23,7 @@ use mesh_core::listener;
 use mesh_core::proto::pods::Fd;
 use mesh_core::workload::Workload;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::state::{Descriptors, PodInfo};
@@ -34,10 +37,14 @@ pub type OpenPod = dyn Fn(OwnedFd, FlagMap) -> Arc<dyn Sockets> + Send + Sync;
 /// For the configuration dump: uid and workload of each pod that is served.
 pub type Listing = Arc<ArcSwap<Vec<(String, Arc<Workload>)>>>;
 
+/// Becomes true when the mesh is known as a whole (workloads, services and policies), and stays so.
+pub type MeshKnown = watch::Receiver<bool>;
+
 /// All pods that are served.
 pub struct Pods {
     proxy: Arc<Proxy>,
     open: Arc<OpenPod>,
+    known: MeshKnown,
     flags: FlagMap,
     served: BTreeMap<String, Served>,
     listing: Listing,
@@ -54,10 +61,10 @@ struct Served {
 }
 
 impl Pods {
-    /// None yet.
-    pub fn new(proxy: Arc<Proxy>, open: Arc<OpenPod>) -> Self {
+    /// None yet. Pods are taken over at once, their connections from when the mesh is `known`.
+    pub fn new(proxy: Arc<Proxy>, open: Arc<OpenPod>, known: MeshKnown) -> Self {
         let (flags, listing) = (FlagMap::default(), Listing::default());
-        Self { proxy, open, flags, served: BTreeMap::new(), listing }
+        Self { proxy, open, known, flags, served: BTreeMap::new(), listing }
     }
 
     /// What is served, kept up to date.
@@ -138,15 +145,28 @@ impl Pods {
         let pod = Arc::new(Pod::new(info.uid.as_str().into(), workload, sockets, self.proxy.clone()));
         let (drain, watch) = drain::new();
         let mut loops = JoinSet::new();
-        for (kind, fd) in &fds {
+        self.listen(&mut loops, &fds, &pod, &watch)?;
+        Ok(Served { info, fds, pod, drain, loops })
+    }
+
+    /// Starts the accept loops of a pod.
+    fn listen(
+        &self,
+        loops: &mut JoinSet<()>,
+        fds: &Descriptors,
+        pod: &Arc<Pod>,
+        watch: &Watch,
+    ) -> io::Result<()> {
+        let known = &self.known;
+        for (kind, fd) in fds {
             match kind {
-                Fd::OutboundV4 | Fd::OutboundV6 => accept(&mut loops, fd, &pod, &watch, outbound::serve)?,
-                Fd::InboundV4 | Fd::InboundV6 => accept(&mut loops, fd, &pod, &watch, passthrough::serve)?,
-                Fd::HboneV4 | Fd::HboneV6 => accept(&mut loops, fd, &pod, &watch, inbound::serve)?,
+                Fd::OutboundV4 | Fd::OutboundV6 => accept(loops, fd, pod, watch, known, outbound::serve)?,
+                Fd::InboundV4 | Fd::InboundV6 => accept(loops, fd, pod, watch, known, passthrough::serve)?,
+                Fd::HboneV4 | Fd::HboneV6 => accept(loops, fd, pod, watch, known, inbound::serve)?,
                 Fd::Netns | Fd::SocketFlagMap | Fd::Unspecified => {}
             }
         }
-        Ok(Served { info, fds, pod, drain, loops })
+        Ok(())
     }
 
     /// A certificate is kept for as long as a pod has its identity.
@@ -173,12 +193,13 @@ impl Served {
     }
 }
 
-/// Starts the accept loop of one listener.
+/// Starts the accept loop of one listener; it accepts once the mesh is known.
 fn accept<Serve, Served>(
     loops: &mut JoinSet<()>,
     fd: &OwnedFd,
     pod: &Arc<Pod>,
     watch: &Watch,
+    known: &MeshKnown,
     serve: Serve,
 ) -> io::Result<()>
 where
@@ -191,7 +212,16 @@ where
     let socket = TcpListener::from_std(socket)?;
     let (pod, drain) = (pod.clone(), watch.clone());
     let handler = move |stream: TcpStream, client: SocketAddr| serve(pod, drain, stream, client);
-    loops.spawn(listener::serve(socket, handler, watch.clone()));
+    let (watch, mut known) = (watch.clone(), known.clone());
+    loops.spawn(async move {
+        tokio::select! {
+            biased;
+            () = watch.draining() => return,
+            // An error: who follows the mesh has gone without knowing it, which is the end of the process.
+            known = known.wait_for(|known| *known) => if known.is_err() { return },
+        }
+        listener::serve(socket, handler, watch).await;
+    });
     Ok(())
 }
 

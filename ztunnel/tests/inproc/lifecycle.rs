@@ -34,6 +34,29 @@ async fn a_removed_pod_is_cut_and_its_sockets_are_closed() {
 }
 
 #[tokio::test]
+async fn nothing_is_accepted_before_the_mesh_is_known() {
+    let mut world = World::without_mesh().await;
+    let _application = world.application(SERVER).await;
+    let (mut talk, _) = Talk::accept(&world.agent).await;
+    talk.welcome().await;
+    for pod in [CLIENT, SERVER] {
+        let fds = world.listeners(pod).await;
+        assert_eq!(talk.add(world.describe(pod), fds).await, "", "pods are taken over all the same");
+    }
+    talk.snapshot_end().await;
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(300), stream.read_u8()).await;
+    assert!(early.is_err(), "it waits in the accept queue, neither refused nor served");
+    assert_eq!(world.metric("istio_tcp_connections_opened_total", &[]).await, 0, "nothing left in the clear");
+    assert_eq!(world.metric("istio_tcp_connections_failed_total", &[]).await, 0);
+    world.serve_mesh();
+    assert_eq!(line(&mut stream).await, world.pod_ip(CLIENT).to_string());
+    assert!(echoes(&mut stream).await);
+    let encrypted = ["reporter=\"source\"", "connection_security_policy=\"mutual_tls\""];
+    assert_eq!(world.metric("istio_tcp_connections_opened_total", &encrypted).await, 1);
+}
+
+#[tokio::test]
 async fn a_restarted_agent_gets_the_sockets_back() {
     let mut world = World::new().await;
     let _application = world.application(SERVER).await;

@@ -90,8 +90,20 @@ impl World {
         world
     }
 
-    /// A ztunnel that waits for its agent.
+    /// A ztunnel that waits for its agent's pods.
     pub(crate) async fn without_pods() -> Self {
+        let world = Self::without_mesh().await;
+        world.serve_mesh();
+        world
+    }
+
+    /// Tells the mesh to ztunnel.
+    pub(crate) fn serve_mesh(&self) {
+        serve_xds(&self.run_dir.join("xds.sock"), self.mesh());
+    }
+
+    /// A ztunnel that waits for its agent's pods, and for the mesh until [`World::serve_mesh`].
+    pub(crate) async fn without_mesh() -> Self {
         logs();
         let net: [u8; 2] = [rand::random_range(16..250), rand::random()];
         let run_dir =
@@ -112,10 +124,7 @@ impl World {
         let surroundings = Surroundings { authority: ca.clone(), open_pod: Arc::new(open_pod) };
         let ztunnel =
             tokio::spawn(app::run(config, surroundings, async { signal.await.unwrap_or("dropped") }));
-        let world =
-            Self { ca, agent, talk: None, ztunnel, shutdown: Some(shutdown), net, run_dir, kept: Vec::new() };
-        serve_xds(&world.run_dir.join("xds.sock"), world.mesh());
-        world
+        Self { ca, agent, talk: None, ztunnel, shutdown: Some(shutdown), net, run_dir, kept: Vec::new() }
     }
 
     pub(crate) fn ip(&self, last: u8) -> IpAddr {
