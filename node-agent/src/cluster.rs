@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 
 use crate::causes::chain;
 use crate::index::event::ObjectName;
-use crate::index::pod::{ENROLLED_CONDITION, REDIRECTION_ANNOTATION, REDIRECTION_ENABLED, Reported};
+use crate::index::pod::{
+    ENROLLED_CONDITION, REDIRECTION_ANNOTATION, REDIRECTION_ENABLED, Reported, is_manifest_hash,
+};
 
 /// A client as the surroundings say: KUBECONFIG, or the service account of the pod this runs in.
 ///
@@ -111,7 +113,8 @@ impl Cluster for ApiServer {
 
     async fn annotate(&self, name: &ObjectName, uid: &str, captured: bool) -> Result<(), ClusterError> {
         let value = if captured { json!(REDIRECTION_ENABLED) } else { Value::Null };
-        let patch = json!({"metadata": {"uid": uid, "annotations": {REDIRECTION_ANNOTATION: value}}});
+        let patch =
+            json!({"metadata": {"uid": precondition(uid), "annotations": {REDIRECTION_ANNOTATION: value}}});
         let (pods, parameters) = (self.pods(name), PatchParams::default());
         // By way of the status, where the API server takes annotations as well and nothing of the spec: leave to patch
         // pods themselves would let whoever holds this agent's token change every pod's image.
@@ -136,12 +139,18 @@ impl Cluster for ApiServer {
             }),
             None => json!({"type": ENROLLED_CONDITION, "$patch": "delete"}),
         };
-        let patch = json!({"metadata": {"uid": uid}, "status": {"conditions": [condition]}});
+        let patch = json!({"metadata": {"uid": precondition(uid)}, "status": {"conditions": [condition]}});
         let (pods, parameters) = (self.pods(name), PatchParams::default());
         one("set the pod's status", pods.patch_status(&name.name, &parameters, &Patch::Strategic(patch)))
             .await
             .map(drop)
     }
+}
+
+/// The UID that the object must have for a patch to be applied; null leaves it as it is. That of a static pod's object
+/// is not known here, and its name is its node's own.
+fn precondition(uid: &str) -> Option<&str> {
+    (!is_manifest_hash(uid)).then_some(uid)
 }
 
 /// One request with a deadline; a watch may wait for ever, this may not.

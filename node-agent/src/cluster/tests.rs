@@ -40,6 +40,14 @@ async fn annotates_by_way_of_the_status() {
     assert_eq!(*seen.lock().unwrap(), expect);
 }
 
+#[tokio::test]
+async fn a_static_pods_hash_is_no_precondition() {
+    let (server, seen) = recorder();
+    let name = ObjectName::new("shop", "a");
+    server.annotate(&name, "0123456789abcdef0123456789abcdef", true).await.unwrap();
+    assert!(seen.lock().unwrap()[0].contains(r#""uid":null"#), "{seen:?}");
+}
+
 /// Whoever may patch pods may give every pod of the cluster another image.
 #[test]
 fn the_manifest_allows_to_patch_nothing_but_the_status() {

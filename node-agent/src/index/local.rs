@@ -16,7 +16,7 @@ use super::{Config, Index, Invalid, wds};
 pub struct LocalPod {
     /// Its name.
     pub name: ObjectName,
-    /// Kubernetes pod UID.
+    /// Its UID as the runtime and the cgroups have it; for a static pod that is not its object's.
     pub uid: String,
     /// Whether it belongs in the mesh.
     pub membership: Membership,
@@ -72,7 +72,7 @@ pub fn read(config: &Config, pod: &api::Pod, namespace: &api::Namespace) -> Resu
 fn local(config: &Config, pod: &Pod, namespace: Option<&Namespace>) -> LocalPod {
     LocalPod {
         name: pod.name.clone(),
-        uid: pod.uid.clone(),
+        uid: pod.runtime_uid.clone(),
         membership: membership(config, pod, namespace),
         inherits: pod.mode.is_none(),
         addresses: pod.addresses.clone(),
@@ -81,7 +81,7 @@ fn local(config: &Config, pod: &Pod, namespace: Option<&Namespace>) -> LocalPod 
         terminating: pod.terminating,
         reported: pod.reported.clone(),
         description: proto::Pod {
-            uid: pod.uid.clone(),
+            uid: pod.runtime_uid.clone(),
             namespace: pod.name.namespace.to_string(),
             name: pod.name.name.to_string(),
             service_account: pod.service_account.clone(),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_core::proto::workload::WorkloadType;
 
 use super::event::ObjectName;
@@ -22,7 +23,10 @@ pub const ENROLLED_CONDITION: &str = "ambit.io/enrolled";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pod {
     pub(super) name: ObjectName,
+    /// Of the object; others refer to it.
     pub(super) uid: String,
+    /// What the runtime calls the pod, see [`runtime_uid`].
+    pub(super) runtime_uid: String,
     pub(super) node: Option<Arc<str>>,
     pub(super) service_account: String,
     /// In the order of the status: the primary one first.
@@ -77,6 +81,7 @@ impl Pod {
         Ok(Self {
             name: name.clone(),
             uid: meta.uid.clone().unwrap_or_default(),
+            runtime_uid: runtime_uid(meta),
             node: spec
                 .and_then(|spec| spec.node_name.as_deref())
                 .filter(|node| !node.is_empty())
@@ -109,6 +114,23 @@ impl Pod {
             owner,
         })
     }
+}
+
+/// Kubelets start a pod of their manifest directory under a hash of its manifest, and then make an object that mirrors
+/// it, which gets a UID of its own. The hash is the pod's UID for the runtime and in its cgroups.
+fn runtime_uid(meta: &ObjectMeta) -> String {
+    let annotation = |key: &str| meta.annotations.as_ref().and_then(|annotations| annotations.get(key));
+    let hash = annotation("kubernetes.io/config.hash").filter(|hash| is_manifest_hash(hash));
+    // A hash cannot be the UID of a pod that the API server made: nobody takes another pod's place with it.
+    match hash.filter(|hash| annotation("kubernetes.io/config.mirror") == Some(hash)) {
+        Some(hash) => hash.clone(),
+        None => meta.uid.clone().unwrap_or_default(),
+    }
+}
+
+/// Whether a pod's runtime UID is a hash, and so not its object's UID.
+pub fn is_manifest_hash(uid: &str) -> bool {
+    uid.len() == 32 && uid.bytes().all(|c| c.is_ascii_hexdigit())
 }
 
 /// Istio's rules (`GetWorkloadMetaFromPod`): a ReplicaSet stands for its Deployment, a Job of a CronJob for that.

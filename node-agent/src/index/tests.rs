@@ -470,3 +470,29 @@ fn is_synced_when_every_kind_was_listed() {
     index.handle(Event::Restarted(Kind::Pod));
     assert!(index.is_synced(), "what is known stays in use during a relist");
 }
+
+#[test]
+fn a_static_pod_has_the_uid_that_the_runtime_knows() {
+    let hash = "0123456789abcdef0123456789abcdef";
+    let read = |uid: &str, annotations: serde_json::Value| {
+        let pod = serde_json::json!({
+            "metadata": {"namespace": "shop", "name": "a", "uid": uid, "annotations": annotations},
+        });
+        let pod = serde_json::from_value(pod).unwrap();
+        let name = ObjectName::new("shop", "a");
+        let pod = super::pod::Pod::read(&name, &pod).unwrap();
+        (pod.uid, pod.runtime_uid)
+    };
+    let (own, others) = ("4f0c1b7e-5b1e-4c53-8f5e-1d2a3b4c5d6e", "aaaaaaaa-5b1e-4c53-8f5e-1d2a3b4c5d6e");
+    let (config, mirror) = ("kubernetes.io/config.hash", "kubernetes.io/config.mirror");
+    for (annotations, expect) in [
+        (serde_json::json!({config: hash, mirror: hash}), hash),
+        (serde_json::json!({config: hash}), own),
+        (serde_json::json!({config: hash, mirror: "other"}), own),
+        // Somebody would like to be another pod.
+        (serde_json::json!({config: others, mirror: others}), own),
+        (serde_json::json!({}), own),
+    ] {
+        assert_eq!(read(own, annotations.clone()), (own.to_owned(), expect.to_owned()), "{annotations}");
+    }
+}
