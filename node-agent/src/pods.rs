@@ -112,6 +112,11 @@ impl Pods {
         }
     }
 
+    /// Whether a ztunnel has told which pods it holds.
+    pub fn is_connected(&self) -> bool {
+        self.state().is_connected()
+    }
+
     /// The listeners of a pod, for example as taken over from ztunnel.
     ///
     /// # Errors

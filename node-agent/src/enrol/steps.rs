@@ -171,6 +171,10 @@ impl<C: Cluster> Hands<C> {
             }
         };
         let survived = self.survives(&pod.uid).await;
+        if survived && !self.pods.is_connected() {
+            // The ztunnel that has its listeners may only be late; new ones would cut off whoever is in the old ones.
+            return failed(pod, &ServeError::NoProxy.into(), false);
+        }
         match self.enrol(pod, netns, pod.addresses.clone()).await {
             Ok(()) => {
                 info!(pod = %pod.name, uid = pod.uid, taken_over = survived, "pod enrolled");

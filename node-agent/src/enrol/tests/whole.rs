@@ -124,6 +124,7 @@ struct World {
     journal: Journal,
     events: mpsc::Sender<Event>,
     desk: Arc<Desk<FakeCluster>>,
+    hands: Hands<FakeCluster>,
     refuses: Arc<Mutex<bool>>,
     /// The pods that have processes.
     running: Arc<Mutex<BTreeSet<String>>>,
@@ -149,7 +150,7 @@ impl World {
         let pods = Pods::new();
         let hands = Hands { cluster, pods: pods.clone(), kernel: kernel::spawn(fake).unwrap(), find };
         let (writer, reader) = model::model(config());
-        let (enrolment, desk) = enrolment(hands, reader, config());
+        let (enrolment, desk) = enrolment(hands.clone(), reader, config());
         let (events, script) = mpsc::channel(64);
         let shutdown = CancellationToken::new();
         let (publisher, _) = xds::server::feed();
@@ -158,7 +159,7 @@ impl World {
         tokio::spawn(enrolment.run(shutdown.clone()));
         let listener = Listener::bind(&directory.join("pods.sock")).unwrap();
         tokio::spawn(pods.serve(listener, descriptor(), shutdown.clone()));
-        Self { directory, journal, events, desk: Arc::new(desk), refuses, running, shutdown }
+        Self { directory, journal, events, desk: Arc::new(desk), hands, refuses, running, shutdown }
     }
 
     /// A ztunnel that takes everything, and writes it down.

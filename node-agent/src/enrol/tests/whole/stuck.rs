@@ -86,3 +86,21 @@ async fn a_datapath_that_panicked_is_dead() {
     assert_eq!(kernel.check(Instant::now()), Err(Unwell::Dead(Dead)));
     assert_eq!(kernel.run(|_| ()).await, Err(Dead));
 }
+
+#[tokio::test]
+async fn a_survivor_waits_for_the_ztunnel_that_has_its_listeners() {
+    let world = World::new("late", &["uid-a"]);
+    let step = Step::Enrol(Box::new(member("a")));
+    let outcome = world.hands.carry_out("uid-a", &step).await;
+    assert!(
+        matches!(&outcome, Outcome::Failed { error, early: false } if error.contains("no ztunnel")),
+        "{outcome:?}"
+    );
+    world.journal(&[]).await;
+    let _ztunnel = world.ztunnel(&["uid-a"]).await;
+    world.hands.pods.connected().await;
+    assert_eq!(world.hands.carry_out("uid-a", &step).await, Outcome::Done);
+    let entries = world.journal.lock().unwrap().clone();
+    assert!(entries.contains(&"prepare uid-a [10.0.0.9] kept listeners".to_owned()), "{entries:?}");
+    assert!(!entries.contains(&"ztunnel adds uid-a".to_owned()), "{entries:?}");
+}
