@@ -93,7 +93,7 @@ async fn start(config: &Config, parts: &mut Parts, shutdown: &CancellationToken)
         kernel,
         find,
     };
-    let (enrolment, desk) = enrol::enrolment(hands, reader, config.index());
+    let (enrolment, desk) = enrol::enrolment(hands, reader, config.index(), config.leave_grace);
     let sources =
         metrics::Sources { feed: feed.clone(), pods: served.clone(), enrolment: enrolment.counts() };
     let handlers = status::Handlers::new()

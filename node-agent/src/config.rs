@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::{cni, datapath, index};
 
@@ -36,6 +37,10 @@ pub struct Config {
     /// Where readiness, liveness and metrics are served
     #[arg(long, env = "AMBIT_STATUS_ADDRESS", default_value = "0.0.0.0:15014")]
     pub status_address: SocketAddr,
+    /// How long a pod that leaves the mesh stays captured after its annotation is withdrawn, in seconds: nodes that
+    /// hear of it later than this meanwhile fail to reach the pod
+    #[arg(long, env = "AMBIT_LEAVE_GRACE", default_value = "5s", value_parser = seconds)]
+    pub leave_grace: Duration,
     /// The eBPF datapath.
     #[command(flatten)]
     pub datapath: datapath::Config,
@@ -65,5 +70,23 @@ impl Config {
         }
         namespaces.retain(|namespace| !namespace.is_empty());
         namespaces
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').unwrap_or(text);
+    let number = number.parse().map(Duration::from_secs);
+    number.map_err(|_| format!("{text:?} is no number of seconds, e.g. 5 or 5s"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_with_and_without_unit() {
+        for (text, expect) in [("5s", Some(5)), ("0", Some(0)), ("5m", None), ("-1", None), ("", None)] {
+            assert_eq!(seconds(text).ok(), expect.map(Duration::from_secs), "{text:?}");
+        }
     }
 }

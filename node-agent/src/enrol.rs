@@ -101,11 +101,12 @@ impl Counts {
     }
 }
 
-/// A new task, and the desk for the CNI server.
+/// A new task, and the desk for the CNI server. Pods that leave stay captured for `leave_grace`, see [`Table::new`].
 pub fn enrolment<C: Cluster>(
     hands: Hands<C>,
     model: Reader,
     config: index::Config,
+    leave_grace: Duration,
 ) -> (Enrolment<C>, cni::Desk<C>) {
     let (sender, requests) = mpsc::channel(REQUESTS);
     let desk =
@@ -113,7 +114,7 @@ pub fn enrolment<C: Cluster>(
     let enrolment = Enrolment {
         hands,
         model,
-        table: Table::default(),
+        table: Table::new(leave_grace),
         requests,
         waiting: VecDeque::new(),
         tasks: JoinSet::new(),

@@ -90,6 +90,8 @@ pub struct Table {
     busy: BTreeSet<String>,
     /// The model is complete, so that an absent pod is a gone one.
     complete: bool,
+    /// From the model's seeing a withdrawn annotation until release: by then other nodes have seen it, too.
+    grace: Duration,
 }
 
 /// What is due.
@@ -102,6 +104,11 @@ pub struct Plan {
 }
 
 impl Table {
+    /// No pods; `grace` is how long those that leave stay captured after the model has shown that they are to.
+    pub fn new(grace: Duration) -> Self {
+        Self { grace, ..Self::default() }
+    }
+
     /// The pods that are captured as this agent starts.
     pub fn survived(&mut self, uids: impl IntoIterator<Item = String>, now: Instant) {
         for uid in uids {
@@ -327,7 +334,7 @@ impl Table {
                 Due::at(enrolled.since + SHOWS, now, || Step::Annotate(pod.name.clone(), false))
             }
             Stage::Enrolled => Due::Now(Step::Annotate(pod.name.clone(), false)),
-            Stage::Leaving(Some(seen)) => Due::at(seen + GRACE, now, || Step::Release),
+            Stage::Leaving(Some(seen)) => Due::at(seen + self.grace, now, || Step::Release),
             // It is a patch that the model does not show: say it again, should it be lost.
             Stage::Leaving(None) => self.annotate(pod, false, now),
         }
@@ -418,8 +425,6 @@ const EARLY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Failures before the pod's status tells.
 const TELL_AFTER: u32 = 2;
-/// From the model's seeing a withdrawn annotation until release: other nodes see it about then, too.
-const GRACE: Duration = Duration::from_secs(1);
 /// In which the watch shows a patch; after it, the patch is made again.
 const SHOWS: Duration = Duration::from_secs(60);
 /// How long a pod is left alone after CNI DEL, unless CNI ADD comes.

@@ -8,6 +8,7 @@ use crate::index::membership::Refusal;
 use crate::index::pod::Reported;
 
 const SECOND: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(3);
 
 /// A table and its clock.
 struct Story {
@@ -17,7 +18,7 @@ struct Story {
 
 impl Story {
     fn new() -> Self {
-        Self { table: Table::default(), now: Instant::now() }
+        Self { table: Table::new(GRACE), now: Instant::now() }
     }
 
     fn sees(&mut self, pods: &[LocalPod]) {
@@ -95,9 +96,10 @@ fn a_running_pod_joins_and_leaves() {
     story.rests();
     story.sees(&[asks_no_more(member("a"))]);
     story.rests();
-    story.passes(SECOND / 2);
+    story.passes(GRACE / 2);
+    story.rests();
     assert!(story.table.is_enrolled("uid-a"), "captured until others know");
-    story.passes(SECOND / 2);
+    story.passes(GRACE / 2);
     story.does("release uid-a");
     story.rests();
     assert!(!story.table.is_enrolled("uid-a"));
