@@ -43,6 +43,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     result
 }
 
+/// Takes the CNI plugin off the node. Without it there, a pod of a node whose agent is gone could not start.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn uninstall(config: &cni::install::Config) -> anyhow::Result<()> {
+    cni::install::Installer::remove_from(config)?;
+    info!(configuration = %config.cni_conf_dir.display(), "mesh-cni is off this node; its pods start without the mesh");
+    Ok(())
+}
+
 /// Runs the certificate authority until SIGTERM.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use mesh_core::telemetry;
-use node_agent::{app, ca, config};
+use node_agent::{app, ca, cni, config};
 
 /// Ambit's node agent: puts the pods of a node into the mesh. Its other role is the mesh's certificate authority.
 #[derive(Debug, Parser)]
@@ -20,6 +20,9 @@ enum Role {
     Run(Box<Settings<config::Config>>),
     /// Be the mesh's certificate authority: sign the workloads' certificates
     Ca(Settings<ca::Config>),
+    /// Take mesh-cni out of this node's CNI configuration, so that new pods start without the agent; to be run on each
+    /// node after the node-agent DaemonSet is deleted, since a running agent puts it back
+    Uninstall(Settings<cni::install::Config>),
 }
 
 /// A role's settings, and those that every role has.
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
             start(&logs, || app::run(role))
         }
         Role::Ca(settings) => start(&settings.logs, || app::run_ca(settings.role)),
+        Role::Uninstall(settings) => start(&settings.logs, || app::uninstall(&settings.role)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -90,6 +90,14 @@ impl Installer {
         }
     }
 
+    /// As [`Self::remove`], for whom has nothing to install.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn remove_from(config: &Config) -> Result<(), InstallError> {
+        Self::new(config, PathBuf::new(), Path::new(""), Vec::new()).remove()
+    }
+
     /// Makes the node as it should be; cheap when it is already. Only call it once the agent's socket is there: a
     /// runtime may use the plugin at once.
     ///
