@@ -50,7 +50,7 @@ pub struct Config {
     /// A /proc with a writable sys; the agent's own setting of this name is meant to be put here.
     #[arg(skip = PathBuf::from("/proc"))]
     pub proc: PathBuf,
-    /// Mark, table and rule priority.
+    /// Routing table and rule priority.
     #[command(flatten)]
     pub numbers: Numbers,
 }

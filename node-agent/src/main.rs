@@ -69,4 +69,12 @@ mod tests {
     fn the_command_line_is_sound() {
         Arguments::command().debug_assert();
     }
+
+    /// ztunnel has it built in: an agent with another one would cut its pods off.
+    #[test]
+    fn the_upstream_mark_cannot_be_changed() {
+        let run = ["node-agent", "run", "--node-name", "n"];
+        Arguments::try_parse_from(run).unwrap();
+        Arguments::try_parse_from(run.into_iter().chain(["--upstream-mark", "7"])).unwrap_err();
+    }
 }

@@ -18,12 +18,12 @@ use rtnetlink::{Handle, RouteMessageBuilder, new_connection};
 /// lo, in every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// The numbers used inside pods. All of them can be changed where they collide with a CNI's.
+/// The numbers used inside pods. Table and priority can be changed where they collide with a CNI's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
 #[group(skip)]
 pub struct Numbers {
-    /// Mark of the proxy's connections to the app.
-    #[arg(long = "upstream-mark", env = "AMBIT_UPSTREAM_MARK", default_value_t = Self::default().mark)]
+    /// Mark of the proxy's connections to the app; ztunnel and the programs have it built in.
+    #[arg(skip = Self::default().mark)]
     pub mark: u32,
     /// Routing table inside pods.
     #[arg(long = "route-table", env = "AMBIT_ROUTE_TABLE", default_value_t = Self::default().table)]
