@@ -70,6 +70,30 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
+    #[test]
+    fn uninstall_gives_the_node_its_cni_configuration_back() {
+        let node = std::env::temp_dir().join(format!("ambit-uninstall-{}", std::process::id()));
+        let (conf, bin) = (node.join("net.d"), node.join("bin"));
+        let (list, binary) = (conf.join("10-a.conflist"), node.join("mesh-cni"));
+        std::fs::create_dir_all(&conf).unwrap();
+        let read = || -> serde_json::Value {
+            serde_json::from_str(&std::fs::read_to_string(&list).unwrap()).unwrap()
+        };
+        std::fs::write(&list, r#"{"cniVersion": "1.0.0", "name": "a", "plugins": [{"type": "a"}]}"#).unwrap();
+        std::fs::write(&binary, "binary").unwrap();
+        let before = read();
+        let line = ["node-agent", "uninstall", "--cni-conf-dir", conf.to_str().unwrap()];
+        let line = line.into_iter().chain(["--cni-bin-dir", bin.to_str().unwrap()]);
+        let Role::Uninstall(settings) = Arguments::try_parse_from(line).unwrap().role else { panic!() };
+        let installer = cni::install::Installer::new(&settings.role, binary, "cni.sock".as_ref(), Vec::new());
+        installer.once().unwrap();
+        assert_ne!(read(), before);
+        app::uninstall(&settings.role).unwrap();
+        assert_eq!(read(), before);
+        assert!(!bin.join("mesh-cni").exists());
+        std::fs::remove_dir_all(&node).unwrap();
+    }
+
     /// ztunnel has it built in: an agent with another one would cut its pods off.
     #[test]
     fn the_upstream_mark_cannot_be_changed() {
