@@ -104,6 +104,7 @@ pub async fn serve<C: Callers>(
         .timeout(REQUEST_DEADLINE)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .max_connection_age(MAX_AGE)
         .add_service(service.into_server())
         .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
     // Clients keep their connection open; the ones that do not close it on GOAWAY are cut.
@@ -133,3 +134,5 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 const MAX_STREAMS: u32 = 64;
 /// Finds dead peers.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Of a connection: also one that nobody asks anything on ends, and replicas share the load again.
+const MAX_AGE: Duration = Duration::from_secs(30 * 60);

@@ -1,8 +1,10 @@
 //! TLS for the CA's server: the certificate of the moment, and bounds on what strangers can hold.
 
+use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,6 +27,8 @@ use crate::ca::keeper::CurrentWatch;
 
 /// Connections at once: the ztunnels of a large cluster, shared by the replicas; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4096;
+/// Of these from one address: a node's ztunnel has one or two.
+pub(super) const MAX_CONNECTIONS_OF_PEER: usize = 64;
 /// For a whole handshake.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// Out of file descriptors: wait for some to come back.
@@ -64,12 +68,17 @@ async fn accept_all(
     sender: mpsc::Sender<io::Result<Connection>>,
 ) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let peers = Peers::default();
     let mut handshakes = JoinSet::new();
     loop {
         while handshakes.try_join_next().is_some() {}
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, peer)) => {
+                let Some(place) = peers.seat(peer.ip(), place) else {
+                    debug!(%peer, "closed: it has {MAX_CONNECTIONS_OF_PEER} connections already");
+                    continue;
+                };
                 let (acceptor, sender) = (acceptor.clone(), sender.clone());
                 handshakes.spawn(async move {
                     match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
@@ -105,7 +114,42 @@ impl ResolvesServerCert for Resolver {
 /// A TLS connection, with its place among the bounded number of them.
 pub struct Connection {
     tls: TlsStream<TcpStream>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
+}
+
+/// How many connections each address has.
+#[derive(Clone, Default)]
+struct Peers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// A connection's place among all, and among those of its peer.
+struct Place {
+    peers: Peers,
+    peer: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Peers {
+    fn seat(&self, peer: IpAddr, permit: OwnedSemaphorePermit) -> Option<Place> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(peer).or_default();
+        if *count >= MAX_CONNECTIONS_OF_PEER {
+            return None;
+        }
+        *count += 1;
+        Some(Place { peers: self.clone(), peer, _permit: permit })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.peers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.peer);
+            }
+        }
+    }
 }
 
 impl Connected for Connection {

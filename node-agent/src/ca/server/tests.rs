@@ -7,7 +7,8 @@ use mesh_core::readiness::Readiness;
 use prometheus_client::registry::Registry;
 use prost_types::{Struct, Value};
 use rcgen::{PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, SignatureAlgorithm};
-use tokio::net::TcpListener;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -199,4 +200,22 @@ async fn tls_names_the_ca_and_a_plain_client_harms_nobody() {
     assert!(world.channel("ambit-ca.ambit-system.svc").await.is_ok());
     assert!(world.channel("ambit-ca.other.svc").await.is_err());
     drop((plain, silent));
+}
+
+#[tokio::test]
+async fn one_address_cannot_take_all_places() {
+    let world = world().await;
+    let mut held = Vec::new();
+    for _ in 0..listen::MAX_CONNECTIONS_OF_PEER {
+        held.push(TcpStream::connect(world.address).await.unwrap());
+    }
+    let mut refused = TcpStream::connect(world.address).await.unwrap();
+    let mut byte = [0];
+    // The others end by the handshake's deadline, which is longer.
+    let ended = tokio::time::timeout(Duration::from_secs(5), refused.read(&mut byte)).await;
+    assert!(matches!(ended, Ok(Ok(0) | Err(_))), "{ended:?}");
+    // A place is free again once one of them is gone.
+    drop(held);
+    let free = async { while world.channel("localhost").await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(5), free).await.unwrap();
 }
