@@ -40,6 +40,11 @@ impl Drain {
         Watch { stage: self.stage.subscribe() }
     }
 
+    /// Whether all watches are dropped: there is nothing left to wait for.
+    pub fn is_done(&self) -> bool {
+        self.stage.is_closed()
+    }
+
     /// Asks all to take no new work and to finish what they have.
     pub fn start(&self) {
         self.stage.send_if_modified(|stage| {
@@ -105,7 +110,7 @@ mod tests {
     #[tokio::test]
     async fn waits_for_the_work_in_hand() {
         let (drain, watch) = new();
-        assert!(!watch.is_draining());
+        assert!(!watch.is_draining() && !drain.is_done());
         let worker = tokio::spawn(async move {
             watch.draining().await;
             assert!(watch.is_draining());

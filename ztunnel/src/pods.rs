@@ -57,6 +57,8 @@ struct Served {
     fds: Descriptors,
     pod: Arc<Pod>,
     drain: Drain,
+    /// Of earlier listeners, whose connections go on.
+    retired: Vec<Drain>,
     loops: JoinSet<()>,
 }
 
@@ -77,13 +79,17 @@ impl Pods {
         self.flags.replace(map);
     }
 
-    /// Starts to serve a pod. If it is served already with these very sockets, nothing changes.
+    /// Starts to serve a pod. If it is served already with these very sockets, nothing changes; with other listeners in
+    /// the same network namespace, they take over from the old ones, and open connections go on.
     ///
     /// # Errors
     /// When a descriptor is not what it should be.
     pub async fn add(&mut self, info: PodInfo, fds: Descriptors) -> io::Result<()> {
         if self.served.get(&info.uid).is_some_and(|served| same(&served.fds, &fds)) {
             return Ok(());
+        }
+        if self.served.get(&info.uid).is_some_and(|served| served.is_same_pod(&info, &fds)) {
+            return self.relisten(info, fds);
         }
         self.remove(&info.uid.clone()).await;
         let served = self.start(info, fds)?;
@@ -146,7 +152,19 @@ impl Pods {
         let (drain, watch) = drain::new();
         let mut loops = JoinSet::new();
         self.listen(&mut loops, &fds, &pod, &watch)?;
-        Ok(Served { info, fds, pod, drain, loops })
+        Ok(Served { info, fds, pod, drain, retired: Vec::new(), loops })
+    }
+
+    /// Other listeners for a pod that is served.
+    fn relisten(&mut self, info: PodInfo, fds: Descriptors) -> io::Result<()> {
+        let (drain, watch) = drain::new();
+        let mut loops = JoinSet::new();
+        let Some(served) = self.served.get(&info.uid) else { return Ok(()) };
+        self.listen(&mut loops, &fds, &served.pod, &watch)?;
+        let Some(served) = self.served.get_mut(&info.uid) else { return Ok(()) };
+        tracing::info!(pod = %info.wire.name, namespace = %info.wire.namespace, uid = %info.uid, "pod has new listeners");
+        served.take_over(info, fds, drain, loops);
+        Ok(())
     }
 
     /// Starts the accept loops of a pod.
@@ -184,9 +202,31 @@ impl Pods {
 }
 
 impl Served {
+    /// Whether what differs, if anything, is only the listeners.
+    fn is_same_pod(&self, info: &PodInfo, fds: &Descriptors) -> bool {
+        let netns = self.fds.get(&Fd::Netns).and_then(inode);
+        netns.is_some()
+            && netns == fds.get(&Fd::Netns).and_then(inode)
+            && self.info.workload.identity == info.workload.identity
+            && self.info.workload.addresses == info.workload.addresses
+    }
+
+    /// The old listeners are closed, the connections that came through them go on.
+    fn take_over(&mut self, info: PodInfo, fds: Descriptors, drain: Drain, loops: JoinSet<()>) {
+        let mut old = std::mem::replace(&mut self.loops, loops);
+        self.loops.spawn(async move { while old.join_next().await.is_some() {} });
+        let old = std::mem::replace(&mut self.drain, drain);
+        old.start();
+        // One that is done has nothing to be told at the end.
+        self.retired.retain(|drain| !drain.is_done());
+        self.retired.push(old);
+        (self.info, self.fds) = (info, fds);
+    }
+
     async fn stop(self, deadline: Duration) {
-        let Self { fds, pod, drain, mut loops, .. } = self;
-        drain.finish(deadline).await;
+        let Self { fds, pod, drain, retired, mut loops, .. } = self;
+        let drains = retired.into_iter().chain([drain]).map(|drain| drain.finish(deadline));
+        futures_util::future::join_all(drains).await;
         while loops.join_next().await.is_some() {}
         pod.pool.close().await;
         drop(fds);
@@ -227,10 +267,14 @@ where
 
 /// Whether two sets are the same kernel objects under other numbers.
 fn same(ours: &Descriptors, theirs: &Descriptors) -> bool {
-    let inode = |fd: &OwnedFd| nix::sys::stat::fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
     ours.len() == theirs.len()
         && ours
             .iter()
             .zip(theirs)
             .all(|((a, fd_a), (b, fd_b))| a == b && inode(fd_a).is_some() && inode(fd_a) == inode(fd_b))
+}
+
+/// Which kernel object a descriptor is of.
+fn inode(fd: &OwnedFd) -> Option<(u64, u64)> {
+    nix::sys::stat::fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino))
 }

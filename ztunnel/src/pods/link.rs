@@ -4,7 +4,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_core::addr::Network;
 use mesh_core::backoff::Backoff;
@@ -18,6 +18,13 @@ use super::state::{Action, Conversation, ProtocolError};
 
 /// Time for the agent's first answer.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest wait before the agent is called again. Short, because an agent that is back waits only a few seconds for what
+/// is held before it makes new listeners, and calling a unix socket costs nothing.
+const LAST_DELAY: Duration = Duration::from_secs(1);
+
+/// How often a failure that lasts is told.
+const TOLD_EVERY: Duration = Duration::from_secs(30);
 
 /// Why a talk ended.
 #[derive(Debug, thiserror::Error)]
@@ -35,8 +42,8 @@ enum TalkError {
 /// Follows the agent at `socket` until the process drains; `ready` opens with the first whole snapshot. Returns the
 /// pods that are served then.
 pub async fn run(mut pods: Pods, socket: PathBuf, network: Network, ready: Gate, drain: Watch) -> Pods {
-    let mut backoff = Backoff::control_plane();
-    let mut told = None;
+    let mut backoff = calls();
+    let mut told: Option<(String, Instant)> = None;
     loop {
         let mut talk = Talk { conversation: Conversation::new(network.clone()), ready: &ready };
         let ended = tokio::select! {
@@ -51,12 +58,12 @@ pub async fn run(mut pods: Pods, socket: PathBuf, network: Network, ready: Gate,
         let retry_in = backoff.delay();
         // The first failure of a kind is news; the same one again is not, until it has lasted.
         let text = ended.to_string();
-        if told.as_ref() != Some(&text) || retry_in >= Duration::from_secs(5) {
+        if told.as_ref().is_none_or(|(last, at)| *last != text || at.elapsed() >= TOLD_EVERY) {
             tracing::warn!(
                 error = %text, ?retry_in,
                 "no talk with the node agent; the pods that are served stay served, others wait for it"
             );
-            told = Some(text);
+            told = Some((text, Instant::now()));
         }
         tokio::select! {
             biased;
@@ -64,6 +71,11 @@ pub async fn run(mut pods: Pods, socket: PathBuf, network: Network, ready: Gate,
             () = tokio::time::sleep(retry_in) => {}
         }
     }
+}
+
+/// When to call the agent again.
+fn calls() -> Backoff {
+    Backoff::new(Duration::from_millis(10), LAST_DELAY)
 }
 
 struct Talk<'a> {
@@ -150,4 +162,16 @@ async fn greeted(
 
 async fn send(link: &Link, message: Message, fds: &[std::os::fd::BorrowedFd<'_>]) -> Result<(), TalkError> {
     Ok(link.send(&wire::FromZtunnel { message: Some(message) }, fds).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_was_away_for_long_is_found_within_its_grace() {
+        let mut backoff = calls();
+        let longest = (0..1000).map(|_| backoff.delay()).max().unwrap();
+        assert!(longest <= Duration::from_secs(1), "calls again only after {longest:?}");
+    }
 }

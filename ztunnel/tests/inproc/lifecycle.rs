@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh_core::proto::pods::from_agent::Message;
 use mesh_core::proto::pods::{Fd, Goodbye, Welcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::agent::Talk;
 use crate::world::{CLIENT, SERVER, World, eventually, line};
@@ -108,6 +108,37 @@ async fn the_same_sockets_again_disturb_nothing() {
     }
     talk.snapshot_end().await;
     assert!(echoes(&mut stream).await);
+}
+
+#[tokio::test]
+async fn new_listeners_in_the_same_namespace_cut_nothing() {
+    let mut world = World::new().await;
+    let _application = world.application(SERVER).await;
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut stream).await;
+    drop(world.talk.take());
+    let (mut talk, _) = Talk::accept(&world.agent).await;
+    drop(talk.welcome().await);
+    for pod in [CLIENT, SERVER] {
+        let new = TcpListener::bind((world.pod_ip(pod), 8998)).await.unwrap();
+        let (_, kept) = world.kept.iter_mut().find(|(uid, _)| *uid == pod.uid()).unwrap();
+        let mut fds = std::mem::take(kept);
+        fds.retain(|(kind, _)| *kind != Fd::InboundV4);
+        fds.push((Fd::InboundV4, new.into_std().unwrap().into()));
+        assert_eq!(talk.add(world.describe(pod), fds).await, "");
+    }
+    talk.snapshot_end().await;
+    assert!(echoes(&mut stream).await, "an old connection lives on");
+    let mut new = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut new).await;
+    assert!(echoes(&mut new).await, "the listeners that stayed the same are served");
+    eventually("the old listener is closed", async || {
+        let old = world.dial(CLIENT, (world.pod_ip(SERVER), 8999).into()).await;
+        old.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    })
+    .await;
+    assert_eq!(talk.remove(&SERVER.uid()).await, "");
+    assert!(!echoes(&mut stream).await && !echoes(&mut new).await, "a removed pod's connections are all cut");
 }
 
 #[tokio::test]
