@@ -89,8 +89,11 @@ where
     let mut response = Direction::new(Side::Upstream);
     let mut first = None;
     let copying = poll_fn(|cx| {
+        // A reset is told by the kernel once, here to the writer: from then on the connection reads as if it had ended.
         let there = request.poll(cx, &mut downstream, &mut upstream, meter)?.is_ready();
+        response.source_reset |= request.sink_reset();
         let back = response.poll(cx, &mut upstream, &mut downstream, meter)?.is_ready();
+        request.source_reset |= response.sink_reset();
         first = first.or(match (there, back) {
             (true, _) => Some(request.ended_by()),
             (false, true) => Some(response.ended_by()),
@@ -135,6 +138,8 @@ struct Direction {
     written: usize,
     total: u64,
     unflushed: bool,
+    /// A write to the source has found it reset.
+    source_reset: bool,
     phase: Phase,
 }
 
@@ -146,12 +151,24 @@ enum Phase {
     Breaking(io::Error),
     Done,
     /// The sink takes no more. What it has sent itself is the other direction's business, which ends by itself.
-    SinkGone,
+    SinkGone(io::ErrorKind),
 }
 
 impl Direction {
     fn new(source: Side) -> Self {
-        Self { source, left: Vec::new(), written: 0, total: 0, unflushed: false, phase: Phase::Copying }
+        Self {
+            source,
+            left: Vec::new(),
+            written: 0,
+            total: 0,
+            unflushed: false,
+            source_reset: false,
+            phase: Phase::Copying,
+        }
+    }
+
+    fn sink_reset(&self) -> bool {
+        matches!(self.phase, Phase::SinkGone(io::ErrorKind::ConnectionReset))
     }
 
     fn sink(&self) -> Side {
@@ -162,7 +179,7 @@ impl Direction {
     }
 
     fn ended_by(&self) -> Side {
-        if matches!(self.phase, Phase::SinkGone) { self.sink() } else { self.source }
+        if matches!(self.phase, Phase::SinkGone(_)) { self.sink() } else { self.source }
     }
 
     fn poll<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
@@ -172,7 +189,7 @@ impl Direction {
         writer: &mut W,
         meter: &impl Meter,
     ) -> Result<Poll<()>, Failed> {
-        if matches!(self.phase, Phase::Done | Phase::SinkGone) {
+        if matches!(self.phase, Phase::Done | Phase::SinkGone(_)) {
             return Ok(Poll::Ready(()));
         }
         match self.poll_io(cx, reader, writer, meter) {
@@ -182,7 +199,9 @@ impl Direction {
                 Ok(Poll::Ready(()))
             }
             Poll::Ready(Err(failed)) if failed.side == self.sink() && is_gone(&failed.error) => {
-                self.phase = Phase::SinkGone;
+                self.phase = Phase::SinkGone(failed.error.kind());
+                // The other direction has to learn of it.
+                cx.waker().wake_by_ref();
                 Ok(Poll::Ready(()))
             }
             Poll::Ready(Err(failed)) => Err(failed),
@@ -218,7 +237,7 @@ impl Direction {
                     }
                     return Poll::Ready(Err(Failed { side: self.source, error }));
                 }
-                Phase::Done | Phase::SinkGone => return Poll::Ready(Ok(())),
+                Phase::Done | Phase::SinkGone(_) => return Poll::Ready(Ok(())),
             }
         }
         cx.waker().wake_by_ref();
@@ -275,7 +294,11 @@ impl Direction {
         let result = match polled {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) if length == 0 => {
-                self.phase = Phase::Closing;
+                self.phase = if self.source_reset {
+                    Phase::Breaking(io::ErrorKind::ConnectionReset.into())
+                } else {
+                    Phase::Closing
+                };
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Ok(())) => Poll::Ready(self.write_now(cx, &buffer[..length], writer, meter)),

@@ -8,8 +8,8 @@ use mesh_core::authz::{self, Connection, Decision};
 use mesh_core::certs::Certificates;
 use mesh_core::copy::{self, Outcome};
 use mesh_core::drain::Watch;
-use mesh_core::hbone::Baggage;
 use mesh_core::hbone::pool::{Config as PoolConfig, Dial, Key, Pool};
+use mesh_core::hbone::{Baggage, HboneStream};
 use mesh_core::store::Reader;
 use mesh_core::workload::Workload;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -150,24 +150,46 @@ impl Dial for Dialer {
     }
 }
 
-/// Carries bytes until both sides have ended, or the pod's time is over.
+/// A connection that can be ended so that the other end knows that it was not to end there.
+pub trait Abort {
+    /// Ends it now, or at the latest when it is dropped.
+    fn abort(&mut self);
+}
+
+impl Abort for TcpStream {
+    fn abort(&mut self) {
+        sockets::reset_on_close(self);
+    }
+}
+
+impl Abort for HboneStream {
+    fn abort(&mut self) {
+        Self::abort(self);
+    }
+}
+
+/// Carries bytes until both sides have ended, or the pod's time is over. Where one side breaks, the other is reset: an
+/// end would look to the application as if it had received everything.
 ///
 /// # Errors
-/// When a side breaks otherwise than by going away, or the connection is cut.
+/// When a side breaks, or the connection is cut.
 pub async fn carry<Down, Up>(
-    downstream: Down,
-    upstream: Up,
+    mut downstream: Down,
+    mut upstream: Up,
     meter: &Metered,
     drain: &Watch,
 ) -> Result<(), ProxyError>
 where
-    Down: AsyncRead + AsyncWrite + Unpin,
-    Up: AsyncRead + AsyncWrite + Unpin,
+    Down: AsyncRead + AsyncWrite + Unpin + Abort,
+    Up: AsyncRead + AsyncWrite + Unpin + Abort,
 {
-    match copy::both(downstream, upstream, meter, drain.closing()).await {
+    let outcome = copy::both(&mut downstream, &mut upstream, meter, drain.closing()).await;
+    if !matches!(outcome, Outcome::Finished { .. }) {
+        downstream.abort();
+        upstream.abort();
+    }
+    match outcome {
         Outcome::Finished { .. } => Ok(()),
-        // A peer that resets has ended the connection in its own way (as in Istio's ztunnel).
-        Outcome::Broken { error, .. } if is_gone(&error) => Ok(()),
         Outcome::Broken { side, error } => {
             let side = match side {
                 copy::Side::Downstream => Side::Downstream,
@@ -177,11 +199,6 @@ where
         }
         Outcome::Cancelled(()) => Err(ProxyError::new(Phase::Copy, Side::Local, Cause::Cut)),
     }
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected, UnexpectedEof};
-    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected | UnexpectedEof)
 }
 
 /// What a workload says of itself to its peers.

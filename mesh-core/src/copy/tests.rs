@@ -157,3 +157,51 @@ async fn carries_bulk_unchanged() {
     assert!(matches!(copying.await.unwrap(), Outcome::Finished { first: Side::Downstream }));
     assert_eq!(traffic.from(Side::Upstream), SIZE as u64);
 }
+
+#[tokio::test]
+async fn a_reset_that_a_write_finds_is_no_end() {
+    let (client, downstream) = tcp_pair().await;
+    let (mut client, far) = (client, OnceReset::default());
+    client.write_all(b"question").await.unwrap();
+    let outcome = both(downstream, far, &Traffic::default(), std::future::pending::<()>()).await;
+    assert!(matches!(outcome, Outcome::Broken { side: Side::Upstream, .. }), "{outcome:?}");
+}
+
+/// A connection that was reset while nobody looked: the first who writes is told, a reader later sees an end.
+#[derive(Default)]
+struct OnceReset {
+    told: bool,
+    reader: Option<std::task::Waker>,
+}
+
+impl AsyncRead for OnceReset {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.told {
+            return Poll::Ready(Ok(()));
+        }
+        self.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for OnceReset {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        self.told = true;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -5,7 +5,8 @@
 //! must flush.
 //!
 //! **Invariant:** shutdown is END_STREAM and the end of the peer's bytes is its END_STREAM; the two directions end
-//! independently. A reset with NO_ERROR or CANCEL reads as the end too (Istio's proxies do the same).
+//! independently. A reset with NO_ERROR or CANCEL reads as the end too (so Istio's proxies end connections); our own
+//! tell an abort with CONNECT_ERROR (RFC 9113 8.5), which reads as a broken connection.
 
 use std::io;
 use std::pin::Pin;
@@ -22,8 +23,8 @@ const HAND_OVER: usize = 16 * 1024;
 /// Most bytes that are gathered here for a peer that does not read.
 const MAX_GATHERED: usize = 256 * 1024;
 
-/// See the module. Dropping it before both directions have ended resets the stream (CANCEL), and bytes that are still
-/// on their way are lost.
+/// See the module. Dropping it before it was shut down aborts it; after that, what the peer still sends is refused
+/// (CANCEL).
 #[derive(Debug)]
 pub struct HboneStream {
     send: SendStream<Bytes>,
@@ -48,6 +49,14 @@ impl HboneStream {
     pub(super) fn new(send: SendStream<Bytes>, receive: RecvStream, lease: Option<Lease>) -> Self {
         let (unread, gathered) = (Bytes::new(), BytesMut::new());
         Self { send, receive, unread, gathered, finished: false, ended: None, _lease: lease }
+    }
+
+    /// Ends both directions at once, and tells the peer that this is not how they should have ended. Bytes that are
+    /// still on their way may be lost.
+    pub fn abort(&mut self) {
+        self.finished = true;
+        self.gathered = BytesMut::new();
+        self.send.send_reset(Reason::CONNECT_ERROR);
     }
 
     /// Hands over all that is gathered, as the peer's window allows.
@@ -87,6 +96,15 @@ impl HboneStream {
         };
         self.ended = Some(ended);
         self.poll_more(cx)
+    }
+}
+
+impl Drop for HboneStream {
+    fn drop(&mut self) {
+        // A task that is dropped half-way must not look like one that has finished.
+        if !self.finished {
+            self.abort();
+        }
     }
 }
 

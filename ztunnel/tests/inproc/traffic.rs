@@ -120,6 +120,39 @@ async fn an_application_that_does_not_listen_is_a_reset() {
 }
 
 #[tokio::test]
+async fn a_reset_on_one_side_is_a_reset_on_the_other() {
+    let world = World::new().await;
+    let listener = TcpListener::bind((world.pod_ip(SERVER), APP)).await.unwrap();
+    for (by_client, half_closed) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut client = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+        client.write_all(b"?").await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        assert_eq!(server.read_u8().await.unwrap(), b'?');
+        server.write_all(b"!").await.unwrap();
+        assert_eq!(client.read_u8().await.unwrap(), b'!');
+        let (mut breaks, mut hears) = if by_client { (client, server) } else { (server, client) };
+        if half_closed {
+            // The one that breaks then is in the middle of its answer.
+            hears.shutdown().await.unwrap();
+            assert_eq!(breaks.read(&mut [0; 1]).await.unwrap(), 0);
+        }
+        breaks.set_zero_linger().unwrap();
+        drop(breaks);
+        let heard = hears.read(&mut [0; 1]).await.map_err(|error| error.kind());
+        let reset = Err(std::io::ErrorKind::ConnectionReset);
+        assert_eq!(heard, reset, "by client: {by_client}, after a half-close: {half_closed}");
+    }
+    let broken = async |reporter: &str| {
+        world.metric("istio_tcp_connections_failed_total", &[reporter, "response_flags=\"BROKEN\""]).await
+    };
+    eventually("both sides count each", async || {
+        broken("reporter=\"source\"").await == 4 && broken("reporter=\"destination\"").await == 4
+    })
+    .await;
+    world.logged(&["direction=\"outbound\"", "connection failed", "the connection broke", "BROKEN"]).await;
+}
+
+#[tokio::test]
 async fn an_application_that_comes_later_is_reached() {
     let world = World::new().await;
     let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();

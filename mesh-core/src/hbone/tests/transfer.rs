@@ -45,7 +45,7 @@ async fn each_direction_ends_on_its_own() {
 }
 
 #[tokio::test]
-async fn a_dropped_stream_reads_as_the_end_and_cannot_be_written() {
+async fn a_dropped_stream_reads_as_a_reset_and_cannot_be_written() {
     let ca = Arc::new(TestCa::new());
     let (sender, mut results) = mpsc::unbounded_channel();
     let handler = move |incoming: Incoming| {
@@ -66,7 +66,13 @@ async fn a_dropped_stream_reads_as_the_end_and_cannot_be_written() {
     let mut stream = pool.connect(&key(server.address), &request()).await.unwrap().stream;
     assert_eq!(ask(&mut stream, b"?").await.unwrap(), b"?");
     drop(stream);
-    assert_eq!(results.recv().await.unwrap(), (Ok(0), Err(std::io::ErrorKind::BrokenPipe)));
+    let kinds = (Err(std::io::ErrorKind::ConnectionReset), Err(std::io::ErrorKind::BrokenPipe));
+    assert_eq!(results.recv().await.unwrap(), kinds);
+    // Also when one direction has ended properly.
+    let mut stream = pool.connect(&key(server.address), &request()).await.unwrap().stream;
+    assert_eq!(ask(&mut stream, b"?").await.unwrap(), b"?");
+    stream.abort();
+    assert_eq!(results.recv().await.unwrap(), kinds);
 }
 
 /// Sends `size` bytes in pieces of `piece`, flushing each, and compares what comes back.
