@@ -2,8 +2,9 @@
 //!
 //! Labels are resolved to counters once a connection; what is kept for its life are the counters.
 
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_core::identity::Identity;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder};
@@ -151,6 +152,10 @@ struct ReporterLabels {
     reporter: &'static str,
 }
 
+/// Peers outside the known mesh that are told apart by what they say of themselves. They may say anything, and a series
+/// is kept for ever.
+const MAX_SAID: usize = 1000;
+
 /// All families; clones are the same.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -166,6 +171,8 @@ pub struct Metrics {
     pub pods_started: Counter,
     /// Pods that are no longer.
     pub pods_stopped: Counter,
+    /// Label sets that peers made up.
+    said: Arc<Mutex<HashSet<PeerLabels>>>,
     registry: Arc<Registry>,
 }
 
@@ -216,6 +223,7 @@ impl Metrics {
             pods,
             pods_started,
             pods_stopped,
+            said: Arc::default(),
             registry: Arc::new(root),
         }
     }
@@ -232,6 +240,19 @@ impl Metrics {
             received: self.received.get_or_create_owned(labels),
             sockets,
         }
+    }
+
+    /// Labels that a peer said of itself, if there is room for them; else only what it proved.
+    pub fn said(&self, labels: PeerLabels) -> PeerLabels {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.contains(&labels) {
+            return labels;
+        }
+        if said.len() < MAX_SAID {
+            said.insert(labels.clone());
+            return labels;
+        }
+        PeerLabels { namespace: labels.namespace, principal: labels.principal, ..Default::default() }
     }
 
     /// Counts a failure; `labels.response_flags` says of what.
@@ -294,6 +315,23 @@ mod tests {
         assert!(metrics.encode().contains("istio_tcp_sockets_open{reporter=\"source\"} 0"));
         assert!(metrics.encode().contains("istio_build_info{component=\"ztunnel\",tag="));
         assert!(metrics.encode().contains("\nworkload_manager_active_proxy_count 0"));
+    }
+
+    #[test]
+    fn what_peers_say_makes_no_endless_series() {
+        let metrics = Metrics::new();
+        let principal = Principal(Some("spiffe://td/ns/shop/sa/web".parse().unwrap()));
+        let said = |i: usize| PeerLabels {
+            workload: Label::from(Some(&format!("w{i}"))),
+            namespace: Label::from(Some(&"shop".to_owned())),
+            principal: principal.clone(),
+            ..Default::default()
+        };
+        let kept: HashSet<PeerLabels> = (0..5000).map(|i| metrics.said(said(i))).collect();
+        assert_eq!(kept.len(), MAX_SAID + 1, "and one for all others");
+        assert_eq!(metrics.said(said(0)), said(0), "those that are known stay");
+        let other = metrics.said(said(4999));
+        assert_eq!((other.principal, other.workload), (principal.clone(), Label::default()));
     }
 
     const LABELS: &str = "reporter source_workload source_canonical_service source_canonical_revision \

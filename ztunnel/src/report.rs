@@ -136,7 +136,7 @@ impl Report {
 
     /// Its destination is known: it counts as opened from now on, with the labels that the facts give now.
     pub fn open(&mut self) {
-        let counters = self.proxy.metrics.open(&self.facts.labels("-"));
+        let counters = self.proxy.metrics.open(&self.labels("-"));
         let traffic = self.meter.traffic.clone();
         let live = (counters.received.clone(), counters.sent.clone());
         self.meter = Arc::new(Metered { traffic: traffic.clone(), counters: Some(live) });
@@ -169,9 +169,18 @@ impl Report {
         }
         self.place = None;
         if let Some(error) = error {
-            self.proxy.metrics.fail(&self.facts.labels(error.reason().flag()));
+            self.proxy.metrics.fail(&self.labels(error.reason().flag()));
         }
         self.log(error);
+    }
+
+    /// The facts' labels; what a peer says of itself is bounded.
+    fn labels(&self, response_flags: &'static str) -> TrafficLabels {
+        let mut labels = self.facts.labels(response_flags);
+        if self.facts.source.workload.is_none() && self.facts.source.baggage.is_some() {
+            labels.source = self.proxy.metrics.said(labels.source);
+        }
+        labels
     }
 
     fn log(&self, error: Option<&ProxyError>) {
