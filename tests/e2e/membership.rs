@@ -88,6 +88,10 @@ fn connections_from_before_live_on_when_a_pod_joins_and_leaves() {
         lab.kubectl(["label", "namespace", "moving", "istio.io/dataplane-mode-"])?;
         eventually("both have left", PATIENCE, || not_enrolled(&client).and(not_enrolled(&server)))?;
         goes_on(&mut before)?;
+        eventually("a connection that the mesh carried has ended, and does not hang", SOON, || {
+            anyhow::ensure!(!during.runs()?, "it goes on: {}", during.output());
+            Ok(())
+        })?;
         client.exec_ok(["ambit-example", "send", "--bytes", "100000", &address])?;
         Ok(())
     });

@@ -21,7 +21,11 @@ pub async fn run(node: Arc<Node>, cluster: Arc<Cluster>) {
         if rules != loaded {
             match load(&node, &rules).await {
                 Ok(()) => loaded = rules,
-                Err(error) => tracing::warn!("kube-proxy of {}: {error:#}", node.name()),
+                // Rules fail to load while the lab is taken down.
+                Err(error) if node.cgroup().exists() => {
+                    tracing::warn!("kube-proxy of {}: {error:#}", node.name())
+                }
+                Err(_) => {}
             }
         }
         if changed.changed().await.is_err() {

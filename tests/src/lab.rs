@@ -349,7 +349,7 @@ fn end_on_signal(run: String) -> anyhow::Result<()> {
             }
         });
         eprintln!("removing lab {run}");
-        crate::run::remove(&run);
+        crate::run::remove_while_it_runs(&run);
         std::process::exit(code);
     });
     Ok(())

@@ -75,8 +75,10 @@ impl Netns {
 
 /// Remove a named namespace; one that is gone is fine.
 pub fn remove(name: &str) {
-    if Path::new(NAMED).join(name).exists()
+    let path = Path::new(NAMED).join(name);
+    if path.exists()
         && let Err(error) = shell::run("ip", ["netns", "del", name])
+        && path.exists()
     {
         tracing::warn!("network namespace {name} stays: {error:#}");
     }

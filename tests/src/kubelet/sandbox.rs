@@ -27,7 +27,13 @@ pub(super) fn create(live: &Live) -> anyhow::Result<Sandbox> {
     let pod = live.pod();
     let node = live.node();
     let id = hexadecimal();
-    fs::create_dir_all(live.cgroup())?;
+    // Its parent is gone when the lab has ended.
+    match fs::create_dir(live.cgroup()) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(error).context("make the pod's cgroup");
+        }
+        _ => {}
+    }
     if pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
         let netns = Netns::open(node.name(), &PathBuf::from(crate::netns::NAMED).join(node.netns().name()))?;
         let network = Network { netns: Arc::new(netns), addresses: vec![IpAddr::V4(node.address())] };
