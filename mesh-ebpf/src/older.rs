@@ -48,11 +48,12 @@ extern "C" fn older(ctx: *const TcpIterator) -> i32 {
     let (seq, socket) = unsafe { ((*(*ctx).meta).seq, (*ctx).socket) };
     if !socket.is_null() {
         // SAFETY: not null, a socket of any kind.
-        match unsafe { (*socket).state } {
+        let (state, device) = unsafe { ((*socket).state, (*socket).bound_device) };
+        match state {
             TCP_LISTEN => {}
-            // Captured already: it has no business on another interface.
-            _ if unsafe { (*socket).bound_device } == LOOPBACK_IFINDEX => {}
             TCP_NEW_SYN_RECV => pending(seq),
+            // Captured already: it has no business on another interface.
+            _ if device == LOOPBACK_IFINDEX => {}
             _ => flag(socket),
         }
     }

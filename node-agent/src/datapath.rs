@@ -12,6 +12,7 @@ mod bpf;
 mod cgroup;
 mod listeners;
 mod load;
+mod logs;
 mod maps;
 mod netns;
 mod older;
@@ -162,6 +163,9 @@ pub enum DatapathError {
     /// The kernel has no tcx.
     #[error("this kernel cannot attach the egress guard (tcx, Linux 6.6 or later)")]
     NoTcx(#[source] io::Error),
+    /// The log of a debug build of the programs cannot be read.
+    #[error("cannot read what the eBPF programs log")]
+    Log(#[source] io::Error),
     /// bpffs is not there.
     #[error("{path} cannot hold pins; mount one with `mount -t bpf bpf {path}` or set AMBIT_BPFFS")]
     Bpffs {
@@ -196,7 +200,7 @@ pub enum DatapathError {
 
 /// Why a pod could not be prepared, captured or let go.
 #[derive(Debug, thiserror::Error)]
-#[error("pod {uid}: cannot {step}: {source}")]
+#[error("pod {uid}: cannot {step}")]
 pub struct PodError {
     /// The pod.
     pub uid: String,

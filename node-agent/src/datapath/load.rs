@@ -13,7 +13,7 @@ use mesh_ebpf_abi::{map, program};
 use super::DatapathError;
 use super::maps::Maps;
 use super::pins::{Pins, replace};
-use super::{attach, bpf};
+use super::{attach, bpf, logs};
 
 /// What `cargo xtask ebpf` built; empty when it had not been run.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
@@ -51,6 +51,7 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps), DatapathError> {
         older: shared(&mut object, pins, program::OLDER)?,
     };
     bpf::probe_tcx(programs.guard.as_fd()).map_err(DatapathError::NoTcx)?;
+    logs::forward(&mut object).map_err(DatapathError::Log)?;
     Ok((programs, Maps::take(&mut object, pins)?))
 }
 
