@@ -62,6 +62,11 @@ impl Config {
         }
     }
 
+    /// The datapath's settings, with what it shares with the rest.
+    pub fn datapath(&self) -> datapath::Config {
+        datapath::Config { proc: self.proc.clone(), ..self.datapath.clone() }
+    }
+
     /// Namespaces whose pods start without asking the agent: the mesh's own, and the excluded ones.
     pub fn unasked_namespaces(&self) -> Vec<String> {
         let mut namespaces = self.exclude_namespaces.clone();

@@ -5,6 +5,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::drops;
 use crate::enrol;
 use crate::pods::Pods;
 use crate::xds::server::Feed;
@@ -18,6 +19,8 @@ pub struct Sources {
     pub pods: Pods,
     /// Enrolment.
     pub enrolment: enrol::Counts,
+    /// The eBPF programs.
+    pub datapath: drops::Counts,
 }
 
 impl Sources {
@@ -38,6 +41,16 @@ impl Sources {
         set("ztunnels_connected", "ztunnels connected to the pod socket", ztunnels as u64);
         set("xds_clients", "Proxies connected to the xDS socket", xds.clients as u64);
         set("xds_nacks", "xDS responses that a proxy refused since the agent's start", xds.nacks);
+        let datapath = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
+        for (counter, count) in self.datapath.read() {
+            let gauge = datapath.get_or_create_owned(&vec![("event", counter.name())]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        registry.register(
+            "datapath_events",
+            "What the eBPF programs counted since they were first loaded",
+            datapath,
+        );
         let resources = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
         for (kind, count) in [("address", xds.addresses), ("authorization", xds.authorizations)] {
             let gauge = resources.get_or_create_owned(&vec![("type", kind)]);

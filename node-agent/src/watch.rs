@@ -133,3 +133,6 @@ impl Backoff for Doubling {
 
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests;

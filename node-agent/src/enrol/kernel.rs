@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mesh_ebpf_abi::event::{Counter, DropEvent};
 use tokio::sync::oneshot;
 
 use crate::datapath::{Datapath, Listeners, PodError, PodSpec, Survivor};
@@ -28,6 +29,17 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// As there.
     fn leave(&mut self, uid: &str) -> Result<(), PodError>;
+    /// What the programs counted, and up to `most` of the packets and connections that they dropped.
+    fn drops(&mut self, most: usize) -> Drops;
+}
+
+/// See [`Kernel::drops`].
+#[derive(Clone, Debug, Default)]
+pub struct Drops {
+    /// Since the maps were made.
+    pub counts: Vec<(Counter, u64)>,
+    /// New ones.
+    pub events: Vec<DropEvent>,
 }
 
 impl Kernel for Datapath {
@@ -45,6 +57,13 @@ impl Kernel for Datapath {
 
     fn leave(&mut self, uid: &str) -> Result<(), PodError> {
         Datapath::leave(self, uid)
+    }
+
+    fn drops(&mut self, most: usize) -> Drops {
+        let count = |counter: &Counter| Some((*counter, self.count(*counter).ok()?));
+        let counts = Counter::ALL.iter().filter_map(count).collect();
+        let events = std::iter::from_fn(|| self.next_drop()).take(most).collect();
+        Drops { counts, events }
     }
 }
 

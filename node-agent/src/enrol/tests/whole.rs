@@ -13,14 +13,14 @@ use mesh_core::pod_link::{Link, Listener};
 use mesh_core::proto::pods::{from_agent, from_ztunnel};
 use mesh_core::readiness::Readiness;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::*;
 use crate::cluster::ClusterError;
 use crate::cni::server::{AddRequest, Attachment, DelRequest, Enroller};
 use crate::datapath::{Listeners, PodError, PodSpec, Survivor};
 use crate::enrol::cni::Desk;
-use crate::enrol::kernel::{self, Kernel};
+use crate::enrol::kernel::{self, Drops, Kernel};
 use crate::enrol::steps::{FindNetns, Hands};
 use crate::enrol::*;
 use crate::index::event::{Event, Kind, Object};
@@ -31,10 +31,10 @@ use crate::watch::Source;
 use crate::{model, xds};
 
 /// Everything that happened, in order.
-type Journal = Arc<Mutex<Vec<String>>>;
+type Journal = Arc<watch::Sender<Vec<String>>>;
 
 fn note(journal: &Journal, what: impl Into<String>) {
-    journal.lock().unwrap().push(what.into());
+    journal.send_modify(|entries| entries.push(what.into()));
 }
 
 struct FakeKernel {
@@ -73,6 +73,10 @@ impl Kernel for FakeKernel {
         note(&self.journal, format!("leave {uid}"));
         self.captured.remove(uid);
         Ok(())
+    }
+
+    fn drops(&mut self, _: usize) -> Drops {
+        Drops::default()
     }
 }
 
@@ -187,18 +191,26 @@ impl World {
         *self.desk.cluster.answer.lock().unwrap() = answer;
     }
 
-    /// Waits until the journal is as expected.
+    /// Waits until the journal is exactly this, and begins a new one.
     async fn journal(&self, expect: &[&str]) {
-        let found = || self.journal.lock().unwrap().clone();
-        let same = async {
-            while found() != expect {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        let in_time = tokio::time::timeout(Duration::from_secs(10), same).await;
-        assert!(in_time.is_ok(), "expected {expect:#?}, found {:#?}", found());
-        self.journal.lock().unwrap().clear();
+        self.until(|entries| entries == expect, &format!("{expect:#?}")).await;
+        self.journal.send_replace(Vec::new());
     }
+
+    async fn until(&self, met: impl FnMut(&Vec<String>) -> bool, expect: &str) {
+        let mut journal = self.journal.subscribe();
+        let in_time = tokio::time::timeout(Duration::from_secs(10), journal.wait_for(met)).await.is_ok();
+        assert!(in_time, "expected {expect}, found {:#?}", self.journal.borrow());
+    }
+
+    /// What happened to one pod.
+    fn story(&self, uid: &str) -> Vec<String> {
+        story(&self.journal.borrow(), uid)
+    }
+}
+
+fn story(entries: &[String], uid: &str) -> Vec<String> {
+    entries.iter().filter(|entry| entry.contains(uid)).cloned().collect()
 }
 
 impl Drop for World {
@@ -420,7 +432,7 @@ async fn cni_add_answers_what_it_cannot_do() {
     // Nobody asked for the mesh: neither ztunnel nor kernel are needed.
     world.answers(at_the_server("a", "none"));
     assert_eq!(world.desk.add(request("a", Some("uid-a"))).await, Ok(()));
-    world.journal.lock().unwrap().clear();
+    world.journal.send_replace(Vec::new());
 
     world.ztunnel(&[]).await;
     world.answers(at_the_server("a", "ambient"));
@@ -440,23 +452,16 @@ async fn a_restarted_agent_takes_over_and_sweeps() {
     world.sees(Kind::Pod, pod("a", true)).await;
     world.is_synced().await;
     world.ztunnel(&["uid-a", "uid-dead"]).await;
-    let story = |uid: &str| -> Vec<String> {
-        world.journal.lock().unwrap().iter().filter(|entry| entry.contains(uid)).cloned().collect()
-    };
     let expect = ["ztunnel keeps uid-a", "prepare uid-a [10.0.0.9] kept listeners", "capture uid-a"];
-    let done = async {
-        while story("uid-a").len() < expect.len() || !story("uid-dead").contains(&"leave uid-dead".to_owned())
-        {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+    let done = |entries: &Vec<String>| {
+        story(entries, "uid-a").len() >= expect.len() && entries.iter().any(|entry| entry == "leave uid-dead")
     };
-    let in_time = tokio::time::timeout(Duration::from_secs(10), done).await.is_ok();
-    assert!(in_time, "{:?} {:?}", story("uid-a"), story("uid-dead"));
-    let mut found = story("uid-a");
+    world.until(done, "both pods brought in order").await;
+    let mut found = world.story("uid-a");
     found.sort_by_key(|entry| !entry.starts_with("ztunnel"));
     assert_eq!(found, expect);
     // ztunnel may have been told of it meanwhile, or not.
-    let dead = story("uid-dead").join(", ");
+    let dead = world.story("uid-dead").join(", ");
     let both = ["leave uid-dead", "ztunnel keeps uid-dead, ztunnel removes uid-dead, leave uid-dead"];
     assert!(both.contains(&dead.as_str()), "{dead}");
 }
@@ -507,21 +512,5 @@ async fn one_pod_that_cannot_be_enrolled_does_not_stop_others() {
         "capture uid-a",
         "annotate shop/a uid-a true",
     ];
-    let same = async {
-        loop {
-            let found: Vec<_> = world
-                .journal
-                .lock()
-                .unwrap()
-                .iter()
-                .filter(|entry| !entry.contains("late"))
-                .cloned()
-                .collect();
-            if found == expect {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), same).await.unwrap();
+    world.journal(&expect).await;
 }
