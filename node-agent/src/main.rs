@@ -40,8 +40,8 @@ fn main() -> ExitCode {
             let Settings { role, logs } = *settings;
             start(&logs, || app::run(role))
         }
-        Role::Ca(settings) => start(&settings.logs, || app::run_ca(settings.role)),
-        Role::Uninstall(settings) => start(&settings.logs, || app::uninstall(&settings.role)),
+        Role::Ca(Settings { role, logs }) => start(&logs, || app::run_ca(role)),
+        Role::Uninstall(Settings { role, logs }) => start(&logs, || app::uninstall(&role)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -196,6 +196,8 @@ impl Table {
             Step::Enrol(pod) => {
                 self.enrolled(uid, Some(pod.name.clone()), None, now);
                 if let Some(enrolled) = self.enrolled.get_mut(uid) {
+                    // The step came of the model, which may have changed meanwhile.
+                    enrolled.seen = true;
                     enrolled.confirmed = true;
                 }
             }

@@ -316,6 +316,19 @@ fn a_pod_that_is_gone_stays_captured_while_it_has_processes() {
 }
 
 #[test]
+fn a_pod_that_goes_while_it_is_enrolled_is_swept() {
+    let mut story = Story::new();
+    story.sees(&[member("a")]);
+    let plan = story.table.plan(story.now);
+    let (uid, step) = &plan.steps[0];
+    story.table.begin(uid);
+    story.sees(&[]);
+    story.table.finish(uid, step, Outcome::Done, story.now);
+    story.does("sweep uid-a");
+    story.rests();
+}
+
+#[test]
 fn a_pod_that_never_shows_is_swept_in_the_end() {
     let mut story = Story::new();
     story.sees(&[]);

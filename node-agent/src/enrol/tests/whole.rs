@@ -473,13 +473,7 @@ async fn del_of_an_old_sandbox_after_a_restart_leaves_the_pod_captured() {
     world.sees(Kind::Namespace, namespace("ambient")).await;
     world.sees(Kind::Pod, pod("a", true)).await;
     world.is_synced().await;
-    let enrolled = ["ztunnel keeps uid-a", "prepare uid-a [10.0.0.9] kept listeners", "capture uid-a"];
-    let done = async {
-        while !world.journal.lock().unwrap().contains(&enrolled[2].to_owned()) {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), done).await.unwrap();
+    world.until(|entries| entries.iter().any(|entry| entry == "capture uid-a"), "the pod taken over").await;
     let del = || DelRequest {
         namespace: "shop".into(),
         name: "a".into(),
@@ -487,7 +481,7 @@ async fn del_of_an_old_sandbox_after_a_restart_leaves_the_pod_captured() {
         attachment: attachment("unknown"),
     };
     world.desk.del(del()).await;
-    let left = || world.journal.lock().unwrap().contains(&"leave uid-a".to_owned());
+    let left = || world.story("uid-a").iter().any(|entry| entry == "leave uid-a");
     assert!(!left(), "the pod runs on, in another sandbox");
     world.running.lock().unwrap().remove("uid-a");
     world.desk.del(del()).await;
