@@ -83,7 +83,7 @@ fn connections_from_before_live_on_when_a_pod_joins_and_leaves() {
         enrolled(&client)?;
         enrolled(&server)?;
         goes_on(&mut before)?;
-        let during = client.spawn(["ambit-example", "hold", &address])?;
+        let mut during = client.spawn(["ambit-example", "hold", &address])?;
         during.wait_for("ok 3", SOON)?;
         lab.kubectl(["label", "namespace", "moving", "istio.io/dataplane-mode-"])?;
         eventually("both have left", PATIENCE, || not_enrolled(&client).and(not_enrolled(&server)))?;
