@@ -100,7 +100,7 @@ async fn a_survivor_waits_for_the_ztunnel_that_has_its_listeners() {
     let _ztunnel = world.ztunnel(&["uid-a"]).await;
     world.hands.pods.connected().await;
     assert_eq!(world.hands.carry_out("uid-a", &step).await, Outcome::Done);
-    let entries = world.journal.lock().unwrap().clone();
+    let entries = world.story("uid-a");
     assert!(entries.contains(&"prepare uid-a [10.0.0.9] kept listeners".to_owned()), "{entries:?}");
     assert!(!entries.contains(&"ztunnel adds uid-a".to_owned()), "{entries:?}");
 }
