@@ -7,7 +7,7 @@ pub mod plan;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_core::addr::{ClientAddr, NextHop, OrigDst};
+use mesh_core::addr::{ClientAddr, NextHop, OrigDst, Target};
 use mesh_core::authz::Connection;
 use mesh_core::drain::Watch;
 use mesh_core::hbone::pool::Key;
@@ -21,6 +21,7 @@ use crate::proxy::{Pod, baggage, carry};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::{Direction, Report};
 use crate::sockets;
+use crate::tuples::Tuple;
 
 /// Carries one connection that the pod opened.
 pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: SocketAddr) {
@@ -32,7 +33,7 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
         result = connect(&pod, &stream, client, &mut report) => result,
     };
     let result = match result {
-        Ok(upstream) => upstream.carry(stream, &report, &drain).await,
+        Ok((upstream, _accepted)) => upstream.carry(stream, &report, &drain).await,
         Err(error) => {
             // The application's connect() has succeeded already: a reset is the only "no" that it understands.
             sockets::reset_on_close(&stream);
@@ -46,7 +47,8 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
 /// The far side, ready for bytes.
 enum Upstream {
     Tunnel(HboneStream),
-    Plain(TcpStream),
+    /// With the address pair that it occupies.
+    Plain(TcpStream, Tuple),
 }
 
 impl Upstream {
@@ -54,7 +56,7 @@ impl Upstream {
         let meter = report.meter();
         match self {
             Self::Tunnel(upstream) => carry(stream, upstream, &meter, drain).await,
-            Self::Plain(upstream) => carry(stream, upstream, &meter, drain).await,
+            Self::Plain(upstream, _tuple) => carry(stream, upstream, &meter, drain).await,
         }
     }
 }
@@ -64,9 +66,10 @@ async fn connect(
     stream: &TcpStream,
     client: ClientAddr,
     report: &mut Report,
-) -> Result<Upstream, ProxyError> {
+) -> Result<(Upstream, Tuple), ProxyError> {
     let dst = stream.local_addr().map_err(|error| ProxyError::local(Phase::Accept, "getsockname", error))?;
     sockets::tune(stream).map_err(|error| ProxyError::local(Phase::Accept, "socket options", error))?;
+    let accepted = pod.tuples.accepted(client, Target::from(dst));
     let dst = OrigDst::from(dst);
     let source = pod.workload();
     report.facts.source.workload = Some(source.clone());
@@ -74,22 +77,23 @@ async fn connect(
     let plan = plan::outbound(&pod.proxy.mesh, &source, dst, rand::random::<u64>() as usize)
         .map_err(|error| ProxyError::new(Phase::Plan, Side::Upstream, error))?;
     planned(report, &source, &plan);
-    match plan.route.clone() {
+    let upstream = match plan.route.clone() {
         Route::Hbone { next_hop, expected } => {
             let key = key(&source, client, next_hop, expected, &plan);
             let request = request(&source, client, &plan);
-            tunnel(pod, key, request, report).await.map(Upstream::Tunnel)
+            Upstream::Tunnel(tunnel(pod, key, request, report).await?)
         }
-        Route::Plain => plain(pod, &plan).await.map(Upstream::Plain),
+        Route::Plain => plain(pod, client, &plan).await?,
         Route::Own => {
             // The kernel vouches for both ends, they are one pod; still its policy is asked.
             let connection = Connection { peer: Some(source.identity.clone()), client, target: plan.target };
             pod.authorize(&source, &connection)?;
             // From the pod's address to itself, as it would dial itself: bound to lo, as connections to the application
             // are, the answer would not find the socket, since the route to a local address is not lo's.
-            plain(pod, &plan).await.map(Upstream::Plain)
+            plain(pod, client, &plan).await?
         }
-    }
+    };
+    Ok((upstream, accepted))
 }
 
 /// Tells the report what the plan is.
@@ -120,15 +124,9 @@ async fn tunnel(
     Ok(connected.stream)
 }
 
-async fn plain(pod: &Pod, plan: &Plan) -> Result<TcpStream, ProxyError> {
-    let socket = pod
-        .sockets
-        .to_network(NextHop::from(plan.target.get()))
-        .map_err(|error| ProxyError::local(Phase::Connect, "socket towards the network", error))?;
-    sockets::connect(socket, plan.target.get()).await.map_err(|error| {
-        let cause = Cause::Io { what: "connecting to the destination", error };
-        ProxyError::new(Phase::Connect, Side::Upstream, cause)
-    })
+async fn plain(pod: &Pod, client: ClientAddr, plan: &Plan) -> Result<Upstream, ProxyError> {
+    let (stream, tuple) = pod.connect_plain(client, plan.target).await?;
+    Ok(Upstream::Plain(stream, tuple))
 }
 
 fn key(

@@ -13,7 +13,7 @@ use mesh_core::hbone::{Baggage, HboneStream};
 use mesh_core::store::Reader;
 use mesh_core::workload::Workload;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::connections::Connections;
 use crate::metrics::Metrics;
@@ -110,20 +110,46 @@ impl Pod {
         client: ClientAddr,
         target: Target,
     ) -> Result<(TcpStream, Tuple), ProxyError> {
+        let make = |from| self.sockets.to_application(from, target);
+        self.connect_from(client, target, make, "connecting to the application").await
+    }
+
+    /// Connects to `target` in the clear from the pod's address that `client`, its application, connected from, and from
+    /// a port of our choice: the application's own would be taken by two sockets, and the kernel would give the answers
+    /// to either.
+    ///
+    /// # Errors
+    /// When the target does not answer or no port is free.
+    pub async fn connect_plain(
+        &self,
+        client: ClientAddr,
+        target: Target,
+    ) -> Result<(TcpStream, Tuple), ProxyError> {
+        let make = |from| self.sockets.to_network(Some(from), NextHop::from(target.get()));
+        self.connect_from(client, target, make, "connecting to the destination").await
+    }
+
+    async fn connect_from(
+        &self,
+        client: ClientAddr,
+        target: Target,
+        make: impl Fn(ClientAddr) -> io::Result<TcpSocket>,
+        what: &'static str,
+    ) -> Result<(TcpStream, Tuple), ProxyError> {
         for _ in 0..PORT_TRIES {
             let Some((from, tuple)) = self.tuples.choose(client, target, rand::random()) else { break };
-            let socket = match self.sockets.to_application(from, target) {
+            let socket = match make(from) {
                 Ok(socket) => socket,
                 Err(error) if is_taken(&error) => continue,
                 Err(error) => {
-                    return Err(ProxyError::local(Phase::Connect, "socket towards the application", error));
+                    return Err(ProxyError::local(Phase::Connect, "opening a socket in the pod", error));
                 }
             };
             match sockets::connect(socket, target.get()).await {
                 Ok(stream) => return Ok((stream, tuple)),
                 Err(error) if is_taken(&error) => {}
                 Err(error) => {
-                    let cause = Cause::Io { what: "connecting to the application", error };
+                    let cause = Cause::Io { what, error };
                     return Err(ProxyError::new(Phase::Connect, Side::Upstream, cause));
                 }
             }
@@ -146,7 +172,7 @@ impl Dial for Dialer {
     type Io = TcpStream;
 
     async fn dial(&self, key: &Key) -> io::Result<TcpStream> {
-        self.sockets.to_network(NextHop::from(key.destination))?.connect(key.destination).await
+        self.sockets.to_network(None, NextHop::from(key.destination))?.connect(key.destination).await
     }
 }
 

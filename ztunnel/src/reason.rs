@@ -137,7 +137,7 @@ pub enum Cause {
     /// Connecting, or carrying bytes.
     #[error("{what}: {error}")]
     Io { what: &'static str, error: io::Error },
-    #[error("no free source port towards the application: too many connections from this client")]
+    #[error("no free source port: too many connections between these two addresses")]
     NoPort,
     #[error("the client gave up before it was answered")]
     Abandoned,

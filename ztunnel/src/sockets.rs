@@ -27,11 +27,12 @@ const KEEPALIVE_PROBES: u32 = 9;
 
 /// Makes unconnected sockets; the kernel's part of a pod, replaced in tests that have no namespaces.
 pub trait Sockets: Send + Sync + 'static {
-    /// For connections to the network, from the pod's own address.
+    /// For connections to the network, from the pod's own address; `from` is one of them with a port, without it the
+    /// kernel chooses both.
     ///
     /// # Errors
-    /// When the namespace cannot be entered or the socket not be made.
-    fn to_network(&self, next_hop: NextHop) -> io::Result<TcpSocket>;
+    /// When the namespace cannot be entered, the socket not be made or the port is taken (`AddrInUse`).
+    fn to_network(&self, from: Option<ClientAddr>, next_hop: NextHop) -> io::Result<TcpSocket>;
 
     /// For connections to the pod's application, from an address that is not ours.
     ///
@@ -65,9 +66,14 @@ impl PodSockets {
 }
 
 impl Sockets for PodSockets {
-    fn to_network(&self, next_hop: NextHop) -> io::Result<TcpSocket> {
+    fn to_network(&self, from: Option<ClientAddr>, next_hop: NextHop) -> io::Result<TcpSocket> {
         let socket = self.open(next_hop.get())?;
         socket.set_mark(MARK_PROXY)?;
+        if let Some(from) = from {
+            // As towards the application: the port is free for this target.
+            socket.set_reuse_address(true)?;
+            socket.bind(&from.get().into())?;
+        }
         Ok(into_tokio(socket))
     }
 

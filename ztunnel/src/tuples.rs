@@ -5,6 +5,9 @@
 //! proxy's accepted socket instead of the application. So the proxy chooses the port, from a range that clients
 //! rarely use, and never one that is in use between the same two ends.
 //!
+//! The same towards the network, for what the application opens and the proxy passes on in the clear: the application's
+//! socket is bound to lo by capture and the proxy's is not, so the kernel would let both have one pair.
+//!
 //! **Invariant:** a pair is in the table for as long as its [`Tuple`] lives.
 
 use std::collections::HashMap;

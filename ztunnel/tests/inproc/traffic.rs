@@ -103,6 +103,20 @@ async fn a_pod_reaches_itself_through_its_service() {
 }
 
 #[tokio::test]
+async fn the_applications_own_address_pair_is_never_taken() {
+    let world = World::new().await;
+    let listener = TcpListener::bind((world.pod_ip(CLIENT), APP)).await.unwrap();
+    for _ in 0..20 {
+        let own = world.dial(CLIENT, world.vip(CLIENT)).await.unwrap();
+        let (_, passed_on) = listener.accept().await.unwrap();
+        assert_eq!(passed_on.ip(), world.pod_ip(CLIENT));
+        let port = passed_on.port();
+        assert!((10_000..32_768).contains(&port), "passed on in the clear from port {port}");
+        assert_ne!(port, own.local_addr().unwrap().port());
+    }
+}
+
+#[tokio::test]
 async fn an_application_that_does_not_listen_is_a_reset() {
     let world = World::new().await;
     let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();

@@ -361,9 +361,10 @@ fn open_pod(netns: OwnedFd, _flags: FlagMap) -> Arc<dyn Sockets> {
 }
 
 impl Sockets for LoopbackSockets {
-    fn to_network(&self, _next_hop: NextHop) -> io::Result<TcpSocket> {
+    fn to_network(&self, from: Option<ClientAddr>, _next_hop: NextHop) -> io::Result<TcpSocket> {
         let socket = TcpSocket::new_v4()?;
-        socket.bind((self.0, 0).into())?;
+        socket.set_reuseaddr(from.is_some())?;
+        socket.bind(from.map_or((self.0, 0).into(), ClientAddr::get))?;
         Ok(socket)
     }
 
