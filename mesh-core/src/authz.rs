@@ -22,6 +22,8 @@ pub struct Authorization {
     pub scope: Scope,
     /// Logged, not enforced.
     pub dry_run: bool,
+    /// Why the resource was refused; then this stands for whatever it may have denied.
+    pub refused: Option<Arc<str>>,
 }
 
 /// Which destinations a policy is about.
@@ -33,6 +35,8 @@ pub enum Scope {
     Namespace,
     /// Those that name it ([`Workload::authorization_policies`]).
     Selected,
+    /// It could not be read: those of its namespace, and those that name it.
+    Unreadable,
 }
 
 /// What is asked: who wants to reach what. `peer` is None when there was no mutual TLS.
@@ -60,6 +64,18 @@ pub enum Decision {
 pub enum Denial {
     /// `<namespace>/<name>` of a policy whose rules this version cannot evaluate.
     CannotEvaluate(Arc<str>),
+    /// A policy that could not be read: what it may have selected is denied.
+    Refused {
+        /// `<namespace>/<name>`
+        policy: Arc<str>,
+        /// What is wrong with it.
+        reason: Arc<str>,
+    },
+    /// The destination's own resource was refused, so which policies select it is not known.
+    UnknownSelection {
+        /// What is wrong with it.
+        reason: Arc<str>,
+    },
 }
 
 impl fmt::Display for Denial {
@@ -68,6 +84,15 @@ impl fmt::Display for Denial {
             Self::CannotEvaluate(policy) => {
                 write!(f, "policy {policy} applies, and this version cannot evaluate its rules")
             }
+            Self::Refused { policy, reason } => write!(
+                f,
+                "policy {policy} is not valid ({reason}), so everything that it may select is denied until it is \
+                 corrected or removed"
+            ),
+            Self::UnknownSelection { reason } => write!(
+                f,
+                "the pod's own resource is not valid ({reason}), so it is not known which policies select it"
+            ),
         }
     }
 }
@@ -79,10 +104,13 @@ impl Authorization {
     }
 
     fn applies_to(&self, key: &str, destination: &Workload) -> bool {
+        let namespace = || self.namespace == destination.namespace;
+        let named = || destination.authorization_policies.iter().any(|name| **name == *key);
         match self.scope {
             Scope::Global => true,
-            Scope::Namespace => self.namespace == destination.namespace,
-            Scope::Selected => destination.authorization_policies.iter().any(|name| **name == *key),
+            Scope::Namespace => namespace(),
+            Scope::Selected => named(),
+            Scope::Unreadable => namespace() || named(),
         }
     }
 }
@@ -96,7 +124,10 @@ pub fn decide(
     let applying =
         policies.iter().find(|(key, policy)| !policy.dry_run && policy.applies_to(key, destination));
     match applying {
-        Some((key, _)) => Decision::Deny(Denial::CannotEvaluate(key.clone())),
+        Some((key, policy)) => Decision::Deny(match &policy.refused {
+            Some(reason) => Denial::Refused { policy: key.clone(), reason: reason.clone() },
+            None => Denial::CannotEvaluate(key.clone()),
+        }),
         None => Decision::Allow,
     }
 }

@@ -6,6 +6,8 @@
 //! half of one.
 
 mod endpoints;
+mod reader;
+mod refused;
 mod sharded;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
 pub use endpoints::{Endpoint, PickError, ServiceEntry};
+pub use refused::{Claims, Refused};
 use sharded::{Shards, ShardsWriter};
 
 use crate::addr::{Network, NetworkAddress};
@@ -32,6 +35,8 @@ pub enum Found {
     Workload(Arc<Workload>),
     /// A service with that virtual address.
     Service(Arc<ServiceEntry>),
+    /// A resource that could not be taken over: nothing may be sent there.
+    Refused(Arc<Refused>),
 }
 
 /// How much is known, for status pages.
@@ -41,6 +46,12 @@ pub struct Size {
     pub workloads: usize,
     pub services: usize,
     pub authorizations: usize,
+    /// Workloads and services that were refused.
+    pub refused: usize,
+    /// Those of them that have addresses which could not be read, and no earlier good form.
+    pub unreadable: usize,
+    /// Policies that were refused and deny therefore.
+    pub refused_authorizations: usize,
 }
 
 type Entries = Arc<[Arc<ServiceEntry>]>;
@@ -56,6 +67,7 @@ struct Published {
     prefix_lengths: ArcSwap<Vec<u8>>,
     by_hostname: Shards<Arc<str>, Entries>,
     authorizations: ArcSwap<HashMap<Arc<str>, Arc<Authorization>>>,
+    refused: refused::Published,
     workloads: AtomicUsize,
     services: AtomicUsize,
 }
@@ -83,92 +95,13 @@ pub struct Writer {
     changed_members: HashSet<ServiceName>,
     authorizations: HashMap<Arc<str>, Arc<Authorization>>,
     authorizations_changed: bool,
+    refused: refused::Book,
 }
 
 /// An empty mesh.
 pub fn new() -> (Writer, Reader) {
     let reader = Reader::default();
     (Writer::new(reader.published.clone()), reader)
-}
-
-impl Reader {
-    /// What is at an address, workloads before services, exact addresses before prefixes. `client_namespace` decides
-    /// between services that claim the same address, and hides those that are private to another namespace.
-    pub fn find(&self, address: &NetworkAddress, client_namespace: &str) -> Option<Found> {
-        self.workload_at(address)
-            .map(Found::Workload)
-            .or_else(|| self.service_at(address, client_namespace).map(Found::Service))
-    }
-
-    /// The workload with an address.
-    pub fn workload_at(&self, address: &NetworkAddress) -> Option<Arc<Workload>> {
-        self.published.by_address.get(address)
-    }
-
-    /// The workload with a name.
-    pub fn workload(&self, uid: &str) -> Option<Arc<Workload>> {
-        self.published.by_uid.get(uid)
-    }
-
-    /// The service with a virtual address, as a client of that namespace sees it.
-    pub fn service_at(&self, address: &NetworkAddress, client_namespace: &str) -> Option<Arc<ServiceEntry>> {
-        if let Some(entry) =
-            self.published.by_vip.get(address).and_then(|entries| preferred(&entries, client_namespace))
-        {
-            return Some(entry);
-        }
-        self.published.prefix_lengths.load().iter().find_map(|length| {
-            let prefix = IpNet::new(address.address, *length).ok()?.trunc();
-            let entries = self.published.by_prefix.get(&(address.network.clone(), prefix))?;
-            preferred(&entries, client_namespace)
-        })
-    }
-
-    /// The service of a namespace with a hostname.
-    pub fn service(&self, namespace: &str, hostname: &str) -> Option<Arc<ServiceEntry>> {
-        let entries = self.published.by_hostname.get(hostname)?;
-        entries.iter().find(|entry| &*entry.service.key.namespace == namespace).cloned()
-    }
-
-    /// The service with a hostname that a client of that namespace means.
-    pub fn service_named(&self, hostname: &str, client_namespace: &str) -> Option<Arc<ServiceEntry>> {
-        preferred(&self.published.by_hostname.get(hostname)?, client_namespace)
-    }
-
-    /// Every workload, for the configuration dump; takes time in proportion to the mesh.
-    pub fn workloads(&self) -> Vec<Arc<Workload>> {
-        self.published.by_uid.values()
-    }
-
-    /// Every service, for the configuration dump; takes time in proportion to the mesh.
-    pub fn services(&self) -> Vec<Arc<ServiceEntry>> {
-        self.published.by_hostname.values().iter().flat_map(|entries| entries.iter().cloned()).collect()
-    }
-
-    /// Every authorization policy by its `<namespace>/<name>`.
-    pub fn authorizations(&self) -> Arc<HashMap<Arc<str>, Arc<Authorization>>> {
-        self.published.authorizations.load_full()
-    }
-
-    /// How much is known.
-    pub fn size(&self) -> Size {
-        Size {
-            workloads: self.published.workloads.load(Ordering::Relaxed),
-            services: self.published.services.load(Ordering::Relaxed),
-            authorizations: self.published.authorizations.load().len(),
-        }
-    }
-}
-
-/// Among services that claim one name or address: the client's namespace, then the canonical one, then the first.
-fn preferred(entries: &[Arc<ServiceEntry>], client_namespace: &str) -> Option<Arc<ServiceEntry>> {
-    let own = |entry: &&Arc<ServiceEntry>| &*entry.service.key.namespace == client_namespace;
-    let visible = || entries.iter().filter(|entry| !entry.service.namespace_only || own(entry));
-    visible()
-        .find(own)
-        .or_else(|| visible().find(|e| e.service.canonical))
-        .or_else(|| visible().next())
-        .cloned()
 }
 
 impl Writer {
@@ -179,6 +112,7 @@ impl Writer {
             by_vip: ShardsWriter::new(&published.by_vip),
             by_prefix: ShardsWriter::new(&published.by_prefix),
             by_hostname: ShardsWriter::new(&published.by_hostname),
+            refused: refused::Book::new(&published.refused),
             published,
             outranked: HashMap::new(),
             services: HashMap::new(),
@@ -252,10 +186,15 @@ impl Writer {
         true
     }
 
-    /// Adds or replaces a policy.
-    pub fn put_authorization(&mut self, authorization: Authorization) {
-        self.authorizations.insert(authorization.key(), Arc::new(authorization));
+    /// Adds or replaces the policy of that name, `<namespace>/<name>`.
+    pub fn put_authorization(&mut self, key: &str, authorization: Authorization) {
+        self.authorizations.insert(key.into(), Arc::new(authorization));
         self.authorizations_changed = true;
+    }
+
+    /// The policy of that name as it will be at the next commit.
+    pub fn authorization(&self, key: &str) -> Option<&Authorization> {
+        self.authorizations.get(key).map(|policy| &**policy)
     }
 
     /// Forgets a policy. False if there was none.
@@ -283,6 +222,7 @@ impl Writer {
         self.by_vip.commit(&published.by_vip);
         self.by_prefix.commit(&published.by_prefix);
         self.by_hostname.commit(&published.by_hostname);
+        self.refused.commit(&published.refused);
         published.workloads.store(self.by_uid.len(), Ordering::Relaxed);
         published.services.store(self.services.len(), Ordering::Relaxed);
         if std::mem::take(&mut self.authorizations_changed) {

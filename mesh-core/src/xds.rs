@@ -2,7 +2,7 @@
 //!
 //! [`stream`] is the protocol without any I/O, [`client`] its gRPC shell, [`mesh`] puts resources into the store.
 //! **Invariant:** a bad resource is reported (NACK) and skipped; what was good before stays, and the rest of the
-//! response is applied.
+//! response is applied. Where nothing was before, the resource is not as if it did not exist: what it names is refused.
 
 pub mod client;
 pub mod mesh;
@@ -30,4 +30,35 @@ pub struct Rejected {
     pub name: String,
     /// For people.
     pub reason: String,
+    /// What becomes of the connections that it is about.
+    pub effect: Effect,
+}
+
+/// What a refused resource leaves behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Its last good version.
+    LastGood,
+    /// Refusals of connections to its addresses, so many of them.
+    AddressesRefused(usize),
+    /// Nothing that could be refused: what it is about is treated as if it did not exist.
+    Unreadable,
+    /// Denials of what the policy may have selected.
+    Denied,
+    /// Nothing, and nothing is lost.
+    Nothing,
+}
+
+impl std::fmt::Display for Effect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::LastGood => f.write_str("its last good version stays in force"),
+            Self::AddressesRefused(count) => write!(f, "connections to its addresses ({count}) are refused"),
+            Self::Unreadable => f.write_str(
+                "it has addresses that cannot be read: connections to them are taken for connections to the outside",
+            ),
+            Self::Denied => f.write_str("connections to everything that it may select are denied"),
+            Self::Nothing => f.write_str("it is as if it did not exist"),
+        }
+    }
 }

@@ -24,7 +24,7 @@ use crate::world::{PATIENCE, PORT, Pod, World};
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod agent;
 
-use agent::{Talk, serve_xds};
+use agent::{Talk, Xds, address};
 
 /// A ztunnel that serves both pods.
 struct Proxy {
@@ -50,7 +50,9 @@ impl Proxy {
         let runtime = Runtime::new()?;
         let _inside = runtime.enter();
         let agent = Listener::bind(&run_dir.join("pods.sock"))?;
-        serve_xds(&run_dir.join("xds.sock"), vec![resource(&world.a), resource(&world.b)]);
+        let xds = Xds::new();
+        xds.put([&world.a, &world.b].map(|pod| address(resource(pod))));
+        xds.serve(&run_dir.join("xds.sock"));
         let mut surroundings = Surroundings::real(&config)?;
         surroundings.authority = Arc::new(TestCa::new());
         let serving = runtime.spawn(app::run(config, surroundings, std::future::pending()));

@@ -72,12 +72,13 @@ pub async fn run(
 
     let session = Session::new(node(&config), &[ADDRESS_TYPE, AUTHORIZATION_TYPE]);
     let xds_socket = config.run_dir.join("xds.sock");
+    let handler = Mesh::new(writer, &config.root_namespace);
     servers.spawn(async move {
         let complete = || {
             mesh_known.send_replace(true);
             xds_gate.open();
         };
-        let never = xds::client::run(&xds_socket, session, Mesh::new(writer), complete).await;
+        let never = xds::client::run(&xds_socket, session, handler, complete).await;
         match never {}
     });
     let (drain, watch) = drain::new();
@@ -106,8 +107,9 @@ async fn serve_status(
     pods: &pods::Listing,
     readiness: &Readiness,
 ) -> anyhow::Result<JoinSet<()>> {
-    let metrics = proxy.metrics.clone();
+    let (metrics, mesh) = (proxy.metrics.clone(), proxy.mesh.clone());
     let scrape = move |_: &Request<()>| {
+        metrics.observe(&mesh.size());
         answer("application/openmetrics-text; version=1.0.0; charset=utf-8", metrics.encode())
     };
     let (proxy, pods) = (proxy.clone(), pods.clone());

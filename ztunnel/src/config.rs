@@ -27,6 +27,9 @@ pub struct Config {
     /// Id of the network whose addresses this node can reach directly
     #[arg(long, env = "NETWORK", default_value = "")]
     pub network: String,
+    /// Namespace whose policies may be about all of the mesh
+    #[arg(long, env = "AMBIT_ROOT_NAMESPACE", default_value = "istio-system")]
+    pub root_namespace: String,
     /// Directory with the node agent's sockets
     #[arg(long, env = "AMBIT_RUN_DIR", default_value = "/run/ambit")]
     pub run_dir: PathBuf,

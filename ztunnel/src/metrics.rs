@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_core::identity::Identity;
+use mesh_core::store::Size;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -171,6 +172,9 @@ pub struct Metrics {
     pub pods_started: Counter,
     /// Pods that are no longer.
     pub pods_stopped: Counter,
+    refused: Gauge,
+    unreadable: Gauge,
+    denying: Gauge,
     /// Label sets that peers made up.
     said: Arc<Mutex<HashSet<PeerLabels>>>,
     registry: Arc<Registry>,
@@ -202,6 +206,23 @@ impl Metrics {
         root.register("workload_manager_active_proxy_count", "Pods that are served", pods.clone());
         root.register("workload_manager_proxies_started", "Pods whose serving began", pods_started.clone());
         root.register("workload_manager_proxies_stopped", "Pods whose serving ended", pods_stopped.clone());
+        let (refused, unreadable, denying) = (Gauge::default(), Gauge::default(), Gauge::default());
+        root.register(
+            "ambit_refused_resources",
+            "Workloads and services that are not valid: connections to their addresses are refused",
+            refused.clone(),
+        );
+        root.register(
+            "ambit_unreadable_resources",
+            "Workloads and services that are not valid and whose addresses are not known: connections to them are \
+             taken for connections to the outside",
+            unreadable.clone(),
+        );
+        root.register(
+            "ambit_refused_policies",
+            "Policies that are not valid: connections to everything that they may select are denied",
+            denying.clone(),
+        );
         let istio = root.sub_registry_with_prefix("istio");
         let build = vec![("component", "ztunnel"), ("tag", env!("CARGO_PKG_VERSION"))];
         istio.register("build", "Version of this program", Info::new(build));
@@ -223,6 +244,9 @@ impl Metrics {
             pods,
             pods_started,
             pods_stopped,
+            refused,
+            unreadable,
+            denying,
             said: Arc::default(),
             registry: Arc::new(root),
         }
@@ -258,6 +282,17 @@ impl Metrics {
     /// Counts a failure; `labels.response_flags` says of what.
     pub fn fail(&self, labels: &TrafficLabels) {
         self.failed.get_or_create(labels).inc();
+    }
+
+    /// Takes over how the mesh looks now; to be called before what is written is read.
+    pub fn observe(&self, size: &Size) {
+        for (gauge, count) in [
+            (&self.refused, size.refused),
+            (&self.unreadable, size.unreadable),
+            (&self.denying, size.refused_authorizations),
+        ] {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// All families in `OpenMetrics` text.

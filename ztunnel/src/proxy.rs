@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use mesh_core::addr::{ClientAddr, NetworkAddress, NextHop, Target};
-use mesh_core::authz::{self, Connection, Decision};
+use mesh_core::authz::{self, Connection, Decision, Denial};
 use mesh_core::certs::Certificates;
 use mesh_core::copy::{self, Outcome};
 use mesh_core::drain::Watch;
@@ -93,12 +93,24 @@ impl Pod {
     /// # Errors
     /// When it denies.
     pub fn authorize(&self, destination: &Workload, connection: &Connection) -> Result<(), ProxyError> {
-        match authz::decide(&self.proxy.mesh.authorizations(), destination, connection) {
+        match self.decide(destination, connection) {
             Decision::Allow => Ok(()),
             Decision::Deny(denial) => {
                 Err(ProxyError::new(Phase::Authorize, Side::Downstream, Cause::Denied(denial)))
             }
         }
+    }
+
+    fn decide(&self, destination: &Workload, connection: &Connection) -> Decision {
+        let mesh = &self.proxy.mesh;
+        let uid = destination.uid.as_str();
+        // The agent's description of the pod says nothing of policies.
+        if mesh.workload(uid).is_none()
+            && let Some(refused) = mesh.refused(uid)
+        {
+            return Decision::Deny(Denial::UnknownSelection { reason: refused.reason.clone() });
+        }
+        authz::decide(&mesh.authorizations(), destination, connection)
     }
 
     /// Connects to the pod's application as `client`, from a port of our choice.

@@ -19,6 +19,8 @@ pub enum Reason {
     Denied,
     /// It needs a feature that this version does not have.
     NotSupported,
+    /// What it was to reach is known in an invalid form only.
+    InvalidResource,
     /// The service has no endpoint for it.
     NoEndpoint,
     /// The far side cannot be reached or says no.
@@ -49,6 +51,7 @@ impl Reason {
         match self {
             Self::Denied => "DENY",
             Self::NotSupported => "NOT_SUPPORTED",
+            Self::InvalidResource => "INVALID_RESOURCE",
             Self::NoEndpoint => "NO_ENDPOINT",
             Self::Connect => "CONNECT",
             Self::NetworkPolicy => "NETWORK_POLICY",
@@ -151,6 +154,7 @@ impl ProxyError {
         match &*self.cause {
             Cause::Plan(PlanError::NoEndpoint { .. } | PlanError::NoAddress { .. }) => Reason::NoEndpoint,
             Cause::Plan(PlanError::Recursive(_)) => Reason::BadRequest,
+            Cause::Plan(PlanError::InvalidResource { .. }) => Reason::InvalidResource,
             Cause::Plan(PlanError::Waypoint { .. } | PlanError::OtherNetwork { .. })
             | Cause::Refusal(Refusal::ApplicationTunnel) => Reason::NotSupported,
             Cause::Refusal(Refusal::OtherWorkload { .. }) => Reason::WrongWorkload,

@@ -6,6 +6,7 @@ use super::{InvalidPart, Names, gateway, ip, known, optional_port, port, require
 use crate::addr::NetworkAddress;
 use crate::proto::workload as wire;
 use crate::service::{Balancing, Families, Gateway, Mode, Scope, Service, ServiceName, ServicePort, Vip};
+use crate::store::Claims;
 
 /// Why a service resource is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +42,20 @@ pub fn convert(message: &wire::Service, names: &mut Names) -> Result<Service, In
         // Unknown values count as PUBLIC, as in Istio.
         namespace_only: message.visibility == wire::Visibility::Namespace as i32,
     })
+}
+
+/// What a service that was refused lays claim to.
+pub fn claims(message: &wire::Service, names: &mut Names) -> Claims {
+    let mut claims = Claims::default();
+    for address in &message.addresses {
+        // Of a prefix whose length makes no sense the address is left.
+        let alone = wire::NetworkAddress { length: None, ..address.clone() };
+        match vip(address, names).or_else(|_| vip(&alone, names)) {
+            Ok(vip) => claims.addresses.push(vip),
+            Err(_) => claims.unreadable = true,
+        }
+    }
+    claims
 }
 
 fn vip(message: &wire::NetworkAddress, names: &mut Names) -> Result<Vip, InvalidPart> {

@@ -1,9 +1,11 @@
 //! `istio.workload.Workload` to [`Workload`].
 
 use super::{InvalidPart, Names, gateway, ip, known, optional_port, or_default, port, required};
+use crate::addr::NetworkAddress;
 use crate::identity::InvalidIdentity;
 use crate::proto::workload as wire;
-use crate::service::ServiceName;
+use crate::service::{ServiceName, Vip};
+use crate::store::Claims;
 use crate::workload::{
     ApplicationTunnel, Health, Locality, Membership, Tunnel, Workload, WorkloadType, WorkloadUid,
 };
@@ -66,6 +68,24 @@ pub fn convert(message: &wire::Workload, names: &mut Names) -> Result<Workload, 
         capacity: message.capacity.unwrap_or(1),
         uid,
     })
+}
+
+/// What a workload that was refused lays claim to. One that shares its node's network has no address of its own.
+pub fn claims(message: &wire::Workload, names: &mut Names) -> Claims {
+    if message.network_mode == wire::NetworkMode::HostNetwork as i32 {
+        return Claims::default();
+    }
+    let mut claims = Claims::default();
+    for bytes in &message.addresses {
+        match ip(bytes) {
+            Ok(address) => {
+                let network = names.share(&message.network).into();
+                claims.addresses.push(Vip::Address(NetworkAddress::new(network, address)));
+            }
+            Err(_) => claims.unreadable = true,
+        }
+    }
+    claims
 }
 
 /// The owner kind behind a WDS number.

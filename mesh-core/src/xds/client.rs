@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
-use super::Handler;
 use super::stream::{Reply, Session};
+use super::{Effect, Handler, Rejected};
 use crate::backoff::Backoff;
 use crate::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 
@@ -95,19 +95,23 @@ async fn follow(
             "xDS response"
         );
         let Reply { request, rejected } = session.receive(response, handler);
-        for rejection in rejected {
-            tracing::warn!(
-                resource = rejection.name,
-                reason = rejection.reason,
-                "resource refused and skipped; its last good version, if any, stays in force"
-            );
-        }
+        rejected.iter().for_each(tell);
         answered(session);
         if requests.send(request).await.is_err() {
             break;
         }
     }
     Ok(())
+}
+
+/// What opens a hole is told louder than what closes one.
+fn tell(rejected: &Rejected) {
+    let Rejected { name, reason, effect } = rejected;
+    if *effect == Effect::Unreadable {
+        tracing::error!(resource = name, reason, "resource refused: {effect}");
+    } else {
+        tracing::warn!(resource = name, reason, "resource refused: {effect}");
+    }
 }
 
 async fn connect(socket: &Path) -> Result<Channel, StreamError> {

@@ -1,56 +1,117 @@
-//! Puts WDS resources into the store.
+//! Puts WDS resources into the store, and what was wrong with the others.
 
 use prost::Message;
 
-use super::{Handler, Rejected, Update};
+use super::{Effect, Handler, Rejected, Update};
 use crate::convert::{self, Names};
 use crate::proto::workload::address::Type;
 use crate::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, security, workload};
 use crate::service::ServiceName;
-use crate::store::Writer;
+use crate::store::{Claims, Writer};
 
 /// The only owner of the store's writer.
 #[derive(Debug)]
 pub struct Mesh {
     writer: Writer,
     names: Names,
+    root_namespace: String,
 }
 
 impl Mesh {
-    /// Takes the writer for good.
-    pub fn new(writer: Writer) -> Self {
-        Self { writer, names: Names::default() }
+    /// Takes the writer for good. Policies of the root namespace may be about all of the mesh.
+    pub fn new(writer: Writer, root_namespace: &str) -> Self {
+        Self { writer, names: Names::default(), root_namespace: root_namespace.to_owned() }
     }
 
-    fn put_address(&mut self, update: &Update) -> Result<(), String> {
-        let message: workload::Address = decode(update)?;
-        match message.r#type.ok_or("it is neither a workload nor a service")? {
+    fn address(&mut self, update: Update) -> Result<(), Rejected> {
+        let message = decode::<workload::Address>(&update);
+        let put = match &message {
+            Ok(message) => self.put_address(&update.name, message),
+            Err(reason) => Err(reason.clone()),
+        };
+        match put {
+            Ok(()) => {
+                self.writer.absolve(&update.name);
+                Ok(())
+            }
+            Err(reason) => Err(self.refuse_address(update.name, message.ok(), reason)),
+        }
+    }
+
+    fn put_address(&mut self, name: &str, message: &workload::Address) -> Result<(), String> {
+        match message.r#type.as_ref().ok_or("it is neither a workload nor a service")? {
             Type::Workload(message) => {
                 let workload =
-                    convert::workload::convert(&message, &mut self.names).map_err(|e| e.to_string())?;
-                same_name(&update.name, workload.uid.as_str())?;
+                    convert::workload::convert(message, &mut self.names).map_err(|e| e.to_string())?;
+                same_name(name, workload.uid.as_str())?;
                 self.writer.put_workload(workload);
             }
             Type::Service(message) => {
                 let service =
-                    convert::service::convert(&message, &mut self.names).map_err(|e| e.to_string())?;
-                same_name(&update.name, &service.key.to_string())?;
+                    convert::service::convert(message, &mut self.names).map_err(|e| e.to_string())?;
+                same_name(name, &service.key.to_string())?;
                 self.writer.put_service(service);
             }
         }
         Ok(())
     }
 
-    fn put_authorization(&mut self, update: &Update) -> Result<(), String> {
-        let message: security::Authorization = decode(update)?;
-        let policy = convert::authz::convert(&message, &mut self.names).map_err(|e| e.to_string())?;
-        same_name(&update.name, &policy.key())?;
-        self.writer.put_authorization(policy);
-        Ok(())
+    fn refuse_address(
+        &mut self,
+        name: String,
+        message: Option<workload::Address>,
+        reason: String,
+    ) -> Rejected {
+        let claims = match message.and_then(|message| message.r#type) {
+            Some(Type::Workload(message)) => convert::workload::claims(&message, &mut self.names),
+            Some(Type::Service(message)) => convert::service::claims(&message, &mut self.names),
+            None => Claims { unreadable: true, ..Default::default() },
+        };
+        let (count, unreadable) = (claims.addresses.len(), claims.unreadable);
+        let effect = match self.writer.refuse(&name, &reason, claims) {
+            true => Effect::LastGood,
+            false if unreadable => Effect::Unreadable,
+            false if count > 0 => Effect::AddressesRefused(count),
+            false => Effect::Nothing,
+        };
+        Rejected { name, reason, effect }
+    }
+
+    fn authorization(&mut self, update: Update) -> Result<(), Rejected> {
+        let message = decode::<security::Authorization>(&update);
+        let policy = match &message {
+            Ok(message) => convert::authz::convert(message, &mut self.names)
+                .map_err(|error| error.to_string())
+                .and_then(|policy| same_name(&update.name, &policy.key()).map(|()| policy)),
+            Err(reason) => Err(reason.clone()),
+        };
+        match policy {
+            Ok(policy) => {
+                self.writer.put_authorization(&update.name, policy);
+                Ok(())
+            }
+            Err(reason) => Err(self.refuse_authorization(update.name, message.ok().as_ref(), reason)),
+        }
+    }
+
+    fn refuse_authorization(
+        &mut self,
+        name: String,
+        message: Option<&security::Authorization>,
+        reason: String,
+    ) -> Rejected {
+        if self.writer.authorization(&name).is_some_and(|known| known.refused.is_none()) {
+            return Rejected { name, reason, effect: Effect::LastGood };
+        }
+        let refused = convert::authz::refused(&name, message, &reason, &self.root_namespace, &mut self.names);
+        let effect = if refused.dry_run { Effect::Nothing } else { Effect::Denied };
+        self.writer.put_authorization(&name, refused);
+        Rejected { name, reason, effect }
     }
 
     /// A name says not what it names: a workload's uid is tried first, then a service's key.
     fn remove_address(&mut self, name: &str) {
+        self.writer.absolve(name);
         if self.writer.remove_workload(name) {
             return;
         }
@@ -72,13 +133,15 @@ impl Handler for Mesh {
         let mut rejected = Vec::new();
         for update in updates {
             let result = match type_url {
-                ADDRESS_TYPE => self.put_address(&update),
-                AUTHORIZATION_TYPE => self.put_authorization(&update),
-                other => Err(format!("resources of type {other} are not understood")),
+                ADDRESS_TYPE => self.address(update),
+                AUTHORIZATION_TYPE => self.authorization(update),
+                other => Err(Rejected {
+                    name: update.name,
+                    reason: format!("resources of type {other} are not understood"),
+                    effect: Effect::Nothing,
+                }),
             };
-            if let Err(reason) = result {
-                rejected.push(Rejected { name: update.name, reason });
-            }
+            rejected.extend(result.err());
         }
         self.writer.commit();
         self.names.prune();
@@ -97,81 +160,4 @@ fn same_name(sent: &str, own: &str) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::addr::{Network, NetworkAddress};
-    use crate::store;
-
-    fn update(name: &str, message: &workload::Address) -> Update {
-        let body = prost_types::Any { type_url: ADDRESS_TYPE.into(), value: message.encode_to_vec() };
-        Update { name: name.into(), body: Some(body) }
-    }
-
-    fn pod(uid: &str, last: u8) -> workload::Address {
-        workload::Address {
-            r#type: Some(Type::Workload(workload::Workload {
-                uid: uid.into(),
-                namespace: "shop".into(),
-                addresses: vec![vec![10, 0, 0, last]],
-                ..Default::default()
-            })),
-        }
-    }
-
-    fn service(hostname: &str) -> workload::Address {
-        workload::Address {
-            r#type: Some(Type::Service(workload::Service {
-                namespace: "shop".into(),
-                hostname: hostname.into(),
-                ..Default::default()
-            })),
-        }
-    }
-
-    #[test]
-    fn bad_resources_are_named_and_the_others_applied() {
-        let (writer, reader) = store::new();
-        let mut mesh = Mesh::new(writer);
-        let garbage = prost_types::Any { type_url: ADDRESS_TYPE.into(), value: vec![0xff; 4] };
-        let updates = vec![
-            update("c//Pod/shop/a", &pod("c//Pod/shop/a", 1)),
-            update("c//Pod/shop/b", &pod("c//Pod/shop/other", 2)),
-            Update { name: "garbage".into(), body: Some(garbage) },
-            Update { name: "empty".into(), body: None },
-            update("neither", &workload::Address::default()),
-            update("shop/web", &service("web")),
-        ];
-        let rejected = mesh.apply(ADDRESS_TYPE, updates, &[]);
-        let names: Vec<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
-        assert_eq!(names, ["c//Pod/shop/b", "garbage", "empty", "neither"]);
-        let size = reader.size();
-        assert_eq!((size.workloads, size.services), (1, 1));
-        let address = NetworkAddress::new(Network::default(), "10.0.0.1".parse().unwrap());
-        assert!(reader.workload_at(&address).is_some());
-    }
-
-    #[test]
-    fn removal_by_uid_or_service_key() {
-        let (writer, reader) = store::new();
-        let mut mesh = Mesh::new(writer);
-        let updates =
-            vec![update("c//Pod/shop/a", &pod("c//Pod/shop/a", 1)), update("shop/web", &service("web"))];
-        assert!(mesh.apply(ADDRESS_TYPE, updates, &[]).is_empty());
-        mesh.apply(ADDRESS_TYPE, vec![], &["c//Pod/shop/a".into(), "shop/web".into(), "unknown".into()]);
-        assert_eq!(reader.size(), store::Size::default());
-    }
-
-    #[test]
-    fn policies_are_kept_by_name() {
-        let (writer, reader) = store::new();
-        let mut mesh = Mesh::new(writer);
-        let policy =
-            security::Authorization { name: "p".into(), namespace: "shop".into(), ..Default::default() };
-        let body = prost_types::Any { type_url: AUTHORIZATION_TYPE.into(), value: policy.encode_to_vec() };
-        let updates = vec![Update { name: "shop/p".into(), body: Some(body) }];
-        assert!(mesh.apply(AUTHORIZATION_TYPE, updates, &[]).is_empty());
-        assert!(reader.authorizations().contains_key("shop/p"));
-        mesh.apply(AUTHORIZATION_TYPE, vec![], &["shop/p".into()]);
-        assert_eq!(reader.size().authorizations, 0);
-    }
-}
+mod tests;

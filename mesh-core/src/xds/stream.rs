@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::{Handler, Rejected, Update};
+use super::{Effect, Handler, Rejected, Update};
 use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail, Node};
 
 /// `google.rpc.Code.INVALID_ARGUMENT`.
@@ -76,7 +76,8 @@ impl Session {
         let DeltaDiscoveryResponse { resources, type_url, nonce, removed_resources, .. } = response;
         let Some(subscription) = self.subscriptions.iter_mut().find(|s| s.type_url == type_url) else {
             let reason = "this type was not asked for".to_owned();
-            return reply(type_url.clone(), nonce, vec![Rejected { name: type_url, reason }]);
+            let rejected = Rejected { name: type_url.clone(), reason, effect: Effect::Nothing };
+            return reply(type_url, nonce, vec![rejected]);
         };
         let mut versions = Vec::with_capacity(resources.len());
         let mut updates = Vec::with_capacity(resources.len());
@@ -133,7 +134,8 @@ mod tests {
             self.0.extend(removed.iter().map(|name| format!("-{name}")));
             let (bad, good): (Vec<_>, Vec<_>) = updates.into_iter().partition(|u| u.name.starts_with("bad"));
             self.0.extend(good.into_iter().map(|u| format!("+{}", u.name)));
-            bad.into_iter().map(|u| Rejected { name: u.name, reason: "no".into() }).collect()
+            let refuse = |u: Update| Rejected { name: u.name, reason: "no".into(), effect: Effect::Nothing };
+            bad.into_iter().map(refuse).collect()
         }
     }
 

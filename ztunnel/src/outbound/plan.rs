@@ -48,6 +48,16 @@ pub enum PlanError {
     /// A tunnel port on loopback: only a loop ends there.
     #[error("{0} is the tunnel's own port on loopback")]
     Recursive(OrigDst),
+    /// The address is of a resource that could not be taken over.
+    #[error("{dst} belongs to {resource}, of which only an invalid form is known: {reason}")]
+    InvalidResource {
+        /// As dialled.
+        dst: OrigDst,
+        /// Its name in xDS.
+        resource: Arc<str>,
+        /// What is wrong with it.
+        reason: Arc<str>,
+    },
     /// The destination's traffic has to pass a waypoint.
     #[error("traffic to {destination} has to pass the waypoint {waypoint}, which is not supported yet")]
     Waypoint {
@@ -104,7 +114,13 @@ pub fn outbound(mesh: &Reader, source: &Workload, dst: OrigDst, random: usize) -
     }
     match found {
         Some(Found::Workload(workload)) => to_workload(source, workload, dst),
-        _ => Ok(plain(Target::from(dst.get()), None)),
+        // Not as if it were unknown: it may be of the mesh, and would be dialled in the clear.
+        Some(Found::Refused(refused)) => Err(PlanError::InvalidResource {
+            dst,
+            resource: refused.name.clone(),
+            reason: refused.reason.clone(),
+        }),
+        Some(Found::Service(_)) | None => Ok(plain(Target::from(dst.get()), None)),
     }
 }
 

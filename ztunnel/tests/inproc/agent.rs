@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mesh_core::pod_link::{Link, Listener};
@@ -13,9 +14,9 @@ use mesh_core::proto::discovery::aggregated_discovery_service_server::{
 use mesh_core::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use mesh_core::proto::pods::{self as wire, from_agent::Message, from_ztunnel};
 use mesh_core::proto::workload::{self, address::Type};
-use mesh_core::proto::{ADDRESS_TYPE, pods::Fd};
+use mesh_core::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, pods::Fd, security};
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
@@ -109,8 +110,63 @@ impl Talk {
     }
 }
 
-/// Serves a fixed mesh to whoever asks.
-struct Xds(Vec<Resource>);
+/// What the agent tells over xDS; clones are the same.
+#[derive(Clone)]
+pub(crate) struct Xds(Arc<Told>);
+
+struct Told {
+    resources: Mutex<HashMap<String, Vec<Resource>>>,
+    changes: broadcast::Sender<DeltaDiscoveryResponse>,
+    nacks: Mutex<Vec<String>>,
+}
+
+impl Xds {
+    pub(crate) fn new() -> Self {
+        let (resources, nacks) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Told { resources, changes: broadcast::Sender::new(64), nacks }))
+    }
+
+    /// Adds resources or replaces those of the same name.
+    pub(crate) fn put(&self, resources: impl IntoIterator<Item = Resource>) {
+        for resource in resources {
+            let type_url = resource.resource.as_ref().unwrap().type_url.clone();
+            let mut all = self.0.resources.lock().unwrap();
+            let known = all.entry(type_url.clone()).or_default();
+            known.retain(|other| other.name != resource.name);
+            known.push(resource.clone());
+            self.tell(DeltaDiscoveryResponse { type_url, resources: vec![resource], ..Default::default() });
+        }
+    }
+
+    pub(crate) fn remove(&self, type_url: &str, name: &str) {
+        let mut all = self.0.resources.lock().unwrap();
+        all.entry(type_url.into()).or_default().retain(|other| other.name != name);
+        let removed_resources = vec![name.to_owned()];
+        self.tell(DeltaDiscoveryResponse {
+            type_url: type_url.into(),
+            removed_resources,
+            ..Default::default()
+        });
+    }
+
+    fn tell(&self, response: DeltaDiscoveryResponse) {
+        // Nobody may be there yet.
+        let _ = self.0.changes.send(DeltaDiscoveryResponse { nonce: "change".into(), ..response });
+    }
+
+    /// What ztunnel did not like.
+    pub(crate) fn nacks(&self) -> Vec<String> {
+        self.0.nacks.lock().unwrap().clone()
+    }
+
+    /// Serves at `path` until the runtime ends.
+    pub(crate) fn serve(&self, path: &Path) {
+        let listener = tokio::net::UnixListener::bind(path).unwrap();
+        let service = AggregatedDiscoveryServiceServer::new(self.clone());
+        let server = tonic::transport::Server::builder().add_service(service);
+        tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
+    }
+}
 
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Xds {
@@ -123,16 +179,24 @@ impl AggregatedDiscoveryService for Xds {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let (sender, responses) = mpsc::channel(4);
         let mut requests = request.into_inner();
-        let resources = self.0.clone();
+        let told = self.0.clone();
         tokio::spawn(async move {
-            while let Some(Ok(request)) = requests.next().await {
-                if !request.response_nonce.is_empty() {
-                    assert_eq!(request.error_detail, None);
-                    continue;
-                }
-                let resources = if request.type_url == ADDRESS_TYPE { resources.clone() } else { Vec::new() };
-                let (type_url, nonce) = (request.type_url, "1".to_owned());
-                let response = DeltaDiscoveryResponse { type_url, nonce, resources, ..Default::default() };
+            let mut changes = told.changes.subscribe();
+            loop {
+                let response = tokio::select! {
+                    Ok(change) = changes.recv() => change,
+                    Some(Ok(request)) = requests.next() => {
+                        told.nacks.lock().unwrap().extend(request.error_detail.map(|error| error.message));
+                        if !request.response_nonce.is_empty() {
+                            continue;
+                        }
+                        let type_url = request.type_url;
+                        let known = told.resources.lock().unwrap().get(&type_url).cloned();
+                        let (resources, nonce) = (known.unwrap_or_default(), "first".to_owned());
+                        DeltaDiscoveryResponse { type_url, nonce, resources, ..Default::default() }
+                    }
+                    else => return,
+                };
                 if sender.send(Ok(response)).await.is_err() {
                     return;
                 }
@@ -142,21 +206,20 @@ impl AggregatedDiscoveryService for Xds {
     }
 }
 
-/// Serves the mesh at `path` until the runtime ends.
-pub(crate) fn serve_xds(path: &Path, mesh: Vec<Type>) {
-    let resources = mesh.into_iter().map(resource).collect();
-    let listener = tokio::net::UnixListener::bind(path).unwrap();
-    let service = AggregatedDiscoveryServiceServer::new(Xds(resources));
-    let server = tonic::transport::Server::builder().add_service(service);
-    tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
-}
-
-fn resource(address: Type) -> Resource {
+/// A workload or service as a resource.
+pub(crate) fn address(address: Type) -> Resource {
     let name = match &address {
         Type::Workload(workload) => workload.uid.clone(),
         Type::Service(service) => format!("{}/{}", service.namespace, service.hostname),
     };
     let value = workload::Address { r#type: Some(address) }.encode_to_vec();
     let body = prost_types::Any { type_url: ADDRESS_TYPE.to_owned(), value };
+    Resource { version: "1".into(), resource: Some(body), name, aliases: Vec::new() }
+}
+
+/// A policy as a resource.
+pub(crate) fn authorization(policy: &security::Authorization) -> Resource {
+    let name = format!("{}/{}", policy.namespace, policy.name);
+    let body = prost_types::Any { type_url: AUTHORIZATION_TYPE.to_owned(), value: policy.encode_to_vec() };
     Resource { version: "1".into(), resource: Some(body), name, aliases: Vec::new() }
 }

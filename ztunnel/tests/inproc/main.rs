@@ -5,6 +5,7 @@
 
 mod agent;
 mod bad_input;
+mod bad_resources;
 mod lifecycle;
 mod traffic;
 mod world;

@@ -22,7 +22,7 @@ use ztunnel::app::{self, Surroundings};
 use ztunnel::config::Config;
 use ztunnel::sockets::{FlagMap, Sockets};
 
-use crate::agent::{Talk, serve_xds};
+use crate::agent::{Talk, Xds, address};
 
 /// Port of the applications.
 pub(crate) const APP: u16 = 8080;
@@ -33,6 +33,7 @@ pub(crate) struct World {
     pub(crate) ca: Arc<TestCa>,
     pub(crate) agent: Listener,
     pub(crate) talk: Option<Talk>,
+    pub(crate) xds: Xds,
     pub(crate) ztunnel: JoinHandle<anyhow::Result<()>>,
     pub(crate) shutdown: Option<oneshot::Sender<&'static str>>,
     net: [u8; 2],
@@ -75,19 +76,26 @@ impl TestPod {
 impl World {
     /// Both pods served, the mesh known, ztunnel ready.
     pub(crate) async fn new() -> Self {
-        let mut world = Self::without_pods().await;
-        let (mut talk, hello) = Talk::accept(&world.agent).await;
+        let world = Self::without_mesh().await;
+        world.xds.put(world.mesh().into_iter().map(address));
+        world.with_pods(&[CLIENT, SERVER]).await
+    }
+
+    /// These pods served and ztunnel ready, with a mesh as it was told so far.
+    pub(crate) async fn with_pods(mut self, pods: &[TestPod]) -> Self {
+        self.xds.serve(&self.run_dir.join("xds.sock"));
+        let (mut talk, hello) = Talk::accept(&self.agent).await;
         assert_eq!((hello.min_version, hello.max_version), (1, 1));
         assert!(talk.welcome().await.is_empty());
-        for pod in [CLIENT, SERVER] {
-            let fds = world.listeners(pod).await;
-            assert_eq!(talk.add(world.describe(pod), fds).await, "");
+        for pod in pods {
+            let fds = self.listeners(*pod).await;
+            assert_eq!(talk.add(self.describe(*pod), fds).await, "");
         }
-        assert!(!world.is_ready().await, "ready before the snapshot is whole");
+        assert!(!self.is_ready().await, "ready before the snapshot is whole");
         talk.snapshot_end().await;
-        world.talk = Some(talk);
-        world.ready().await;
-        world
+        self.talk = Some(talk);
+        self.ready().await;
+        self
     }
 
     /// A ztunnel that waits for its agent's pods.
@@ -99,7 +107,8 @@ impl World {
 
     /// Tells the mesh to ztunnel.
     pub(crate) fn serve_mesh(&self) {
-        serve_xds(&self.run_dir.join("xds.sock"), self.mesh());
+        self.xds.put(self.mesh().into_iter().map(address));
+        self.xds.serve(&self.run_dir.join("xds.sock"));
     }
 
     /// A ztunnel that waits for its agent's pods, and for the mesh until [`World::serve_mesh`].
@@ -124,7 +133,8 @@ impl World {
         let surroundings = Surroundings { authority: ca.clone(), open_pod: Arc::new(open_pod) };
         let ztunnel =
             tokio::spawn(app::run(config, surroundings, async { signal.await.unwrap_or("dropped") }));
-        Self { ca, agent, talk: None, ztunnel, shutdown: Some(shutdown), net, run_dir, kept: Vec::new() }
+        let (talk, xds, shutdown, kept) = (None, Xds::new(), Some(shutdown), Vec::new());
+        Self { ca, agent, talk, xds, ztunnel, shutdown, net, run_dir, kept }
     }
 
     pub(crate) fn ip(&self, last: u8) -> IpAddr {
@@ -220,39 +230,38 @@ impl World {
     }
 
     fn mesh(&self) -> Vec<Type> {
-        let octets = |ip: IpAddr| match ip {
-            IpAddr::V4(v4) => v4.octets().to_vec(),
-            IpAddr::V6(v6) => v6.octets().to_vec(),
-        };
-        let workload = |pod: TestPod| {
-            Type::Workload(workload::Workload {
-                uid: pod.workload_uid(),
-                name: pod.name.into(),
-                namespace: "shop".into(),
-                service_account: pod.name.into(),
-                addresses: vec![octets(self.pod_ip(pod))],
-                tunnel_protocol: workload::TunnelProtocol::Hbone as i32,
-                canonical_name: pod.name.into(),
-                canonical_revision: "v1".into(),
-                workload_name: format!("{}-deployment", pod.name),
-                services: [(format!("shop/{}.local", pod.name), workload::PortList::default())].into(),
-                ..Default::default()
-            })
-        };
-        let service = |pod: TestPod| {
-            let address = octets(self.vip(pod).ip());
-            let port =
-                workload::Port { service_port: SERVICE.into(), target_port: APP.into(), app_protocol: 0 };
-            Type::Service(workload::Service {
-                name: pod.name.into(),
-                namespace: "shop".into(),
-                hostname: format!("{}.local", pod.name),
-                addresses: vec![workload::NetworkAddress { address, ..Default::default() }],
-                ports: vec![port],
-                ..Default::default()
-            })
-        };
-        vec![workload(CLIENT), workload(SERVER), service(CLIENT), service(SERVER)]
+        [CLIENT, SERVER].into_iter().flat_map(|pod| [self.workload(pod), self.service(pod)]).collect()
+    }
+
+    /// A pod as the mesh is told of it.
+    pub(crate) fn workload(&self, pod: TestPod) -> Type {
+        Type::Workload(workload::Workload {
+            uid: pod.workload_uid(),
+            name: pod.name.into(),
+            namespace: "shop".into(),
+            service_account: pod.name.into(),
+            addresses: vec![octets(self.pod_ip(pod))],
+            tunnel_protocol: workload::TunnelProtocol::Hbone as i32,
+            canonical_name: pod.name.into(),
+            canonical_revision: "v1".into(),
+            workload_name: format!("{}-deployment", pod.name),
+            services: [(format!("shop/{}.local", pod.name), workload::PortList::default())].into(),
+            ..Default::default()
+        })
+    }
+
+    /// The service in front of it.
+    pub(crate) fn service(&self, pod: TestPod) -> Type {
+        let address = octets(self.vip(pod).ip());
+        let port = workload::Port { service_port: SERVICE.into(), target_port: APP.into(), app_protocol: 0 };
+        Type::Service(workload::Service {
+            name: pod.name.into(),
+            namespace: "shop".into(),
+            hostname: format!("{}.local", pod.name),
+            addresses: vec![workload::NetworkAddress { address, ..Default::default() }],
+            ports: vec![port],
+            ..Default::default()
+        })
     }
 
     pub(crate) async fn ready(&self) {
@@ -296,6 +305,13 @@ impl World {
                 .any(|line| line.contains(&net) && parts.iter().all(|p| line.contains(p)))
         };
         eventually(&format!("a log line with {parts:?}"), async || all()).await;
+    }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
     }
 }
 

@@ -113,6 +113,24 @@ fn world() -> (Reader, Arc<Workload>) {
     mesh(workloads, services)
 }
 
+#[test]
+fn an_address_of_a_refused_resource_is_not_the_outside() {
+    let (mut writer, reader) = store::new();
+    let mut names = Names::default();
+    let client = mesh_core::convert::workload::convert(&pod("client", "10.0.0.1"), &mut names).unwrap();
+    let claims = mesh_core::convert::workload::claims(&pod("bad", "10.0.0.20,fd00::20"), &mut names);
+    writer.refuse("c//Pod/shop/bad", "it is odd", claims);
+    writer.commit();
+    for dst in ["10.0.0.20:80", "[::ffff:10.0.0.20]:80", "[fd00::20]:80"] {
+        let dst = OrigDst::from(dst.parse::<std::net::SocketAddr>().unwrap());
+        let error = outbound(&reader, &client, dst, 0).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!("{dst} belongs to c//Pod/shop/bad, of which only an invalid form is known: it is odd")
+        );
+    }
+}
+
 /// The plan in one line.
 fn plan(dst: &str) -> String {
     let (reader, client) = world();
