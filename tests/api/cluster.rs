@@ -96,6 +96,14 @@ impl Drop for Cluster {
     }
 }
 
+/// Each part is in the text.
+#[track_caller]
+pub(crate) fn holds(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+}
+
 /// Splits at spaces, but not within single quotes.
 fn words(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];

@@ -6,7 +6,7 @@ use std::time::Duration;
 use mesh_tests::api::{Credential, PatchKind};
 use serde_json::{Value, json};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, holds};
 
 const WORKLOADS: &str = "
 apiVersion: v1
@@ -61,30 +61,6 @@ kind: Pod
 metadata: {name: client, namespace: demo, labels: {app: client}}
 spec: {containers: [{name: client, image: i}], terminationGracePeriodSeconds: 5}
 ";
-
-const DEFINITION: &str = "
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: things.example.io}
-spec:
-  group: example.io
-  scope: Namespaced
-  names: {kind: Thing, plural: things, shortNames: [th]}
-  versions:
-  - name: v1
-    served: true
-    storage: true
-    subresources: {status: {}}
-    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-    additionalPrinterColumns: [{name: Size, type: integer, jsonPath: .spec.size}]
-";
-
-#[track_caller]
-fn holds(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is not in:\n{text}");
-    }
-}
 
 #[test]
 fn apply_twice_and_change() {
@@ -206,22 +182,6 @@ fn invalid_objects_are_refused() {
     holds(&cluster.refused("admin", "create ns other", ""), &["reads JSON only", "kubectl apply -f -"]);
     let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 1}]}";
     holds(&cluster.refused("admin", "apply -f -", service), &["provided IP is already allocated"]);
-}
-
-#[test]
-fn custom_resources() {
-    let cluster = Cluster::start();
-    cluster.kubectl_with("apply -f -", DEFINITION);
-    cluster.kubectl("wait --for=condition=Established crd/things.example.io --timeout=10s");
-    let thing = "apiVersion: example.io/v1\nkind: Thing\nmetadata: {name: one}\nspec: {size: 3}\n";
-    holds(&cluster.kubectl_with("apply -f -", thing), &["thing.example.io/one created"]);
-    holds(&cluster.kubectl_with("apply -f -", &thing.replace('3', "4")), &["configured"]);
-    holds(&cluster.kubectl("get th"), &["SIZE", "one", "4"]);
-    assert_eq!(cluster.kubectl("get th one -o jsonpath={.metadata.generation}"), "2");
-    cluster.kubectl(r#"patch th one --subresource=status --type=merge -p '{"status":{"ok":true}}'"#);
-    assert_eq!(cluster.kubectl("get th one -o jsonpath={.status.ok}{.metadata.generation}"), "true2");
-    cluster.kubectl("delete crd things.example.io");
-    holds(&cluster.refused("admin", "get th", ""), &["could not find the requested resource"]);
 }
 
 #[test]

@@ -51,7 +51,7 @@ impl Cluster {
     pub(super) fn created(&mut self, kind: &Kind, object: &Arc<Value>) {
         match kind.kind.as_str() {
             "Namespace" => self.furnish_namespace(meta::name(object)),
-            "CustomResourceDefinition" => self.kinds.define(object),
+            "CustomResourceDefinition" => self.settle_definitions(meta::text(object, "/spec/group")),
             _ => {}
         }
         let owners: Vec<&str> = meta::items(object, "/metadata/ownerReferences")
@@ -66,7 +66,7 @@ impl Cluster {
     /// What a changed object brings about.
     pub(super) fn replaced(&mut self, kind: &Kind, object: &Value) {
         if kind.kind == "CustomResourceDefinition" {
-            self.kinds.define(object);
+            self.settle_definitions(meta::text(object, "/spec/group"));
         }
         self.remove_if_released(kind, object);
     }

@@ -1,12 +1,13 @@
 //! What follows from a deletion: grace for pods, finalizers, dependents of a deleted owner, the content of a
 //! namespace, the resources of a definition.
-//! **Invariant:** an object with finalizers is never removed, except with its CustomResourceDefinition.
+//! **Invariant:** an object with finalizers is never removed.
 
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::cluster::{Cluster, Deletion};
+use super::definition::DEFINITIONS;
 use super::kinds::Kind;
 use super::meta;
 use super::status::Status;
@@ -35,8 +36,10 @@ impl Cluster {
         if deletion.orphan {
             self.orphan_dependents(meta::uid(&object));
         }
-        if kind.kind == "Namespace" {
-            return Ok(self.delete_namespace(kind, &object));
+        match kind.resource().as_str() {
+            "namespaces" => return Ok(self.delete_namespace(kind, &object)),
+            DEFINITIONS => return Ok(self.delete_definition(&object)),
+            _ => {}
         }
         let grace = if kind.kind == "Pod" { pod_grace(&object, deletion.grace) } else { 0 };
         if grace == 0 && !meta::has_finalizers(&object) {
@@ -48,12 +51,12 @@ impl Cluster {
     /// Removes what waited only for this change.
     pub(super) fn remove_if_released(&mut self, kind: &Kind, object: &Value) {
         let grace = object["metadata"]["deletionGracePeriodSeconds"].as_u64().unwrap_or(0);
-        if meta::is_terminating(object)
-            && !meta::has_finalizers(object)
-            && kind.kind != "Namespace"
-            && grace == 0
-        {
-            self.remove(kind, object);
+        if meta::is_terminating(object) && !meta::has_finalizers(object) && grace == 0 {
+            match kind.resource().as_str() {
+                "namespaces" => self.finish_namespace(meta::name(object)),
+                DEFINITIONS => self.finish_definition(meta::name(object)),
+                _ => drop(self.remove(kind, object)),
+            }
         }
     }
 
@@ -80,17 +83,17 @@ impl Cluster {
 
     fn remove(&mut self, kind: &Kind, object: &Value) -> Arc<Value> {
         let (namespace, name) = (meta::namespace(object), meta::name(object));
-        if kind.kind == "CustomResourceDefinition" {
-            self.remove_custom_resources(name);
-        }
         let last = self.store.remove(&kind.resource(), namespace, name);
         self.collect_dependents(meta::uid(object));
         self.finish_namespace(namespace);
+        if kind.custom.is_some() {
+            self.finish_definition(&kind.resource());
+        }
         last.unwrap_or_else(|| Arc::new(object.clone()))
     }
 
     /// Background garbage collection: dependents go when no owner is left.
-    fn collect_dependents(&mut self, owner: &str) {
+    pub(super) fn collect_dependents(&mut self, owner: &str) {
         for (kind, object) in self.dependents(owner) {
             let mut owners = meta::items(&object, "/metadata/ownerReferences");
             if !owners.any(|reference| self.is_alive(meta::text(reference, "/uid"))) {
@@ -148,16 +151,6 @@ impl Cluster {
             self.store.remove("namespaces", "", name);
             self.collect_dependents(meta::uid(&namespace));
         }
-    }
-
-    /// `definition` is named as its resource is stored: `plural.group`.
-    fn remove_custom_resources(&mut self, definition: &str) {
-        let objects: Vec<_> = self.store.list(definition, None).cloned().collect();
-        for object in objects {
-            self.store.remove(definition, meta::namespace(&object), meta::name(&object));
-            self.collect_dependents(meta::uid(&object));
-        }
-        self.kinds.forget(definition);
     }
 }
 

@@ -116,8 +116,8 @@ impl Client {
         selector: Selector,
         version: Option<u64>,
     ) -> Result<Watch, Status> {
-        let resource = named(&self.shared.cluster(), kind)?.resource();
-        let scope = Scope { resource, namespace: namespace.map(str::to_owned), selector, user: None };
+        let kind = named(&self.shared.cluster(), kind)?;
+        let scope = Scope { kind, namespace: namespace.map(str::to_owned), selector, user: None };
         Ok(Watch::new(self.shared.clone(), scope, version))
     }
 

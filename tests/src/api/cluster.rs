@@ -11,7 +11,7 @@ use super::kinds::{Kind, Kinds};
 use super::patch::{Patch, PatchKind};
 use super::status::Status;
 use super::store::Store;
-use super::{bootstrap, defaults, meta, schema, validate};
+use super::{bootstrap, defaults, definition, meta, schema, validate};
 
 /// The state of the cluster.
 pub(super) struct Cluster {
@@ -83,7 +83,7 @@ impl Cluster {
         write: Write,
     ) -> Result<Arc<Value>, Status> {
         check_type(kind, &mut object)?;
-        schema::check(kind, &object, write.strict)?;
+        schema::check(kind, &mut object, write.strict)?;
         set_metadata(kind, namespace, &mut object)?;
         if kind.status && kind.kind != "Node" {
             meta::map(&mut object).remove("status");
@@ -91,12 +91,14 @@ impl Cluster {
         defaults::apply(kind, &mut object);
         defaults::on_create(kind, &mut object);
         self.check_namespace(kind, &object)?;
+        self.check_definition(kind)?;
         self.admit(kind, &mut object)?;
         validate::check(kind, &object, None)?;
         let name = meta::name(&object);
         if self.store.get(&kind.resource(), namespace, name).is_some() {
             return Err(Status::already_exists(&kind.plural, &kind.group, name));
         }
+        definition::to_storage(kind, &mut object);
         if write.dry_run {
             return Ok(Arc::new(object));
         }
@@ -116,7 +118,7 @@ impl Cluster {
     ) -> Result<Arc<Value>, Status> {
         let old = self.get(kind, place.0, place.1)?;
         check_type(kind, &mut object)?;
-        schema::check(kind, &object, write.strict)?;
+        schema::check(kind, &mut object, write.strict)?;
         check_preconditions(kind, place, &old, &object)?;
         let mut new = match part {
             Part::Whole => whole(kind, &old, object),
@@ -128,6 +130,7 @@ impl Cluster {
             let generation = old["metadata"]["generation"].as_u64().unwrap_or(0);
             new["metadata"]["generation"] = (generation + 1).into();
         }
+        definition::to_storage(kind, &mut new);
         if *old == new {
             return Ok(old);
         }
@@ -158,7 +161,7 @@ impl Cluster {
             }
             found => found?,
         };
-        let new = patch.apply(&old, kind.custom)?;
+        let new = patch.apply(&definition::serve(kind, &old), kind.custom.is_some())?;
         self.replace(kind, place, part, new, write)
     }
 }
@@ -171,9 +174,7 @@ fn check_type(kind: &Kind, object: &mut Value) -> Result<(), Status> {
     meta::default(object, "apiVersion", kind.api_version());
     meta::default(object, "kind", kind.kind.clone());
     let (version, name) = (meta::text(object, "/apiVersion"), meta::text(object, "/kind"));
-    // A custom resource may be stored in another of its versions.
-    let same_group = kind.custom && version.rsplit_once('/').is_some_and(|(group, _)| group == kind.group);
-    if version != kind.api_version() && !same_group {
+    if version != kind.api_version() {
         return Err(Status::bad_request(format!(
             "the API version in the data ({version}) does not match the expected API version ({})",
             kind.api_version()

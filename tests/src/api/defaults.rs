@@ -3,13 +3,14 @@
 
 use serde_json::{Value, json};
 
+use super::definition;
 use super::kinds::Kind;
 use super::meta::{self, default};
 
 /// Fills in what the user left out.
 pub(super) fn apply(kind: &Kind, object: &mut Value) {
-    if kind.custom {
-        return;
+    if let Some(custom) = &kind.custom {
+        return custom.fill(object);
     }
     let spec = "spec";
     match kind.kind.as_str() {
@@ -59,19 +60,20 @@ pub(super) fn apply(kind: &Kind, object: &mut Value) {
             }
         }
         "RoleBinding" | "ClusterRoleBinding" => binding(object),
-        "CustomResourceDefinition" => definition(object),
+        "CustomResourceDefinition" => define(object),
         _ => {}
     }
 }
 
 /// What a new object starts with; later writes may remove it.
 pub(super) fn on_create(kind: &Kind, object: &mut Value) {
-    if kind.custom {
+    if kind.custom.is_some() {
         return;
     }
     match kind.kind.as_str() {
         "Pod" => object["status"] = json!({"phase": "Pending", "qosClass": qos_class(object)}),
         "Service" => object["status"] = json!({"loadBalancer": {}}),
+        "CustomResourceDefinition" => object["status"] = definition::first_status(object),
         "Deployment" | "ReplicaSet" | "Job" | "CronJob" => object["status"] = json!({}),
         "DaemonSet" => {
             object["status"] = json!({
@@ -155,29 +157,12 @@ fn binding(object: &mut Value) {
     }
 }
 
-fn definition(object: &mut Value) {
+fn define(object: &mut Value) {
     let kind = meta::text(object, "/spec/names/kind").to_owned();
     let names = &mut object["spec"]["names"];
     default(names, "singular", kind.to_lowercase());
     default(names, "listKind", format!("{kind}List"));
     default(&mut object["spec"], "conversion", json!({"strategy": "None"}));
-    let accepted = object["spec"]["names"].clone();
-    let stored: Vec<Value> = meta::items(object, "/spec/versions")
-        .filter(|version| version["storage"].as_bool() == Some(true))
-        .map(|version| version["name"].clone())
-        .collect();
-    let condition = |condition: &str, reason: &str, message: &str| {
-        let since = meta::text(object, "/metadata/creationTimestamp");
-        json!({
-            "type": condition, "status": "True", "reason": reason, "message": message,
-            "lastTransitionTime": since,
-        })
-    };
-    let conditions = [
-        condition("NamesAccepted", "NoConflicts", "no conflicts found"),
-        condition("Established", "InitialNamesAccepted", "the initial names have been accepted"),
-    ];
-    object["status"] = json!({"acceptedNames": accepted, "storedVersions": stored, "conditions": conditions});
 }
 
 fn pod_spec(spec: &mut Value) {

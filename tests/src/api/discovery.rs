@@ -1,12 +1,12 @@
-//! Discovery: which groups, versions and kinds there are, in the classic form and aggregated; and enough of
-//! OpenAPI for `kubectl` to see that this server validates fields itself.
+//! Discovery: which groups, versions and kinds there are, in the classic form and aggregated.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::kinds::{Kind, Kinds};
+use super::kinds::{Kind, Kinds, priority};
+use super::openapi;
 
 /// A document and its content type, for a path outside the resources.
 pub(super) struct Document {
@@ -59,9 +59,9 @@ pub(super) fn document(kinds: &Kinds, path: &str, accept: &str) -> Option<Docume
         (["api", version], _) => resources(kinds, "", version).and_then(plain),
         (["apis", name, version], _) => resources(kinds, name, version).and_then(plain),
         (["version"], _) => plain(version()),
-        (["openapi", "v3"], _) => plain(openapi_index(kinds)),
-        (["openapi", "v3", "api", version], _) => openapi(kinds, "", version).and_then(plain),
-        (["openapi", "v3", "apis", name, version], _) => openapi(kinds, name, version).and_then(plain),
+        (["openapi", "v3"], _) => plain(openapi::index(kinds)),
+        (["openapi", "v3", "api", version], _) => openapi::group(kinds, "", version).and_then(plain),
+        (["openapi", "v3", "apis", name, version], _) => openapi::group(kinds, name, version).and_then(plain),
         _ => None,
     }
 }
@@ -83,6 +83,9 @@ fn groups(kinds: &Kinds) -> BTreeMap<String, Vec<String>> {
             versions.push(kind.version.clone());
         }
     }
+    for versions in groups.values_mut() {
+        versions.sort_by(|a, b| priority(b).cmp(&priority(a)).then(a.cmp(b)));
+    }
     groups
 }
 
@@ -97,7 +100,8 @@ fn group(name: &str, versions: &[String]) -> Value {
     })
 }
 
-fn of_version<'a>(kinds: &'a Kinds, group: &'a str, version: &'a str) -> Vec<&'a Arc<Kind>> {
+/// The kinds of one version of a group.
+pub(super) fn of_version<'a>(kinds: &'a Kinds, group: &'a str, version: &'a str) -> Vec<&'a Arc<Kind>> {
     kinds.all().filter(|kind| kind.group == group && kind.version == version).collect()
 }
 
@@ -114,7 +118,7 @@ fn subresources(kind: &Kind) -> Vec<Subresource> {
     if kind.status {
         found.push(own("status", READ_WRITE));
     }
-    if kind.scale {
+    if kind.scale.is_some() {
         found.push(other("scale", "autoscaling", "Scale", READ_WRITE));
     }
     match kind.resource().as_str() {
@@ -201,45 +205,6 @@ fn aggregated_resource(kind: &Kind) -> Value {
     })
 }
 
-fn openapi_index(kinds: &Kinds) -> Value {
-    let mut paths = serde_json::Map::new();
-    for kind in kinds.all() {
-        let start = if kind.group.is_empty() { "api" } else { "apis" };
-        let path = format!("{start}/{}", kind.api_version());
-        let url = format!("/openapi/v3/{path}");
-        paths.insert(path, json!({"serverRelativeURL": url}));
-    }
-    json!({"paths": paths})
-}
-
-/// Just the PATCH operations: their parameter `fieldValidation` tells `kubectl` to leave validation to us.
-fn openapi(kinds: &Kinds, group: &str, version: &str) -> Option<Value> {
-    let served = of_version(kinds, group, version);
-    if served.is_empty() {
-        return None;
-    }
-    let mut paths = serde_json::Map::new();
-    for kind in served.into_iter().filter(|kind| !kind.review) {
-        let start = if group.is_empty() { "/api" } else { "/apis" };
-        let scope = if kind.namespaced { "/namespaces/{namespace}" } else { "" };
-        let path = format!("{start}/{}{scope}/{}/{{name}}", kind.api_version(), kind.plural);
-        let parameters: Vec<Value> = ["dryRun", "fieldManager", "fieldValidation"]
-            .iter()
-            .map(|name| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}}))
-            .collect();
-        let patch = json!({
-            "operationId": format!("patch{}{}", if kind.namespaced { "Namespaced" } else { "" }, kind.kind),
-            "parameters": parameters,
-            "responses": {"200": {"description": "OK"}},
-            "x-kubernetes-action": "patch",
-            "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind.kind},
-        });
-        paths.insert(path, json!({"patch": patch}));
-    }
-    let info = json!({"title": "Kubernetes", "version": "v1.33.0"});
-    Some(json!({"openapi": "3.0.0", "info": info, "paths": paths, "components": {"schemas": {}}}))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -250,17 +215,27 @@ mod tests {
     #[test]
     fn definitions_add_to_discovery() {
         let mut kinds = Kinds::new();
+        let version = |name: &str, served: bool| {
+            let schema = json!({"openAPIV3Schema": {"type": "object"}});
+            json!({"name": name, "served": served, "storage": name == "v1", "schema": schema})
+        };
         assert!(document(&kinds, "/apis/x.io/v1", "").is_none());
         kinds.define(&json!({
             "metadata": {"name": "things.x.io"},
             "spec": {
-                "group": "x.io", "scope": "Namespaced", "names": {"kind": "Thing", "plural": "things"},
-                "versions": [{"name": "v1", "served": true, "storage": true}, {"name": "v0", "served": false}],
+                "group": "x.io", "scope": "Namespaced",
+                "versions": [
+                    version("v1beta1", true), version("v1", true), version("v2alpha1", true), version("v0", false),
+                ],
             },
+            "status": {"acceptedNames": {"kind": "Thing", "plural": "things"}},
         }));
         let list = document(&kinds, "/apis/x.io/v1", "").unwrap().body;
         assert_eq!(list["resources"][0]["kind"], "Thing");
         assert!(document(&kinds, "/apis/x.io/v0", "").is_none());
+        let group = document(&kinds, "/apis/x.io", "").unwrap().body;
+        let versions = group["versions"].as_array().unwrap().iter().map(|version| &version["version"]);
+        assert_eq!(versions.collect::<Vec<_>>(), ["v1", "v1beta1", "v2alpha1"]);
         kinds.forget("things.x.io");
         assert!(document(&kinds, "/apis/x.io", "").is_none());
     }

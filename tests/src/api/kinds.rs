@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::definition::Custom;
+use super::jsonpath::Path;
 use super::meta;
 
 /// What the server knows of one kind in one version.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(super) struct Kind {
     pub(super) group: String,
     pub(super) version: String,
@@ -22,16 +24,25 @@ pub(super) struct Kind {
     pub(super) namespaced: bool,
     /// Has the subresource `status`.
     pub(super) status: bool,
-    /// Has the subresource `scale`.
-    pub(super) scale: bool,
+    /// The subresource `scale`, if it has one.
+    pub(super) scale: Option<Scale>,
     /// Counts changes outside metadata and status in `metadata.generation`.
     pub(super) generation: bool,
     /// Only a question to the server: created, answered, never stored.
     pub(super) review: bool,
     /// `additionalPrinterColumns` of a custom resource.
     pub(super) columns: Vec<Value>,
-    /// Comes from a CustomResourceDefinition.
-    pub(super) custom: bool,
+    /// What a CustomResourceDefinition says of it; none for a built-in kind.
+    pub(super) custom: Option<Arc<Custom>>,
+}
+
+/// Where the numbers of a `Scale` are in an object, as JSON pointers.
+#[derive(Clone, Debug)]
+pub(super) struct Scale {
+    pub(super) wanted: String,
+    pub(super) running: String,
+    /// A label selector as text; a built-in kind makes it of `spec.selector`.
+    pub(super) selector: Option<String>,
 }
 
 impl Kind {
@@ -64,11 +75,15 @@ impl Kind {
             categories: if row.all { vec!["all".to_owned()] } else { Vec::new() },
             namespaced: row.namespaced,
             status: row.status,
-            scale: row.scale,
+            scale: row.scale.then(|| Scale {
+                wanted: "/spec/replicas".to_owned(),
+                running: "/status/replicas".to_owned(),
+                selector: None,
+            }),
             generation: row.generation,
             review: row.review,
             columns: Vec::new(),
-            custom: false,
+            custom: None,
         }
     }
 }
@@ -130,12 +145,22 @@ impl Kinds {
         self.all().find(|kind| kind.resource() == resource).cloned()
     }
 
-    /// Serves the versions of a CustomResourceDefinition, in place of what it said before.
+    /// Whether this kind is still served, by the same definition.
+    pub(super) fn serves(&self, kind: &Kind) -> bool {
+        let uid = |kind: &Kind| kind.custom.as_ref().map(|custom| custom.uid.clone());
+        let found = self.find(&kind.group, &kind.version, &kind.plural);
+        found.is_some_and(|found| uid(&found) == uid(kind))
+    }
+
+    /// Serves the versions of a CustomResourceDefinition, in place of what it said before: the stable and the newest
+    /// first.
     pub(super) fn define(&mut self, definition: &Value) {
-        let versions = meta::items(definition, "/spec/versions")
+        let mut versions: Vec<Arc<Kind>> = meta::items(definition, "/spec/versions")
             .filter(|version| version["served"].as_bool() == Some(true))
-            .map(|version| Arc::new(custom(definition, version)))
+            .filter_map(|version| custom(definition, version).map(Arc::new))
             .collect();
+        versions
+            .sort_by(|a, b| priority(&b.version).cmp(&priority(&a.version)).then(a.version.cmp(&b.version)));
         self.custom.insert(meta::name(definition).to_owned(), versions);
     }
 
@@ -145,17 +170,40 @@ impl Kinds {
     }
 }
 
-fn custom(definition: &Value, version: &Value) -> Kind {
-    let names = |field: &str| meta::text(definition, &format!("/spec/names/{field}")).to_owned();
+/// Stable before beta before alpha, then by the numbers; other names come last.
+/// Reference: `k8s.io/apimachinery/pkg/version`.
+pub(super) fn priority(version: &str) -> (u8, u32, u32) {
+    let parse = |version: &str| -> Option<(u8, u32, u32)> {
+        let rest = version.strip_prefix('v')?;
+        for (stage, rank) in [("alpha", 1), ("beta", 2)] {
+            if let Some((major, minor)) = rest.split_once(stage) {
+                return Some((rank, major.parse().ok()?, minor.parse().ok()?));
+            }
+        }
+        Some((3, rest.parse().ok()?, 0))
+    };
+    parse(version).unwrap_or_default()
+}
+
+fn custom(definition: &Value, version: &Value) -> Option<Kind> {
+    let names = |field: &str| meta::text(definition, &format!("/status/acceptedNames/{field}")).to_owned();
     let words = |field: &str| {
-        meta::items(definition, &format!("/spec/names/{field}"))
+        meta::items(definition, &format!("/status/acceptedNames/{field}"))
             .filter_map(Value::as_str)
             .map(str::to_owned)
             .collect()
     };
     let kind = names("kind");
     let singular = names("singular");
-    Kind {
+    let scale = version.pointer("/subresources/scale").and_then(|scale| {
+        let pointer = |field: &str| Path::parse(meta::text(scale, &format!("/{field}"))).ok()?.pointer();
+        Some(Scale {
+            wanted: pointer("specReplicasPath")?,
+            running: pointer("statusReplicasPath")?,
+            selector: pointer("labelSelectorPath"),
+        })
+    });
+    Some(Kind {
         group: meta::text(definition, "/spec/group").to_owned(),
         version: meta::text(version, "/name").to_owned(),
         plural: names("plural"),
@@ -165,12 +213,12 @@ fn custom(definition: &Value, version: &Value) -> Kind {
         categories: words("categories"),
         namespaced: meta::text(definition, "/spec/scope") == "Namespaced",
         status: version.pointer("/subresources/status").is_some(),
-        scale: false,
+        scale,
         generation: true,
         review: false,
         columns: meta::items(version, "/additionalPrinterColumns").cloned().collect(),
-        custom: true,
-    }
+        custom: Some(Arc::new(Custom::new(definition, version)?)),
+    })
 }
 
 /// One built-in kind; all are version v1 of their group.

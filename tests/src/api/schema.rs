@@ -1,6 +1,6 @@
 //! Types of fields: an object of a built-in kind is decoded as its k8s-openapi type and encoded again. What does
-//! not decode is refused; what is lost on the way is a field that the kind does not have.
-//! Custom resources are schemaless here.
+//! not decode is refused; what is lost on the way is a field that the kind does not have, and is dropped.
+//! For custom resources the definition's schema says which fields there are.
 
 use k8s_openapi::api;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions;
@@ -9,9 +9,10 @@ use serde_json::Value;
 
 use super::kinds::Kind;
 use super::status::Status;
+use super::structure::below;
 
-/// Refuses an object with fields of wrong types and, if `strict`, with unknown ones.
-pub(super) fn check(kind: &Kind, object: &Value, strict: bool) -> Result<(), Status> {
+/// Refuses an object with fields of wrong types. Unknown fields are dropped, or refused if `strict`.
+pub(super) fn check(kind: &Kind, object: &mut Value, strict: bool) -> Result<(), Status> {
     let wrong = |why: String| {
         Status::bad_request(format!(
             "{} in version \"{}\" cannot be handled as a {}: {why}",
@@ -21,33 +22,22 @@ pub(super) fn check(kind: &Kind, object: &Value, strict: bool) -> Result<(), Sta
     if !object["metadata"].is_object() && !object["metadata"].is_null() {
         return Err(wrong("metadata is no object".to_owned()));
     }
-    let Some(decoded) = round_trip(kind, object) else { return check_metadata(object).map_err(wrong) };
-    let decoded = decoded.map_err(wrong)?;
-    if !strict {
-        return Ok(());
-    }
     let mut unknown = Vec::new();
-    find_lost(object, &decoded, String::new(), &mut unknown);
-    if unknown.is_empty() {
+    if let Some(custom) = &kind.custom {
+        unknown = custom.prune(object).map_err(wrong)?;
+    } else if let Some(decoded) = round_trip(kind, object) {
+        drop_lost(object, &decoded.map_err(wrong)?, "", &mut unknown);
+    }
+    if !strict || unknown.is_empty() {
         return Ok(());
     }
-    Err(wrong(format!("strict decoding error: {}", unknown.join(", "))))
-}
-
-/// Metadata is typed also where the rest is not.
-fn check_metadata(object: &Value) -> Result<(), String> {
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-    match object.get("metadata") {
-        Some(metadata) => again::<ObjectMeta>(metadata).map(drop),
-        None => Ok(()),
-    }
+    unknown.sort();
+    let told: Vec<String> = unknown.iter().map(|field| format!("unknown field \"{field}\"")).collect();
+    Err(wrong(format!("strict decoding error: {}", told.join(", "))))
 }
 
 /// The object as its type sees it; none when the kind has no type.
 fn round_trip(kind: &Kind, object: &Value) -> Option<Result<Value, String>> {
-    if kind.custom {
-        return None;
-    }
     Some(match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Namespace") => again::<api::core::v1::Namespace>(object),
         ("", "Node") => again::<api::core::v1::Node>(object),
@@ -80,21 +70,24 @@ fn again<T: DeserializeOwned + Serialize>(object: &Value) -> Result<Value, Strin
     serde_json::to_value(typed).map_err(|error| error.to_string())
 }
 
-/// Fields of `given` that `decoded` does not have. Null and absent are the same.
-fn find_lost(given: &Value, decoded: &Value, path: String, lost: &mut Vec<String>) {
+/// Drops fields of `given` that `decoded` does not have, and lists their paths. Null and absent are the same.
+fn drop_lost(given: &mut Value, decoded: &Value, path: &str, lost: &mut Vec<String>) {
     match (given, decoded) {
-        (Value::Object(given), Value::Object(decoded)) => {
-            for (key, value) in given.iter().filter(|(_, value)| !value.is_null()) {
-                let below = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                match decoded.get(key) {
-                    Some(kept) => find_lost(value, kept, below, lost),
-                    None => lost.push(format!("unknown field \"{below}\"")),
+        (Value::Object(given), Value::Object(decoded)) => given.retain(|key, value| {
+            let below = below(path, key);
+            match decoded.get(key) {
+                Some(kept) => drop_lost(value, kept, &below, lost),
+                None if value.is_null() => {}
+                None => {
+                    lost.push(below);
+                    return false;
                 }
             }
-        }
+            true
+        }),
         (Value::Array(given), Value::Array(decoded)) => {
-            for (index, (value, kept)) in given.iter().zip(decoded).enumerate() {
-                find_lost(value, kept, format!("{path}[{index}]"), lost);
+            for (index, (value, kept)) in given.iter_mut().zip(decoded).enumerate() {
+                drop_lost(value, kept, &format!("{path}[{index}]"), lost);
             }
         }
         _ => {}
@@ -110,7 +103,7 @@ mod tests {
 
     fn refusal(object: &Value) -> String {
         let kind = Kinds::new().of_object(object).unwrap();
-        check(&kind, object, true).map_or_else(|status| status.message, |()| String::new())
+        check(&kind, &mut object.clone(), true).map_or_else(|status| status.message, |()| String::new())
     }
 
     #[test]
@@ -127,6 +120,9 @@ mod tests {
         assert_eq!(refusal(&pod), "");
         pod["spec"]["containers"][0]["imagee"] = "x".into();
         assert!(refusal(&pod).contains("unknown field \"spec.containers[0].imagee\""), "{}", refusal(&pod));
+        let mut lenient = pod.clone();
+        check(&Kinds::new().of_object(&pod).unwrap(), &mut lenient, false).unwrap();
+        assert_eq!(lenient["spec"]["containers"][0].get("imagee"), None);
         pod["spec"]["containers"][0]["ports"] = json!("80");
         assert!(refusal(&pod).contains("cannot be handled as a Pod"), "{}", refusal(&pod));
         pod["metadata"] = json!("a");

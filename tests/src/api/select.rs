@@ -79,6 +79,20 @@ impl Selector {
     }
 }
 
+/// As `kubectl -l` takes the labels.
+impl std::fmt::Display for Selector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let part = |Requirement { key, rule }: &Requirement| match rule {
+            Rule::In(values) if values.len() == 1 => format!("{key}={}", values[0]),
+            Rule::In(values) => format!("{key} in ({})", values.join(",")),
+            Rule::NotIn(values) => format!("{key} notin ({})", values.join(",")),
+            Rule::Exists => key.clone(),
+            Rule::Missing => format!("!{key}"),
+        };
+        f.write_str(&self.labels.iter().map(part).collect::<Vec<_>>().join(","))
+    }
+}
+
 impl Requirement {
     fn matches(&self, labels: &Value) -> bool {
         let value = labels.get(&self.key).and_then(Value::as_str);
@@ -243,5 +257,6 @@ mod tests {
         });
         assert!(Selector::of_label_selector(&selector).matches(&pod()));
         assert!(!Selector::of_labels(&json!({"app": "web", "tier": "back"})).matches(&pod()));
+        assert_eq!(Selector::of_label_selector(&selector).to_string(), "app=web,tier notin (back)");
     }
 }

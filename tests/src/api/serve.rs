@@ -19,7 +19,7 @@ use super::select::Selector;
 use super::status::Status;
 use super::table::{self, Include};
 use super::token::User;
-use super::{discovery, review, stream, subresource};
+use super::{definition, discovery, review, stream, subresource};
 
 /// Largest body read, in bytes, as the real server's.
 const LARGEST_BODY: usize = 3 << 20;
@@ -180,7 +180,7 @@ impl Call<'_> {
 
     /// One object in the form asked for.
     pub(super) fn one(&self, code: u16, object: &Value) -> Result<Response<Body>, Status> {
-        let object = in_version(&self.kind, object);
+        let object = definition::serve(&self.kind, object);
         if table::is_wanted(&self.accept) {
             let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
             let table = table::table(&self.kind, [&object].into_iter(), metadata, self.include());
@@ -220,7 +220,7 @@ impl Call<'_> {
                 metadata["continue"] = Page::after(last, version).into();
             }
         }
-        let objects = selected.iter().map(|object| in_version(&self.kind, object));
+        let objects = selected.iter().map(|object| definition::serve(&self.kind, object));
         if table::is_wanted(&self.accept) {
             let objects: Vec<Value> = objects.collect();
             let table = table::table(&self.kind, objects.iter(), metadata, self.include());
@@ -326,15 +326,6 @@ impl Call<'_> {
         let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"});
         Ok(respond_json(200, JSON, &status))
     }
-}
-
-/// The object as its kind's version calls it. Versions of a custom resource differ only in name here.
-pub(super) fn in_version(kind: &Kind, object: &Value) -> Value {
-    let mut object = object.clone();
-    if kind.custom {
-        object["apiVersion"] = kind.api_version().into();
-    }
-    object
 }
 
 /// Where a list goes on: behind an object, at the version of its first page.

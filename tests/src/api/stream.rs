@@ -15,10 +15,11 @@ use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Availability;
+use super::definition;
 use super::http::Body;
 use super::kinds::Kind;
 use super::select::Selector;
-use super::serve::{Call, in_version};
+use super::serve::Call;
 use super::status::Status;
 use super::table::{self, Include};
 use super::watch::{Event, Scope, Watch};
@@ -59,8 +60,7 @@ pub(super) fn watch(
     let initial = query.flag("sendInitialEvents");
     let from = query.number("resourceVersion")?.filter(|version| *version != 0 && !initial);
     let newest = shared.cluster().store.version();
-    let resource = call.kind.resource();
-    let scope = Scope { resource, namespace, selector, user: Some(call.user.name.clone()) };
+    let scope = Scope { kind: call.kind.clone(), namespace, selector, user: Some(call.user.name.clone()) };
     let seconds = query.number("timeoutSeconds")?.filter(|seconds| *seconds > 0).unwrap_or(LONGEST);
     let mut stream = Stream {
         watch: Watch::new(shared.clone(), scope, from),
@@ -100,7 +100,11 @@ impl Stream {
             return Some(self.bookmark(true));
         }
         match self.step().await? {
-            Step::Event(event) => Some(self.line(event.kind.name(), &in_version(&self.kind, &event.object))),
+            Step::Event(event) => {
+                Some(self.line(event.kind.name(), &definition::serve(&self.kind, &event.object)))
+            }
+            // Its definition is gone, so nothing more can come.
+            Step::Error(status) if status.is_not_found() => None,
             Step::Error(status) => Some(self.error(&status)),
             Step::Idle => Some(self.bookmark(false)),
         }

@@ -6,11 +6,13 @@ use serde_json::{Value, json};
 
 use super::cluster::{Deletion, Part, Write};
 use super::http::{Body, json as respond_json, respond};
+use super::kinds::Scale;
 use super::meta;
 use super::patch::{Patch, PatchKind};
-use super::review;
+use super::select::Selector;
 use super::serve::Call;
 use super::status::Status;
+use super::{definition, review};
 
 const JSON: &str = "application/json";
 
@@ -18,8 +20,9 @@ pub(super) fn answer(call: &Call<'_>) -> Result<Response<Body>, Status> {
     let attributes = &call.request.attributes;
     let wanted = (call.kind.resource(), attributes.subresource.as_str(), attributes.verb.as_str());
     match (wanted.0.as_str(), wanted.1, wanted.2) {
-        (_, "scale", "get") if call.kind.scale => Ok(respond_json(200, JSON, &scale_of(&*call.stored()?))),
-        (_, "scale", "update" | "patch") if call.kind.scale => scale(call),
+        (_, "scale", verb @ ("get" | "update" | "patch")) => {
+            scale(call, verb, call.kind.scale.as_ref().ok_or_else(Status::unknown_path)?)
+        }
         ("serviceaccounts", "token", "create") => token(call),
         ("pods", "eviction", "create") => evict(call),
         ("pods", "binding", "create") => bind(call),
@@ -33,34 +36,38 @@ pub(super) fn answer(call: &Call<'_>) -> Result<Response<Body>, Status> {
     }
 }
 
-fn scale_of(object: &Value) -> Value {
-    let labels = object["spec"]["selector"]["matchLabels"].as_object().into_iter().flatten();
-    let selector: Vec<String> =
-        labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+fn scale_of(paths: &Scale, object: &Value) -> Value {
+    let selector = match &paths.selector {
+        Some(path) => meta::text(object, path).to_owned(),
+        None => Selector::of_label_selector(&object["spec"]["selector"]).to_string(),
+    };
     let own = &object["metadata"];
+    let number = |path: &str| object.pointer(path).and_then(Value::as_u64).unwrap_or(0);
     json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1",
         "metadata": {
             "name": own["name"], "namespace": own["namespace"], "uid": own["uid"],
             "resourceVersion": own["resourceVersion"], "creationTimestamp": own["creationTimestamp"],
         },
-        "spec": {"replicas": object["spec"]["replicas"]},
-        "status": {
-            "replicas": object.pointer("/status/replicas").and_then(Value::as_u64).unwrap_or(0),
-            "selector": selector.join(","),
-        },
+        "spec": {"replicas": number(&paths.wanted)},
+        "status": {"replicas": number(&paths.running), "selector": selector},
     })
 }
 
-fn scale(call: &Call<'_>) -> Result<Response<Body>, Status> {
-    let new = if call.request.attributes.verb == "patch" {
-        call.patch_body()?.apply(&scale_of(&*call.stored()?), false)?
-    } else {
-        call.object()?
+fn scale(call: &Call<'_>, verb: &str, paths: &Scale) -> Result<Response<Body>, Status> {
+    let old = scale_of(paths, &definition::serve(&call.kind, &*call.stored()?));
+    let new = match verb {
+        "get" => return Ok(respond_json(200, JSON, &old)),
+        "patch" => call.patch_body()?.apply(&old, false)?,
+        _ => call.object()?,
     };
     let replicas = new.pointer("/spec/replicas").and_then(Value::as_u64);
     let replicas = replicas.ok_or_else(|| Status::bad_request("a Scale has a number as spec.replicas"))?;
-    let mut body = json!({"spec": {"replicas": replicas}});
+    let mut body =
+        paths.wanted.rsplit('/').filter(|name| !name.is_empty()).fold(json!(replicas), |value, name| {
+            let name = name.replace("~1", "/").replace("~0", "~");
+            json!({name: value})
+        });
     let version = meta::text(&new, "/metadata/resourceVersion");
     if !version.is_empty() {
         body["metadata"] = json!({"resourceVersion": version});
@@ -69,7 +76,7 @@ fn scale(call: &Call<'_>) -> Result<Response<Body>, Status> {
     let scaled = call.server.shared.change(|cluster| {
         cluster.patch(&call.kind, (call.namespace(), call.name()), Part::Whole, &patch, Write::default())
     })?;
-    Ok(respond_json(200, JSON, &scale_of(&scaled)))
+    Ok(respond_json(200, JSON, &scale_of(paths, &definition::serve(&call.kind, &scaled))))
 }
 
 fn token(call: &Call<'_>) -> Result<Response<Body>, Status> {

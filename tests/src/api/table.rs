@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::columns::{self, Column};
+use super::jsonpath::Path;
 use super::kinds::Kind;
 use super::meta::text;
 
@@ -38,7 +39,7 @@ pub(super) fn table<'a>(
     metadata: Value,
     include: Include,
 ) -> Value {
-    let rows: Vec<Value> = if kind.custom {
+    let rows: Vec<Value> = if kind.custom.is_some() {
         objects.map(|object| row(custom_cells(kind, object), object, include)).collect()
     } else {
         let columns = columns::of(kind);
@@ -65,7 +66,7 @@ fn row(cells: Vec<Value>, object: &Value, include: Include) -> Value {
 
 fn definitions(kind: &Kind) -> Vec<Value> {
     let definition = |name: &str, format: &str, kind: &str, priority: i64| json!({"name": name, "type": kind, "format": format, "description": "", "priority": priority});
-    if !kind.custom {
+    if kind.custom.is_none() {
         let column = |column: &Column| {
             let format = if column.name == "Name" { "name" } else { "" };
             definition(column.name, format, column.kind, i64::from(column.wide))
@@ -75,10 +76,13 @@ fn definitions(kind: &Kind) -> Vec<Value> {
     let mut all = vec![definition("Name", "name", "string", 0)];
     for column in &kind.columns {
         let priority = column["priority"].as_i64().unwrap_or(0);
-        all.push(definition(text(column, "/name"), "", "string", priority));
+        let mut told =
+            definition(text(column, "/name"), text(column, "/format"), text(column, "/type"), priority);
+        told["description"] = text(column, "/description").into();
+        all.push(told);
     }
     if kind.columns.is_empty() {
-        all.push(definition("Age", "", "string", 0));
+        all.push(definition("Age", "", "date", 0));
     }
     all
 }
@@ -86,11 +90,15 @@ fn definitions(kind: &Kind) -> Vec<Value> {
 fn custom_cells(kind: &Kind, object: &Value) -> Vec<Value> {
     let mut cells = vec![text(object, "/metadata/name").into()];
     for column in &kind.columns {
-        let found = object.pointer(&pointer(text(column, "/jsonPath")));
+        let path = Path::parse(text(column, "/jsonPath")).ok();
+        let found = path.and_then(|path| path.find(object).first().copied());
         cells.push(match (found, text(column, "/type")) {
             (Some(Value::String(time)), "date") => columns::age(time).into(),
-            (Some(scalar), _) => scalar.clone(),
-            (None, _) => "".into(),
+            (Some(Value::String(word)), "string") => word.as_str().into(),
+            (Some(value), "string") => value.to_string().into(),
+            (Some(value), "integer" | "number") if value.is_number() => value.clone(),
+            (Some(value), "boolean") if value.is_boolean() => value.clone(),
+            _ => Value::Null,
         });
     }
     if kind.columns.is_empty() {
@@ -99,16 +107,11 @@ fn custom_cells(kind: &Kind, object: &Value) -> Vec<Value> {
     cells
 }
 
-/// The JSON pointer for a simple JSON path such as `.spec.ports[0].name`.
-fn pointer(path: &str) -> String {
-    path.replace(['.', '['], "/").replace(']', "")
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
-    use super::{Include, is_wanted, pointer, table};
+    use super::{Include, is_wanted, table};
     use crate::api::kinds::Kinds;
 
     #[test]
@@ -120,7 +123,6 @@ mod tests {
         ] {
             assert_eq!(is_wanted(accept), expect, "{accept}");
         }
-        assert_eq!(pointer(".spec.ports[0].name"), "/spec/ports/0/name");
     }
 
     #[test]

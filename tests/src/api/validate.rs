@@ -7,6 +7,7 @@ use super::kinds::Kind;
 use super::meta::{items, name, text};
 use super::select::Selector;
 use super::status::Status;
+use super::{definition, structure};
 
 /// Faults found: field path and what is wrong.
 type Faults = Vec<(String, String)>;
@@ -15,7 +16,9 @@ type Faults = Vec<(String, String)>;
 pub(super) fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<(), Status> {
     let mut faults = Vec::new();
     metadata(kind, object, &mut faults);
-    if !kind.custom {
+    if let Some(custom) = &kind.custom {
+        faults.extend(structure::check::faults(&custom.schema, object, ""));
+    } else {
         match kind.kind.as_str() {
             "Pod" => pod_spec(&object["spec"], "spec", &mut faults),
             "Service" => service(object, &mut faults),
@@ -23,7 +26,7 @@ pub(super) fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<
             "Job" => job(&object["spec"], "spec", &mut faults),
             "CronJob" => cron_job(&object["spec"], &mut faults),
             "RoleBinding" | "ClusterRoleBinding" => binding(object, &mut faults),
-            "CustomResourceDefinition" => definition(object, &mut faults),
+            "CustomResourceDefinition" => faults.extend(definition::check::faults(object, old)),
             "ConfigMap" | "Secret" => data_keys(object, &mut faults),
             "EndpointSlice" => slice(object, &mut faults),
             _ => {}
@@ -77,7 +80,7 @@ fn check_name(kind: &Kind, name: &str) -> Result<(), &'static str> {
         let bad = name == "." || name == ".." || name.contains(['/', '%']);
         return if bad { Err("may not contain '/' or '%'") } else { Ok(()) };
     }
-    let label = matches!(kind.kind.as_str(), "Namespace" | "Service") && !kind.custom;
+    let label = matches!(kind.kind.as_str(), "Namespace" | "Service") && kind.custom.is_none();
     let (limit, parts): (usize, Vec<&str>) =
         if label { (63, vec![name]) } else { (253, name.split('.').collect()) };
     if name.len() > limit {
@@ -99,7 +102,7 @@ fn check_name(kind: &Kind, name: &str) -> Result<(), &'static str> {
     })
 }
 
-fn is_dns_label(label: &str) -> bool {
+pub(super) fn is_dns_label(label: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     !label.is_empty() && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
 }
@@ -256,27 +259,6 @@ fn binding(object: &Value, faults: &mut Faults) {
         if text(subject, "/kind") == "ServiceAccount" && text(object, "/kind") == "ClusterRoleBinding" {
             require(&subject["namespace"], format!("subjects[{index}].namespace"), faults);
         }
-    }
-}
-
-fn definition(object: &Value, faults: &mut Faults) {
-    let spec = &object["spec"];
-    for field in ["group", "scope"] {
-        require(&spec[field], format!("spec.{field}"), faults);
-    }
-    for field in ["kind", "plural"] {
-        require(&spec["names"][field], format!("spec.names.{field}"), faults);
-    }
-    let wanted = format!("{}.{}", text(spec, "/names/plural"), text(spec, "/group"));
-    if name(object) != wanted {
-        let why = format!("Invalid value: \"{}\": must be spec.names.plural+\".\"+spec.group", name(object));
-        faults.push(("metadata.name".into(), why));
-    }
-    let stored =
-        items(spec, "/versions").filter(|version| version["storage"].as_bool() == Some(true)).count();
-    if stored != 1 {
-        let why = "Invalid value: must have exactly one version marked as storage version";
-        faults.push(("spec.versions".into(), why.into()));
     }
 }
 

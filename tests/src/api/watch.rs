@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::sync::watch::Receiver;
 use tokio::time::sleep_until;
 
+use super::kinds::Kind;
 use super::meta;
 use super::select::Selector;
 use super::shared::Shared;
@@ -58,8 +59,7 @@ pub struct Watch {
 /// What a watch is about and for whom.
 #[derive(Clone, Debug)]
 pub(super) struct Scope {
-    /// Storage name, as `deployments.apps`.
-    pub(super) resource: String,
+    pub(super) kind: Arc<Kind>,
     pub(super) namespace: Option<String>,
     pub(super) selector: Selector,
     /// Whose watch delay applies; none for in-process clients, which are never delayed.
@@ -74,7 +74,7 @@ impl Watch {
             Some(version) => (VecDeque::new(), version),
             None => {
                 let cluster = shared.cluster();
-                let objects = cluster.store.list(&scope.resource, scope.namespace.as_deref());
+                let objects = cluster.store.list(&scope.kind.resource(), scope.namespace.as_deref());
                 let selected = objects.filter(|object| scope.selector.matches(object)).cloned().collect();
                 (selected, cluster.store.version())
             }
@@ -92,15 +92,23 @@ impl Watch {
         self.last
     }
 
-    /// The next event. Fails with 410 Gone when the history no longer reaches back far enough. Cancel-safe.
+    /// The next event. Fails with 410 Gone when the history no longer reaches back far enough, with 404 once the kind
+    /// is no longer served. Cancel-safe.
     pub async fn next(&mut self) -> Result<Event, Status> {
         if let Some(object) = self.initial.pop_front() {
             return Ok(Event { kind: EventKind::Added, object });
         }
         loop {
             self.changed.borrow_and_update();
-            let (change, seen) = self.shared.cluster().store.next_change(&self.scope.resource, self.last)?;
+            let (change, seen, served) = {
+                let cluster = self.shared.cluster();
+                let (change, seen) = cluster.store.next_change(&self.scope.kind.resource(), self.last)?;
+                (change, seen, cluster.kinds.serves(&self.scope.kind))
+            };
             let Some(change) = change else {
+                if !served {
+                    return Err(Status::unknown_path());
+                }
                 self.last = seen;
                 if self.changed.changed().await.is_err() {
                     return Err(Status::unavailable(503));
@@ -120,7 +128,7 @@ impl Watch {
         let Some(user) = &self.scope.user else { return };
         let mut rules = self.shared.delays.subscribe();
         loop {
-            let due = change.at + rules.borrow_and_update().of(&self.scope.resource, user);
+            let due = change.at + rules.borrow_and_update().of(&self.scope.kind.resource(), user);
             tokio::select! {
                 () = sleep_until(due) => return,
                 changed = rules.changed() => if changed.is_err() { return },
