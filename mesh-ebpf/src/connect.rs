@@ -1,21 +1,23 @@
 //! cgroup/connect4 and connect6: runs in the caller's process before a connection gets its route.
 //!
 //! A captured socket is bound to lo, so it meets the in-pod routes to the proxy and can never leave by another
-//! interface, whatever fails later. Its addresses stay as they are.
+//! interface, whatever fails later. Its addresses stay as they are. One that had a connection before enrolment is not
+//! older than it from now on.
 //! A miss in NSCFG is a pod that is not enrolled: the call is left alone. A socket that cannot be bound is refused.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval, bpf_setsockopt};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use mesh_ebpf_abi::Address;
-use mesh_ebpf_abi::capture::{Connect, captured};
+use mesh_ebpf_abi::capture::{Call, Connect, decide};
 use mesh_ebpf_abi::event::Counter;
+use mesh_ebpf_abi::{Address, SOCKET_OLDER};
 
 use crate::maps::{NSCFG, SKPROXY, count, slot_of};
 
 const ALLOW: i32 = 1;
-const REFUSE: i32 = 0; // connect() gives EPERM
+const REFUSE: i32 = 0; // connect() gives EPERM, or what bpf_set_retval says
+const ENETUNREACH: i32 = 101;
 
 /// The IPv4 hook.
 #[cgroup_sock_addr(connect4)]
@@ -38,10 +40,16 @@ fn capture6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn capture(ctx: &SockAddrContext, destination: Address) -> i32 {
     match try_capture(ctx, destination) {
-        Ok(false) => ALLOW,
-        Ok(true) => {
+        Ok(Call::Leave) => ALLOW,
+        Ok(Call::Capture) => {
             count(Counter::Captured);
             ALLOW
+        }
+        Ok(Call::Unreachable) => {
+            count(Counter::Unreachable);
+            // SAFETY: takes an error number; should it fail, the call is refused with another.
+            unsafe { bpf_set_retval(-ENETUNREACH) };
+            REFUSE
         }
         Err(_) => {
             count(Counter::CaptureFailed);
@@ -50,13 +58,13 @@ fn capture(ctx: &SockAddrContext, destination: Address) -> i32 {
     }
 }
 
-/// Whether the socket is captured now.
+/// What was done with the call, as far as it is not refused.
 #[inline(always)]
-fn try_capture(ctx: &SockAddrContext, destination: Address) -> Result<bool, i64> {
+fn try_capture(ctx: &SockAddrContext, destination: Address) -> Result<Call, i64> {
     // SAFETY: the helper takes the hook's context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the value is two words; a torn read would be of the same pod.
-    let Some(netns) = (unsafe { NSCFG.get(&cookie) }) else { return Ok(false) };
+    let Some(netns) = (unsafe { NSCFG.get(&cookie) }) else { return Ok(Call::Leave) };
     // SAFETY: context fields, as above.
     let (protocol, socket) = unsafe {
         let addr = ctx.sock_addr;
@@ -67,12 +75,17 @@ fn try_capture(ctx: &SockAddrContext, destination: Address) -> Result<bool, i64>
     };
     // SAFETY: checked here for null, a full socket in this hook.
     let flag = if socket.is_null() { None } else { unsafe { SKPROXY.get(socket.cast()) } };
-    let destination_slot = slot_of(&destination);
-    if !captured(&Connect { protocol, destination, flag, slot: netns.slot, destination_slot }) {
-        return Ok(false);
+    if flag == Some(SOCKET_OLDER) {
+        // SAFETY: the socket had a flag, so it is one.
+        unsafe { SKPROXY.forget(socket.cast()) };
     }
-    crate::debug!(ctx, "captured a connection of pod {}", netns.slot);
-    bind_to_lo(ctx).map(|()| true)
+    let (slot, families, destination_slot) = (netns.slot, netns.families, slot_of(&destination));
+    let call = decide(&Connect { protocol, destination, flag, slot, families, destination_slot });
+    if call == Call::Capture {
+        crate::debug!(ctx, "captured a connection of pod {}", slot);
+        bind_to_lo(ctx)?;
+    }
+    Ok(call)
 }
 
 #[inline(always)]

@@ -1,7 +1,8 @@
 //! tcx egress on every interface of an enrolled pod but lo: the last word on what leaves.
 //!
 //! TCP passes only from a flagged socket (see `mesh-ebpf-abi`'s guard), so raw sockets, sockets that missed the
-//! connect hook and forwarded packets cannot leak. What cannot be parsed is dropped. Other protocols pass.
+//! connect hook and forwarded packets cannot leak. What cannot be parsed is dropped. Other protocols pass, and what
+//! stays on the pod's link.
 //! A verdict to pass is TCX_NEXT: programs after ours still have their say.
 
 use core::ffi::c_void;
@@ -12,7 +13,7 @@ use aya_ebpf::helpers::generated::{bpf_get_listener_sock, bpf_sk_fullsock, bpf_s
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use mesh_ebpf_abi::event::{Counter, DropEvent};
-use mesh_ebpf_abi::guard::{Sender, Verdict, judge};
+use mesh_ebpf_abi::guard::{Sender, Verdict, judge, stays_on_link};
 use mesh_ebpf_abi::packet::{self, Bytes, Packet};
 
 use crate::maps::{SKPROXY, count, report};
@@ -46,8 +47,13 @@ fn rule(ctx: &TcContext, bytes: &Skb, packet: &Packet) -> i32 {
             return TCX_NEXT;
         }
         Verdict::Drop(counter) => {
+            let event = event(bytes, ip, tcp, counter);
+            if stays_on_link(&event.source, &event.destination) {
+                count(Counter::GuardLinkLocal);
+                return TCX_NEXT;
+            }
             crate::debug!(ctx, "guard drops a packet, reason {}", counter as u32);
-            report(&event(bytes, ip, tcp, counter), counter);
+            report(&event, counter);
         }
     }
     TC_ACT_SHOT

@@ -5,7 +5,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE};
-use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf, SockMap};
 use mesh_ebpf_abi::event::{Counter, DropEvent};
@@ -26,8 +26,8 @@ pub(crate) static PODIP: HashMap<Address, PodAddress> =
 #[map]
 pub(crate) static LISTEN: SockMap = SockMap::with_max_entries(MAX_PODS * SOCKETS_PER_POD, 0);
 
-/// Written by the agent (listeners), ztunnel (the sockets it opens) and `older`; accepted sockets inherit.
-/// Read by connect and the guard.
+/// Written by the agent (listeners), ztunnel (the sockets it opens), `older`, and connect, which takes the flag of an
+/// older connection away; accepted sockets inherit. Read by connect and the guard.
 #[btf_map]
 pub(crate) static SKPROXY: SocketFlags = SocketFlags::new();
 
@@ -104,6 +104,17 @@ impl SocketFlags {
         let value = unsafe { bpf_sk_storage_get(map, socket, core::ptr::null_mut(), 0) }.cast::<u32>();
         // SAFETY: not null, and the storage lives as long as the socket.
         if value.is_null() { None } else { Some(unsafe { *value }) }
+    }
+
+    /// Takes a socket's flag away.
+    ///
+    /// # Safety
+    /// As for `get`.
+    #[inline(always)]
+    pub(crate) unsafe fn forget(&self, socket: *mut c_void) {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: as above; a socket without a flag is no harm.
+        unsafe { bpf_sk_storage_delete(map, socket) };
     }
 
     /// Flags a socket that has no flag yet as older than enrolment.

@@ -54,6 +54,22 @@ impl Address {
             && self.words[3] == 0
     }
 
+    /// fe80::/10, which means something on one link only. Not IPv4's 169.254.0.0/16: node-local services have addresses
+    /// of it.
+    #[inline(always)]
+    pub const fn is_link_local(&self) -> bool {
+        u32::from_be(self.words[0]) >> 22 == 0xfe80 >> 6
+    }
+
+    /// ff00::/8 or 224.0.0.0/4, to which the kernel opens no TCP connection.
+    #[inline(always)]
+    pub const fn is_multicast(&self) -> bool {
+        if self.is_v4() {
+            return u32::from_be(self.words[3]) >> 28 == 0xe;
+        }
+        u32::from_be(self.words[0]) >> 24 == 0xff
+    }
+
     /// The address for people and for user space's own types.
     pub const fn to_ip(self) -> IpAddr {
         let [a, b, c, d] = self.words;
@@ -121,5 +137,29 @@ mod tests {
         check("::2", false, false, false);
         check("1::1", false, false, false);
         check("fe80::1", false, false, false);
+    }
+
+    #[test]
+    fn what_needs_no_route() {
+        for (text, link_local, multicast) in [
+            ("fe80::1", true, false),
+            ("febf:ffff::1", true, false),
+            ("fec0::1", false, false),
+            ("fe7f::1", false, false),
+            ("169.254.20.10", false, false),
+            ("ff02::1", false, true),
+            ("ff0e::1", false, true),
+            ("fe80:ff00::", true, false),
+            ("224.0.0.1", false, true),
+            ("239.255.255.250", false, true),
+            ("::ffff:224.0.0.1", false, true),
+            ("223.0.0.1", false, false),
+            ("240.0.0.1", false, false),
+            ("::", false, false),
+            ("fd00::1", false, false),
+        ] {
+            let a = address(text);
+            assert_eq!((a.is_link_local(), a.is_multicast()), (link_local, multicast), "{text}");
+        }
     }
 }

@@ -32,11 +32,15 @@ pub enum Counter {
     OlderFlagged = 10,
     /// Handshakes that were under way at enrolment.
     OlderPending = 11,
+    /// connect() calls refused: the pod has no address of the destination's family.
+    Unreachable = 12,
+    /// Packets between link-local addresses, which pass.
+    GuardLinkLocal = 13,
 }
 
 impl Counter {
     /// All of them, each at its index.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Captured,
         Self::CaptureFailed,
         Self::Steered,
@@ -49,6 +53,8 @@ impl Counter {
         Self::GuardTimeWait,
         Self::OlderFlagged,
         Self::OlderPending,
+        Self::Unreachable,
+        Self::GuardLinkLocal,
     ];
 
     /// Name for a metric's label.
@@ -66,6 +72,8 @@ impl Counter {
             Self::GuardTimeWait => "time_wait",
             Self::OlderFlagged => "older_flagged",
             Self::OlderPending => "older_pending",
+            Self::Unreachable => "unreachable_family",
+            Self::GuardLinkLocal => "link_local",
         }
     }
 }

@@ -3,6 +3,7 @@
 //! **Invariant:** data of a TCP connection leaves only from a socket that user space or the iterator flagged; a mark
 //! on the packet or the socket means nothing, since CAP_NET_RAW sets it.
 
+use crate::Address;
 use crate::event::Counter;
 use crate::packet::{ACK, Packet, RST, SYN};
 use crate::{SOCKET_OLDER, SOCKET_PROXY};
@@ -50,9 +51,36 @@ pub fn judge(packet: &Packet, sender: Sender) -> Verdict {
     }
 }
 
+/// Whether a packet that [`judge`] drops may leave all the same: between two link-local addresses it reaches the pod's
+/// link and no further, and the connect hook leaves such connections to the kernel.
+#[inline(always)]
+pub fn stays_on_link(source: &Address, destination: &Address) -> bool {
+    source.is_link_local() && destination.is_link_local()
+}
+
 #[cfg(test)]
 mod tests {
+    use core::net::IpAddr;
+
     use super::*;
+
+    #[test]
+    fn only_between_link_local_addresses() {
+        let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+        for (source, destination, expected) in [
+            ("fe80::3", "fe80::9", true),
+            ("fd00::3", "fe80::9", false),
+            ("fe80::3", "fd00::9", false),
+            ("169.254.0.3", "169.254.0.9", false),
+            ("::", "::", false),
+        ] {
+            assert_eq!(
+                stays_on_link(&address(source), &address(destination)),
+                expected,
+                "{source} {destination}"
+            );
+        }
+    }
 
     #[test]
     fn verdicts() {

@@ -17,7 +17,7 @@ use core::mem::{align_of, offset_of, size_of};
 pub use addr::Address;
 
 /// Names the pin directory, so that programs of one build never meet bytes of another layout.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Port of HBONE on every workload (Istio's).
 pub const HBONE_PORT: u16 = 15008;
@@ -63,7 +63,7 @@ pub mod map {
 pub mod program {
     /// cgroup/connect4: binds the app's socket to lo.
     pub const CONNECT4: &str = "capture4";
-    /// cgroup/connect6: the same for v4-mapped destinations.
+    /// cgroup/connect6: the same for IPv6 sockets.
     pub const CONNECT6: &str = "capture6";
     /// sk_lookup: chooses the proxy's socket.
     pub const STEER: &str = "steer";
@@ -75,9 +75,15 @@ pub mod program {
     pub const OLDER: &str = "older";
 }
 
+/// Bit in [`NetnsConfig`]: the pod has an IPv4 address.
+pub const FAMILY_V4: u32 = 1;
+/// Bit in [`NetnsConfig`]: the pod has an IPv6 address.
+pub const FAMILY_V6: u32 = 2;
+
 /// Value in `SKPROXY`: a proxy's socket. Not captured at connect, passes the guard.
 pub const SOCKET_PROXY: u32 = 1;
-/// Value in `SKPROXY`: connected before the pod was enrolled. Passes the guard, is captured if it connects again.
+/// Value in `SKPROXY`: connected before the pod was enrolled. Passes the guard. It is captured when it connects again,
+/// and loses the flag.
 pub const SOCKET_OLDER: u32 = 2;
 
 /// What a listener of a pod is for; its place among the pod's `SOCKETS_PER_POD`.
@@ -115,8 +121,8 @@ impl SocketKind {
 pub struct NetnsConfig {
     /// The pod's slot.
     pub slot: u32,
-    /// Reserved, zero.
-    pub flags: u32,
+    /// Families in which its connections can be captured, [`FAMILY_V4`] and [`FAMILY_V6`].
+    pub families: u32,
 }
 
 /// Value of `PODIP`.

@@ -44,7 +44,9 @@ pub enum Steer {
 pub fn steer(lookup: &Lookup) -> Steer {
     let to_self = lookup.local_slot == Some(lookup.slot);
     let from_self = lookup.remote_slot == Some(lookup.slot);
-    if lookup.local.is_loopback() {
+    // A pod dials its own link-local address from that address; a neighbour that forges it gets no answer.
+    let own_link = lookup.local.is_link_local() && lookup.remote == lookup.local;
+    if lookup.local.is_loopback() || own_link {
         return Steer::Pass;
     }
     match (lookup.on_lo, to_self) {
@@ -88,10 +90,14 @@ mod tests {
     const OTHER: &str = "10.1.0.4";
     const OUTSIDE: &str = "10.2.0.9";
 
+    const POD6: &str = "fd00:1::3";
+    const OTHER6: &str = "fd00:1::4";
+    const OUTSIDE6: &str = "fd00:2::9";
+
     fn slot(text: &str) -> Option<u32> {
         match text {
-            POD => Some(3),
-            OTHER => Some(4),
+            POD | POD6 => Some(3),
+            OTHER | OTHER6 => Some(4),
             _ => None,
         }
     }
@@ -137,7 +143,17 @@ mod tests {
             ("another pod's address", eth0, OUTSIDE, OTHER, 80, dropped),
             ("an address that is not enrolled", eth0, OUTSIDE, "10.1.0.99", 80, dropped),
             ("IPv6 that is not enrolled", eth0, "fd00::9", "fd00::3", 80, dropped),
+            ("captured, IPv6", lo, POD6, OUTSIDE6, 80, Steer::To(3 * 8 + 3)),
+            ("captured, to another pod of the node, IPv6", lo, POD6, OTHER6, 80, Steer::To(3 * 8 + 3)),
+            ("the proxy to the app, IPv6", lo, OUTSIDE6, POD6, 80, Steer::Pass),
+            ("the proxy to the app, for another pod of the node, IPv6", lo, OTHER6, POD6, 80, Steer::Pass),
+            ("plaintext, IPv6", eth0, OUTSIDE6, POD6, 80, Steer::To(3 * 8 + 1)),
+            ("plaintext from the link, IPv6", eth0, "fe80::9", POD6, 80, Steer::To(3 * 8 + 1)),
+            ("HBONE, IPv6", eth0, OUTSIDE6, POD6, 15008, Steer::To(3 * 8 + 5)),
+            ("the pod dials itself, IPv6", eth0, POD6, POD6, 80, Steer::Pass),
+            ("another pod's address, IPv6", eth0, OUTSIDE6, OTHER6, 80, dropped),
             ("link-local", eth0, "fe80::9", "fe80::3", 80, dropped),
+            ("the pod dials itself, link-local", eth0, "fe80::3", "fe80::3", 80, Steer::Pass),
         ] {
             assert_eq!(steer(&lookup(on_lo, remote, local, port)), expected, "{why}");
         }
