@@ -345,7 +345,7 @@ impl Datapath {
         let steer_tag = bpf::tag(load::steer(&self.pins, u32::MAX)?.as_fd()).map_err(take_over)?;
         for (slot, record) in self.maps.records().map_err(take_over)? {
             let uid = maps::uid(&record);
-            let mut pod = Pod { slot, record, netns: None };
+            let mut pod = Pod { slot, record, netns: None, sources: Vec::new() };
             let steer = || load::steer(&self.pins, slot).map_err(io::Error::other);
             let whole = pod.captured()
                 && pod::take_over(&uid, &self.pins, &self.programs, steer, steer_tag).map_err(take_over)?;

@@ -89,7 +89,8 @@ impl Sockets for PodSockets {
         }
         // The port is free for this target; that others use it for theirs is no conflict.
         socket.set_reuse_address(true)?;
-        socket.bind(&from.get().into())?;
+        // Without the scope of a link-local client, which would bind the socket to that link instead of lo.
+        socket.bind(&SocketAddr::new(from.ip(), from.port()).into())?;
         Ok(into_tokio(socket))
     }
 }

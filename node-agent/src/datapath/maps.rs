@@ -113,12 +113,12 @@ impl Maps {
         Ok(())
     }
 
-    /// Switches capture of connect() on in a network namespace.
+    /// Switches capture of connect() on in a network namespace, for connections of these families.
     ///
     /// # Errors
     /// When the map refuses.
-    pub(super) fn capture(&mut self, cookie: u64, slot: u32) -> io::Result<()> {
-        self.nscfg.insert(cookie, NetnsConfig { slot, flags: 0 }, 0).map_err(kernel)
+    pub(super) fn capture(&mut self, cookie: u64, slot: u32, families: u32) -> io::Result<()> {
+        self.nscfg.insert(cookie, NetnsConfig { slot, families }, 0).map_err(kernel)
     }
 
     /// Switches it off.

@@ -9,8 +9,10 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
-use mesh_ebpf_abi::{Address, MAX_ADDRESSES, MAX_UID, PodRecord};
+use mesh_ebpf_abi::{Address, FAMILY_V4, FAMILY_V6, MAX_ADDRESSES, MAX_UID, PodRecord};
+use tracing::warn;
 
 use super::bpf::{Hook, Target};
 use super::load::Programs;
@@ -45,6 +47,8 @@ pub(super) struct Pod {
     pub record: PodRecord,
     /// Its network namespace; none for a pod of an earlier agent that was not prepared again yet.
     pub netns: Option<OwnedFd>,
+    /// Where the connections that it opens come from, at most one address of each family; empty until `furnish`.
+    pub sources: Vec<IpAddr>,
 }
 
 impl Pod {
@@ -71,7 +75,7 @@ impl Pod {
             *place = Address::from(*ip);
         }
         record.uid[..spec.uid.len()].copy_from_slice(spec.uid.as_bytes());
-        Ok(Self { slot, record, netns: Some(spec.netns.try_clone()?) })
+        Ok(Self { slot, record, netns: Some(spec.netns.try_clone()?), sources: Vec::new() })
     }
 
     /// Whether the record says that it is captured.
@@ -79,13 +83,30 @@ impl Pod {
         self.record.captured != 0
     }
 
-    /// Its first IPv4 address: the source of the connections it opens.
-    fn primary_v4(&self) -> io::Result<Ipv4Addr> {
-        let v4 = maps::ips(&self.record).into_iter().find_map(|ip| match ip {
-            IpAddr::V4(v4) => Some(v4),
-            IpAddr::V6(_) => None,
-        });
-        v4.ok_or_else(|| invalid("the pod has no IPv4 address".to_owned()))
+    /// Its first address of each family.
+    fn primaries(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let ips = maps::ips(&self.record);
+        let first = |v4: bool| ips.iter().copied().find(|ip| ip.is_ipv4() == v4);
+        [first(true), first(false)].into_iter().flatten()
+    }
+
+    /// Those of them that connections can come from, in the calling thread's network namespace. Without IPv6 there the
+    /// pod is one of IPv4; a missing IPv4 address is told by the kernel when it gets its route.
+    fn sources(&self, proc: &Path) -> io::Result<Vec<IpAddr>> {
+        let mut sources = Vec::new();
+        for ip in self.primaries() {
+            if ip.is_ipv4() || (sysctls::has_ipv6(proc) && rules::has(ip)?) {
+                sources.push(ip);
+            } else {
+                warn!(pod = maps::uid(&self.record), %ip, "the pod's network namespace has no such address: its IPv6 stays shut");
+            }
+        }
+        if sources.is_empty() { Err(invalid("it has none of its addresses".to_owned())) } else { Ok(sources) }
+    }
+
+    /// Families of its sources, for the connect hook.
+    fn families(&self) -> u32 {
+        self.sources.iter().fold(0, |all, ip| all | if ip.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 })
     }
 
     /// Settings, routes, record and listeners. `kept` are used if they are of this network namespace.
@@ -98,22 +119,20 @@ impl Pod {
         maps: &mut Maps,
         kept: Option<Listeners>,
     ) -> Result<Listeners, Failed> {
-        let address = step("read its addresses", self.primary_v4())?;
         let netns = step("enter its network namespace", self.netns())?;
+        let sources = netns::within(netns.as_fd(), || self.sources(&config.proc));
+        self.sources = step("read its addresses", sources)?;
         let before = step("set its sysctls", netns::within(netns.as_fd(), || sysctls::set(&config.proc)))?;
         if self.record.sysctls[0] < 0 {
             self.record.sysctls = before;
         }
-        let add = || rules::add(config.numbers, address);
+        let add = || self.sources.iter().try_for_each(|source| rules::add(config.numbers, *source));
         step("add its rules and routes", netns::within(netns.as_fd(), add))?;
         step("write its record", maps.remember(self.slot, &self.record))?;
-        let listeners = match kept.filter(|kept| listeners::belong(kept, self.record.netns_cookie)) {
-            Some(kept) => kept,
-            None => {
-                let open = || listeners::open(&mut |socket| maps.flag(socket));
-                step("open its listeners", netns::within(netns.as_fd(), open))?
-            }
-        };
+        let kept = kept.filter(|kept| listeners::belong(kept, self.record.netns_cookie));
+        let v6 = self.families() & FAMILY_V6 != 0;
+        let open = || listeners::open(kept, v6, &mut |socket| maps.flag(socket));
+        let listeners = step("open its listeners", netns::within(netns.as_fd(), open))?;
         step("publish its listeners", maps.publish(self.slot, &listeners))?;
         Ok(listeners)
     }
@@ -138,7 +157,8 @@ impl Pod {
             "attach sk_lookup",
             attach::ensure(&directory.join(STEER), steer.as_fd(), target, Hook::SkLookup),
         )?;
-        step("capture its connections", maps.capture(self.record.netns_cookie, self.slot))?;
+        let capture = maps.capture(self.record.netns_cookie, self.slot, self.families());
+        step("capture its connections", capture)?;
         if !self.captured() {
             let flag = || older::flag(programs.older.as_fd());
             step("flag its older connections", netns::within(netns.as_fd(), flag))?;
@@ -182,7 +202,8 @@ impl Pod {
         let forgotten = step("remove its record", maps.forget(self.slot, &self.record));
         let Some(netns) = &self.netns else { return forgotten };
         let inside = netns::within(netns.as_fd(), || {
-            let routes = self.primary_v4().and_then(|address| rules::remove(config.numbers, address));
+            let remove = |result: io::Result<()>, ip| result.and(rules::remove(config.numbers, ip));
+            let routes = self.primaries().fold(Ok(()), remove);
             routes.and(sysctls::restore(&config.proc, self.record.sysctls))
         });
         forgotten.and(step("restore its routes and sysctls", inside))

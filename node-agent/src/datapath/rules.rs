@@ -1,17 +1,19 @@
 //! In-pod routing: what is bound to lo, and what the app answers to the proxy, stays on lo.
 //!
-//! One table with one route, `local default dev lo src <pod address>` (without the source a captured connection
-//! would get its destination as its source), and two rules that lead to it: `oif lo` for captured sockets and the
-//! proxy's upstream ones, `fwmark` for the app's replies to the proxy.
+//! For each family of the pod's addresses one table with one route, `local default dev lo src <pod address>` (without
+//! the source a captured connection would get its destination as its source), and two rules that lead to it: `oif lo`
+//! for captured sockets and the proxy's upstream ones, `fwmark` for the app's replies to the proxy.
 //! Spoken over netlink from inside the namespace: there may be no `ip` binary on the node.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{LinkFlags, LinkLayerType};
-use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, RouteMessageBuilder, new_connection};
 
@@ -48,15 +50,47 @@ pub(super) struct Interface {
     pub ethernet: bool,
 }
 
-/// Adds rules and route in the calling thread's network namespace; what is there already is left.
+/// How long an address may be under duplicate address detection (RFC 4862: a second after its random start).
+const DETECTION: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Whether the calling thread's network namespace has the address, once duplicate address detection is through with
+/// it: before, the kernel takes it for no route's source.
+///
+/// # Errors
+/// When netlink fails.
+pub(super) fn has(address: IpAddr) -> io::Result<bool> {
+    let patience = Instant::now() + DETECTION;
+    loop {
+        let found = talk(async |handle| {
+            let all: Vec<_> = handle.address().get().execute().try_collect().await.map_err(kernel)?;
+            let this = AddressAttribute::Address(address);
+            Ok(all.iter().find(|one| one.attributes.contains(&this)).map(|one| one.header.flags))
+        })?;
+        let Some(flags) = found else { return Ok(false) };
+        if flags.contains(AddressHeaderFlags::Dadfailed) {
+            return Ok(false);
+        }
+        if !flags.contains(AddressHeaderFlags::Tentative) || flags.contains(AddressHeaderFlags::Optimistic) {
+            return Ok(true);
+        }
+        if Instant::now() >= patience {
+            return Ok(false);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Adds the rules and the route of the address's family in the calling thread's network namespace; what is there
+/// already is left. Captured connections get `address` as their source.
 ///
 /// # Errors
 /// When the kernel refuses; what this call added is removed.
-pub(super) fn add(numbers: Numbers, address: Ipv4Addr) -> io::Result<()> {
+pub(super) fn add(numbers: Numbers, address: IpAddr) -> io::Result<()> {
     let result = talk(async move |handle| {
         let route = route(numbers, address);
         existing_is_fine(handle.route().add(route).replace().execute().await)?;
-        for rule in rules(numbers) {
+        for rule in rules(numbers, address) {
             let mut request = handle.rule().add();
             *request.message_mut() = rule;
             existing_is_fine(request.execute().await)?;
@@ -69,14 +103,14 @@ pub(super) fn add(numbers: Numbers, address: Ipv4Addr) -> io::Result<()> {
     })
 }
 
-/// Removes rules and route; what is gone already is fine.
+/// Removes the rules and the route of the address's family; what is gone already is fine.
 ///
 /// # Errors
 /// When the kernel refuses; the others are removed.
-pub(super) fn remove(numbers: Numbers, address: Ipv4Addr) -> io::Result<()> {
+pub(super) fn remove(numbers: Numbers, address: IpAddr) -> io::Result<()> {
     talk(async move |handle| {
         let mut result = Ok(());
-        for rule in rules(numbers) {
+        for rule in rules(numbers, address) {
             result = result.and(missing_is_fine(handle.rule().del(rule).execute().await));
         }
         result.and(missing_is_fine(handle.route().del(route(numbers, address)).execute().await))
@@ -101,20 +135,22 @@ pub(super) fn interfaces() -> io::Result<Vec<Interface>> {
     })
 }
 
-fn route(numbers: Numbers, address: Ipv4Addr) -> RouteMessage {
-    RouteMessageBuilder::<Ipv4Addr>::new()
-        .kind(RouteType::Local)
-        .scope(RouteScope::Host)
-        .table_id(numbers.table)
-        .output_interface(LOOPBACK)
-        .pref_source(address)
-        .build()
+fn route(numbers: Numbers, address: IpAddr) -> RouteMessage {
+    let mut route = match address {
+        IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().pref_source(address).build(),
+        IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new().pref_source(address).build(),
+    };
+    (route.header.kind, route.header.scope) = (RouteType::Local, RouteScope::Host);
+    route.header.table = RouteHeader::RT_TABLE_UNSPEC;
+    route.attributes.extend([RouteAttribute::Table(numbers.table), RouteAttribute::Oif(LOOPBACK)]);
+    route
 }
 
-fn rules(numbers: Numbers) -> [RuleMessage; 2] {
+fn rules(numbers: Numbers, address: IpAddr) -> [RuleMessage; 2] {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let rule = |priority, selector| {
         let mut rule = RuleMessage::default();
-        rule.header.family = AddressFamily::Inet;
+        rule.header.family = family;
         rule.header.action = RuleAction::ToTable;
         rule.attributes =
             vec![RuleAttribute::Priority(priority), RuleAttribute::Table(numbers.table), selector];
@@ -142,8 +178,10 @@ fn existing_is_fine(result: Result<(), rtnetlink::Error>) -> io::Result<()> {
     unless(result.map_err(kernel), libc::EEXIST)
 }
 
+/// So is a family that the kernel does not have.
 fn missing_is_fine(result: Result<(), rtnetlink::Error>) -> io::Result<()> {
-    unless(unless(result.map_err(kernel), libc::ENOENT), libc::ESRCH)
+    let missing = [libc::ENOENT, libc::ESRCH, libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
+    missing.into_iter().fold(result.map_err(kernel), unless)
 }
 
 fn unless(result: io::Result<()>, errno: i32) -> io::Result<()> {

@@ -4,8 +4,15 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 /// What is set to 1, below /proc/sys: the app's accepted sockets take over the mark of the proxy's SYN, and resets
-/// of closed ports and ICMP errors the mark of what they answer. So both come back over lo, not by the network.
-pub(super) const NAMES: [&str; 2] = ["net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect"];
+/// of closed ports and ICMP errors the mark of what they answer. So both come back over lo, not by the network. The
+/// first is for both families.
+const NAMES: [&str; 3] = ["net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect", "net/ipv6/fwmark_reflect"];
+
+/// Whether the calling thread's network namespace can have IPv6 routes to lo.
+pub(super) fn has_ipv6(proc: &Path) -> bool {
+    // Not there at all where the kernel has no IPv6.
+    read(proc, "net/ipv6/conf/lo/disable_ipv6").is_ok_and(|disabled| disabled == 0)
+}
 
 /// Sets them in the calling thread's network namespace; returns what they were, -1 for unused places.
 ///
@@ -14,6 +21,9 @@ pub(super) const NAMES: [&str; 2] = ["net/ipv4/tcp_fwmark_accept", "net/ipv4/fwm
 pub(super) fn set(proc: &Path) -> io::Result<[i32; 4]> {
     let mut before = [-1; 4];
     for (index, name) in NAMES.iter().enumerate() {
+        if name.starts_with("net/ipv6/") && !path(proc, name).exists() {
+            continue; // a kernel without IPv6
+        }
         let result = read(proc, name).and_then(|value| {
             before[index] = value;
             write(proc, name, 1)
