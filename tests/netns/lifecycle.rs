@@ -7,6 +7,7 @@ use mesh_ebpf_abi::event::Counter;
 use mesh_tests::{netns, shell};
 use node_agent::datapath::{Config, Datapath};
 
+use crate::family::over_both;
 use crate::packets::Sniffer;
 use crate::world::{PATIENCE, PORT, Pod, REFUSAL, World, accept, converse, enrol, idle};
 
@@ -14,96 +15,101 @@ use crate::world::{PATIENCE, PORT, Pod, REFUSAL, World, accept, converse, enrol,
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn connections_older_than_enrolment_live_on() -> Result<()> {
-    let world = World::new()?;
-    let (theirs, ours) = (world.b.listen("0.0.0.0:7000")?, world.a.listen("0.0.0.0:7000")?);
-    let opened = (world.a.dial(world.b.at(PORT), PATIENCE)?, theirs.accept()?.0);
-    let accepted = (world.b.dial(world.a.at(PORT), PATIENCE)?, ours.accept()?.0);
-    let (datapath, listeners) = world.enrolled(&[&world.a])?;
-    converse(&opened.0, &opened.1)?;
-    converse(&accepted.0, &accepted.1)?;
-    ensure!(datapath.count(Counter::OlderFlagged)? >= 2);
-    ensure!(datapath.count(Counter::GuardOlder)? >= 2);
-    let new = world.a.dial(world.b.at(PORT), PATIENCE)?;
-    converse(&new, &accept(&listeners[0].outbound_v4)?)
+    over_both(|world| {
+        let (theirs, ours) = (world.b.serve()?, world.a.serve()?);
+        let opened = (world.a.dial(world.b.at(PORT), PATIENCE)?, theirs.accept()?.0);
+        let accepted = (world.b.dial(world.a.at(PORT), PATIENCE)?, ours.accept()?.0);
+        let (datapath, listeners) = world.enrolled(&[&world.a])?;
+        converse(&opened.0, &opened.1)?;
+        converse(&accepted.0, &accepted.1)?;
+        ensure!(datapath.count(Counter::OlderFlagged)? >= 2);
+        ensure!(datapath.count(Counter::GuardOlder)? >= 2);
+        let new = world.a.dial(world.b.at(PORT), PATIENCE)?;
+        converse(&new, &accept(world.family.outbound(&listeners[0]))?)
+    })
 }
 
 /// Capture goes on while no agent runs, and the next agent takes the pod over without a gap.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn capture_survives_the_agent() -> Result<()> {
-    let world = World::new()?;
-    let before = Traces::of(&world.a)?;
-    let (datapath, mut listeners) = world.enrolled(&[&world.a])?;
-    let kept = listeners.remove(0);
-    let established = world.a.dial(world.b.at(PORT), PATIENCE)?;
-    let accepted = accept(&kept.outbound_v4)?;
-    drop(datapath);
-    let meanwhile = world.a.dial(world.b.at(PORT), PATIENCE)?;
-    converse(&meanwhile, &accept(&kept.outbound_v4)?)?;
+    over_both(|world| {
+        let before = Traces::of(&world.a)?;
+        let (datapath, mut listeners) = world.enrolled(&[&world.a])?;
+        let kept = listeners.remove(0);
+        let established = world.a.dial(world.b.at(PORT), PATIENCE)?;
+        let accepted = accept(world.family.outbound(&kept))?;
+        drop(datapath);
+        let meanwhile = world.a.dial(world.b.at(PORT), PATIENCE)?;
+        converse(&meanwhile, &accept(world.family.outbound(&kept))?)?;
 
-    let mut datapath = world.open()?;
-    let survivors = datapath.surviving();
-    ensure!(survivors.len() == 1 && survivors[0].uid == world.a.uid, "{survivors:?}");
-    ensure!(survivors[0].addresses == [std::net::IpAddr::V4(world.a.address)]);
-    converse(&established, &accepted)?;
-    let listeners = datapath.prepare(&world.a.spec()?, Some(kept))?;
-    datapath.capture(&world.a.uid)?;
-    let after = world.a.dial(world.b.at(PORT), PATIENCE)?;
-    converse(&after, &accept(&listeners.outbound_v4)?)?;
-    let mut sniffer = Sniffer::new(&world.router)?;
-    converse(&established, &accepted)?;
-    ensure!(sniffer.tcp_from(&world.a, world.b.address)?.is_empty());
+        let mut datapath = world.open()?;
+        let survivors = datapath.surviving();
+        ensure!(survivors.len() == 1 && survivors[0].uid == world.a.uid, "{survivors:?}");
+        ensure!(survivors[0].addresses == world.a.spec()?.addresses);
+        converse(&established, &accepted)?;
+        let listeners = datapath.prepare(&world.a.spec()?, Some(kept))?;
+        datapath.capture(&world.a.uid)?;
+        let after = world.a.dial(world.b.at(PORT), PATIENCE)?;
+        converse(&after, &accept(world.family.outbound(&listeners))?)?;
+        let mut sniffer = Sniffer::new(world)?;
+        converse(&established, &accepted)?;
+        ensure!(sniffer.tcp_from(&world.a, world.b.address)?.is_empty());
 
-    drop((listeners, established, accepted));
-    datapath.leave(&world.a.uid)?;
-    ensure!(Traces::of(&world.a)? == before);
-    nothing_pinned(&world)
+        drop((listeners, established, accepted));
+        datapath.leave(&world.a.uid)?;
+        ensure!(Traces::of(&world.a)? == before);
+        nothing_pinned(world)
+    })
 }
 
 /// A pod that is enrolled a second time without its listeners gets new ones, in the same slots.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn new_listeners_take_over_at_once() -> Result<()> {
-    let world = World::new()?;
-    let (mut datapath, listeners) = world.enrolled(&[&world.a])?;
-    let again = enrol(&mut datapath, &world.a)?;
-    let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
-    converse(&client, &accept(&again.outbound_v4)?)?;
-    ensure!(idle(&listeners[0].outbound_v4)?);
-    ensure!(datapath.surviving().len() == 1);
-    Ok(())
+    over_both(|world| {
+        let (mut datapath, listeners) = world.enrolled(&[&world.a])?;
+        let again = enrol(&mut datapath, &world.a)?;
+        let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+        converse(&client, &accept(world.family.outbound(&again))?)?;
+        ensure!(idle(world.family.outbound(&listeners[0]))?);
+        ensure!(datapath.surviving().len() == 1);
+        Ok(())
+    })
 }
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn leaving_restores_everything() -> Result<()> {
-    let world = World::new()?;
-    world.a.netns.sysctl("ipv4/fwmark_reflect", "1")?;
-    let before = Traces::of(&world.a)?;
-    let (mut datapath, listeners) = world.enrolled(&[&world.a, &world.b])?;
-    ensure!(Traces::of(&world.a)? != before);
-    drop(listeners);
-    datapath.leave(&world.a.uid)?;
-    datapath.leave(&world.b.uid)?;
-    datapath.leave("a-pod-that-never-was")?;
-    ensure!(Traces::of(&world.a)? == before);
-    ensure!(datapath.surviving().is_empty());
-    nothing_pinned(&world)?;
-    let app = world.b.listen("0.0.0.0:7000")?;
-    let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
-    converse(&client, &app.accept()?.0)
+    over_both(|world| {
+        world.a.netns.sysctl(&world.family.sysctl("fwmark_reflect"), "1")?;
+        let before = Traces::of(&world.a)?;
+        let (mut datapath, listeners) = world.enrolled(&[&world.a, &world.b])?;
+        ensure!(Traces::of(&world.a)? != before);
+        drop(listeners);
+        datapath.leave(&world.a.uid)?;
+        datapath.leave(&world.b.uid)?;
+        datapath.leave("a-pod-that-never-was")?;
+        ensure!(Traces::of(&world.a)? == before);
+        ensure!(datapath.surviving().is_empty());
+        nothing_pinned(world)?;
+        let app = world.b.serve()?;
+        let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+        converse(&client, &app.accept()?.0)
+    })
 }
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_pod_that_died_can_leave() -> Result<()> {
-    let world = World::new()?;
-    let (mut datapath, listeners) = world.enrolled(&[&world.a, &world.b])?;
-    drop(listeners);
-    netns::remove(world.a.netns.name());
-    datapath.leave(&world.a.uid)?;
-    ensure!(!world.pod_pins(&world.a).exists() && world.pod_pins(&world.b).exists());
-    Ok(())
+    over_both(|world| {
+        let (mut datapath, listeners) = world.enrolled(&[&world.a, &world.b])?;
+        drop(listeners);
+        netns::remove(world.a.netns.name());
+        datapath.leave(&world.a.uid)?;
+        ensure!(!world.pod_pins(&world.a).exists() && world.pod_pins(&world.b).exists());
+        Ok(())
+    })
 }
 
 /// Pods that died while no agent ran are cleared away by the next one.
@@ -127,41 +133,44 @@ fn a_pod_that_died_meanwhile_is_swept() -> Result<()> {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_failed_preparation_leaves_no_trace() -> Result<()> {
-    let world = World::new()?;
-    let before = Traces::of(&world.a)?;
-    let mut datapath = world.open()?;
-    let mut spec = world.a.spec()?;
-    spec.addresses = vec!["10.77.0.1".parse()?];
-    let error = datapath.prepare(&spec, None).err().ok_or_else(|| anyhow::anyhow!("prepared"))?;
-    ensure!(error.to_string().contains("routes"), "{error}");
-    ensure!(Traces::of(&world.a)? == before);
-    let mut nowhere = Datapath::open(&Config { proc: "/nonexistent".into(), ..world.config() })?;
-    let error = nowhere.prepare(&world.a.spec()?, None).err().ok_or_else(|| anyhow::anyhow!("prepared"))?;
-    ensure!(error.to_string().contains("sysctls"), "{error}");
-    ensure!(Traces::of(&world.a)? == before);
-    nothing_pinned(&world)
+    over_both(|world| {
+        let before = Traces::of(&world.a)?;
+        let mut datapath = world.open()?;
+        let mut spec = world.a.spec()?;
+        spec.addresses = vec!["10.77.0.1".parse()?, world.a.v6.into()];
+        let error = datapath.prepare(&spec, None).err().ok_or_else(|| anyhow::anyhow!("prepared"))?;
+        ensure!(error.to_string().contains("routes"), "{error}");
+        ensure!(Traces::of(&world.a)? == before);
+        let mut nowhere = Datapath::open(&Config { proc: "/nonexistent".into(), ..world.config() })?;
+        let error =
+            nowhere.prepare(&world.a.spec()?, None).err().ok_or_else(|| anyhow::anyhow!("prepared"))?;
+        ensure!(error.to_string().contains("sysctls"), "{error}");
+        ensure!(Traces::of(&world.a)? == before);
+        nothing_pinned(world)
+    })
 }
 
 /// The last hook cannot be pinned: the pod is as free as before, and captured when the obstacle is gone.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_failed_capture_captures_nothing() -> Result<()> {
-    let world = World::new()?;
-    let mut datapath = world.open()?;
-    let listeners = datapath.prepare(&world.a.spec()?, None)?;
-    let index = shell::run("ip", ["-n", world.a.netns.name(), "-o", "link", "show", "eth0"])?;
-    let (index, _) = index.split_once(':').unwrap_or_default();
-    let obstacle = world.pod_pins(&world.a).join(format!("guard-{index}"));
-    fs::create_dir_all(obstacle.join("in-the-way"))?;
-    ensure!(datapath.capture(&world.a.uid).is_err());
-    let app = world.b.listen("0.0.0.0:7000")?;
-    let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
-    converse(&client, &app.accept()?.0)?;
-    fs::remove_dir(obstacle.join("in-the-way"))?;
-    fs::remove_dir(&obstacle)?;
-    datapath.capture(&world.a.uid)?;
-    let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
-    converse(&client, &accept(&listeners.outbound_v4)?)
+    over_both(|world| {
+        let mut datapath = world.open()?;
+        let listeners = datapath.prepare(&world.a.spec()?, None)?;
+        let index = shell::run("ip", ["-n", world.a.netns.name(), "-o", "link", "show", "eth0"])?;
+        let (index, _) = index.split_once(':').unwrap_or_default();
+        let obstacle = world.pod_pins(&world.a).join(format!("guard-{index}"));
+        fs::create_dir_all(obstacle.join("in-the-way"))?;
+        ensure!(datapath.capture(&world.a.uid).is_err());
+        let app = world.b.serve()?;
+        let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+        converse(&client, &app.accept()?.0)?;
+        fs::remove_dir(obstacle.join("in-the-way"))?;
+        fs::remove_dir(&obstacle)?;
+        datapath.capture(&world.a.uid)?;
+        let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+        converse(&client, &accept(world.family.outbound(&listeners))?)
+    })
 }
 
 /// Two agents on one kernel, as in a lab, know nothing of each other.
@@ -172,7 +181,7 @@ fn without_a_setting_the_cgroup_is_found() -> Result<()> {
     let mut datapath = Datapath::open(&Config { cgroup_root: None, ..world.config() })?;
     let listeners = enrol(&mut datapath, &world.a)?;
     let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
-    converse(&client, &accept(&listeners.outbound_v4)?)?;
+    converse(&client, &accept(world.family.outbound(&listeners))?)?;
     ensure!(world.b.dial(world.a.at(PORT), REFUSAL).is_ok());
     Ok(())
 }
@@ -190,8 +199,8 @@ impl Traces {
         let ip = |what: &[&str]| shell::run("ip", ["-n", pod.netns.name()].iter().chain(what));
         let sysctls = ["ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"];
         Ok(Self {
-            rules: ip(&["rule", "list"])?,
-            routes: ip(&["route", "list", "table", "all"])?,
+            rules: ip(&["rule", "list"])? + &ip(&["-6", "rule", "list"])?,
+            routes: ip(&["route", "list", "table", "all"])? + &ip(&["-6", "route", "list", "table", "all"])?,
             sysctls: sysctls.iter().map(|name| pod.sysctl(name)).collect::<Result<_>>()?,
         })
     }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Result, ensure};
 use node_agent::datapath::Listeners;
 
+use crate::family::{all, over_both};
 use crate::world::{PATIENCE, PORT, World, converse, idle};
 
 #[test]
@@ -29,12 +30,13 @@ fn a_process_of_the_node_that_enters_the_pod() -> Result<()> {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_pod_that_dials_its_own_address() -> Result<()> {
-    let world = World::new()?;
-    let (_datapath, listeners) = world.enrolled(&[&world.a])?;
-    let app = world.a.listen("0.0.0.0:7000")?;
-    let client = world.a.dial(world.a.at(PORT), PATIENCE)?;
-    converse(&client, &app.accept()?.0)?;
-    untouched(&listeners[0])
+    over_both(|world| {
+        let (_datapath, listeners) = world.enrolled(&[&world.a])?;
+        let app = world.a.serve()?;
+        let client = world.a.dial(world.a.at(PORT), PATIENCE)?;
+        converse(&client, &app.accept()?.0)?;
+        untouched(&listeners[0])
+    })
 }
 
 fn dial_localhost(world: &World) -> Result<()> {
@@ -44,6 +46,7 @@ fn dial_localhost(world: &World) -> Result<()> {
         ("0.0.0.0:7002", "127.0.0.1:7002"),
         ("[::]:7003", "[::ffff:127.0.0.1]:7003"),
         ("0.0.0.0:7004", "0.0.0.0:7004"),
+        ("[::]:7005", "[::]:7005"),
     ] {
         let app = world.a.listen(at)?;
         let client = world.a.dial(to.parse::<SocketAddr>()?, PATIENCE)?;
@@ -53,6 +56,8 @@ fn dial_localhost(world: &World) -> Result<()> {
 }
 
 fn untouched(listeners: &Listeners) -> Result<()> {
-    ensure!(idle(&listeners.outbound_v4)? && idle(&listeners.inbound_v4)? && idle(&listeners.hbone_v4)?);
+    for listener in all(listeners) {
+        ensure!(idle(listener)?);
+    }
     Ok(())
 }

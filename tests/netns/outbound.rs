@@ -4,21 +4,23 @@ use std::net::{SocketAddr, TcpStream};
 
 use anyhow::{Result, ensure};
 
+use crate::family::{all, over_both};
 use crate::world::{PATIENCE, PORT, World, accept, converse, idle, into_stream, proxy_socket, upstream};
 
 /// The destination is the accepted socket's own address, the source the pod's.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn meets_the_proxy_with_its_addresses_unchanged() -> Result<()> {
-    let world = World::new()?;
-    let (_datapath, listeners) = world.enrolled(&[&world.a])?;
-    let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
-    let accepted = accept(&listeners[0].outbound_v4)?;
-    ensure!(accepted.local_addr()? == world.b.at(PORT));
-    ensure!(accepted.peer_addr()? == client.local_addr()?);
-    ensure!(client.peer_addr()? == world.b.at(PORT));
-    ensure!(client.local_addr()?.ip() == world.a.address);
-    converse(&client, &accepted)
+    over_both(|world| {
+        let (_datapath, listeners) = world.enrolled(&[&world.a])?;
+        let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+        let accepted = accept(world.family.outbound(&listeners[0]))?;
+        ensure!(accepted.local_addr()? == world.b.at(PORT));
+        ensure!(accepted.peer_addr()? == client.local_addr()?);
+        ensure!(client.peer_addr()? == world.b.at(PORT));
+        ensure!(client.local_addr()?.ip() == world.a.address);
+        converse(&client, &accepted)
+    })
 }
 
 /// An IPv6 socket that dials a v4-mapped address is an IPv4 connection.
@@ -27,9 +29,9 @@ fn meets_the_proxy_with_its_addresses_unchanged() -> Result<()> {
 fn v4_mapped_sockets_are_captured() -> Result<()> {
     let world = World::new()?;
     let (_datapath, listeners) = world.enrolled(&[&world.a])?;
-    let mapped = SocketAddr::from((world.b.address.to_ipv6_mapped(), PORT));
+    let mapped = SocketAddr::from((world.b.v4.to_ipv6_mapped(), PORT));
     let client = world.a.dial(mapped, PATIENCE)?;
-    let accepted = accept(&listeners[0].outbound_v4)?;
+    let accepted = accept(world.family.outbound(&listeners[0]))?;
     ensure!(accepted.local_addr()? == world.b.at(PORT));
     converse(&client, &accepted)
 }
@@ -39,56 +41,59 @@ fn v4_mapped_sockets_are_captured() -> Result<()> {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn neighbours_on_one_node_are_told_apart() -> Result<()> {
-    let world = World::new()?;
-    let (datapath, listeners) = world.enrolled(&[&world.a, &world.b])?;
-    let app = world.b.listen("0.0.0.0:7000")?;
-    let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
-    let outbound = accept(&listeners[0].outbound_v4)?;
-    ensure!(outbound.local_addr()? == world.b.at(PORT));
-    converse(&client, &outbound)?;
+    over_both(|world| {
+        let (datapath, listeners) = world.enrolled(&[&world.a, &world.b])?;
+        let app = world.b.serve()?;
+        let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+        let outbound = accept(world.family.outbound(&listeners[0]))?;
+        ensure!(outbound.local_addr()? == world.b.at(PORT));
+        converse(&client, &outbound)?;
 
-    let on_behalf = SocketAddr::from((world.a.address, 20_000));
-    let relayed = world.b.run(|| upstream(&datapath, on_behalf, world.b.at(PORT)))?;
-    let (served, peer) = app.accept()?;
-    ensure!(peer == on_behalf);
-    converse(&relayed, &served)?;
-    ensure!(idle(&listeners[1].inbound_v4)? && idle(&listeners[1].outbound_v4)?);
-    Ok(())
+        let on_behalf = SocketAddr::from((world.a.address, 20_000));
+        let relayed = world.b.run(|| upstream(&datapath, on_behalf, world.b.at(PORT)))?;
+        let (served, peer) = app.accept()?;
+        ensure!(peer == on_behalf);
+        converse(&relayed, &served)?;
+        ensure!(all(&listeners[1]).all(|listener| idle(listener).is_ok_and(|idle| idle)));
+        Ok(())
+    })
 }
 
 /// The proxy's own connections are flagged: not captured at connect, let out by the guard.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn the_proxy_gets_out() -> Result<()> {
-    let world = World::new()?;
-    let (datapath, listeners) = world.enrolled(&[&world.a])?;
-    let app = world.b.listen("0.0.0.0:7000")?;
-    let proxied: TcpStream = world.a.run(|| {
-        let socket = proxy_socket(&datapath)?;
-        socket.connect_timeout(&world.b.at(PORT).into(), PATIENCE)?;
-        Ok(into_stream(socket))
-    })?;
-    let (served, peer) = app.accept()?;
-    ensure!(peer.ip() == world.a.address);
-    converse(&proxied, &served)?;
-    ensure!(idle(&listeners[0].outbound_v4)?);
-    Ok(())
+    over_both(|world| {
+        let (datapath, listeners) = world.enrolled(&[&world.a])?;
+        let app = world.b.serve()?;
+        let proxied: TcpStream = world.a.run(|| {
+            let socket = proxy_socket(&datapath, world.family.domain())?;
+            socket.connect_timeout(&world.b.at(PORT).into(), PATIENCE)?;
+            Ok(into_stream(socket))
+        })?;
+        let (served, peer) = app.accept()?;
+        ensure!(peer.ip() == world.a.address);
+        converse(&proxied, &served)?;
+        ensure!(idle(world.family.outbound(&listeners[0]))?);
+        Ok(())
+    })
 }
 
 /// A pod that dials its own Service is captured, and the proxy can bring it back to the pod itself.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_pods_own_service_leads_back_to_it() -> Result<()> {
-    let world = World::new()?;
-    let (datapath, listeners) = world.enrolled(&[&world.a])?;
-    let app = world.a.listen("0.0.0.0:7000")?;
-    let service = SocketAddr::from(([10, 96, 0, 7], 80));
-    let client = world.a.dial(service, PATIENCE)?;
-    let accepted = accept(&listeners[0].outbound_v4)?;
-    ensure!(accepted.local_addr()? == service);
-    let back = world.a.run(|| upstream(&datapath, world.a.at(20_000), world.a.at(PORT)))?;
-    let (served, peer) = app.accept()?;
-    ensure!(peer == world.a.at(20_000));
-    converse(&back, &served)?;
-    converse(&client, &accepted)
+    over_both(|world| {
+        let (datapath, listeners) = world.enrolled(&[&world.a])?;
+        let app = world.a.serve()?;
+        let service = SocketAddr::new(world.family.pick("10.96.0.7", "fd96::7").parse()?, 80);
+        let client = world.a.dial(service, PATIENCE)?;
+        let accepted = accept(world.family.outbound(&listeners[0]))?;
+        ensure!(accepted.local_addr()? == service);
+        let back = world.a.run(|| upstream(&datapath, world.a.at(20_000), world.a.at(PORT)))?;
+        let (served, peer) = app.accept()?;
+        ensure!(peer == world.a.at(20_000));
+        converse(&back, &served)?;
+        converse(&client, &accepted)
+    })
 }

@@ -1,14 +1,14 @@
 //! Packets made by hand, and a sniffer on the router.
 
 use std::io::{self, Read};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use mesh_tests::netns::Netns;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::world::Pod;
+use crate::family::Family;
+use crate::world::{Pod, World};
 
 pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
@@ -21,29 +21,31 @@ const MARKER: u16 = 9;
 /// A TCP segment seen on the router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
-    pub(crate) from: SocketAddrV4,
-    pub(crate) to: SocketAddrV4,
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
     pub(crate) flags: u8,
 }
 
-/// Sees every packet that crosses the router.
+/// Sees every packet of the world's family that crosses the router.
 pub(crate) struct Sniffer {
     socket: Socket,
+    family: Family,
 }
 
 impl Sniffer {
-    pub(crate) fn new(router: &Netns) -> Result<Self> {
+    pub(crate) fn new(world: &World) -> Result<Self> {
         const ETH_P_IP: u16 = 0x0800;
-        let protocol = Protocol::from(i32::from(ETH_P_IP.to_be()));
+        const ETH_P_IPV6: u16 = 0x86dd;
+        let protocol = Protocol::from(i32::from(world.family.pick(ETH_P_IP, ETH_P_IPV6).to_be()));
         let open = || Ok(Socket::new(Domain::PACKET, Type::DGRAM.nonblocking(), Some(protocol))?);
-        Ok(Self { socket: router.run(open)? })
+        Ok(Self { socket: world.router.run(open)?, family: world.family })
     }
 
     /// The TCP segments from `pod` that crossed until now. A datagram is sent after them and waited for, so what has
     /// not been seen when it arrives was never sent.
-    pub(crate) fn tcp_from(&mut self, pod: &Pod, to: Ipv4Addr) -> Result<Vec<Segment>> {
+    pub(crate) fn tcp_from(&mut self, pod: &Pod, to: IpAddr) -> Result<Vec<Segment>> {
         pod.run(|| {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            let socket = UdpSocket::bind(self.family.anywhere(0))?;
             Ok(socket.send_to(b"marker", (to, MARKER)).map(drop)?)
         })?;
         let mut seen = Vec::new();
@@ -55,7 +57,7 @@ impl Sniffer {
             }
             bail!("{seen:?}")
         })?;
-        seen.retain(|segment: &Segment| *segment.from.ip() == pod.address);
+        seen.retain(|segment: &Segment| segment.from.ip() == pod.address);
         Ok(seen)
     }
 
@@ -75,7 +77,7 @@ impl Sniffer {
     fn next(&mut self) -> Result<Option<Packet>> {
         let mut bytes = [0; 2048];
         match self.socket.read(&mut bytes) {
-            Ok(length) => Ok(Some(parse(&bytes[..length]))),
+            Ok(length) => Ok(Some(parse(self.family, &bytes[..length]))),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -84,31 +86,35 @@ impl Sniffer {
 
 enum Packet {
     Tcp(Segment),
-    Marker(Ipv4Addr),
+    Marker(IpAddr),
     Other,
 }
 
-fn parse(ip: &[u8]) -> Packet {
-    let address = |at: usize| Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]);
-    if ip.len() < 28 {
+fn parse(family: Family, ip: &[u8]) -> Packet {
+    if ip.len() < family.pick(28, 48) {
         return Packet::Other;
     }
-    let transport = &ip[usize::from(ip[0] & 15) * 4..];
+    let v4 = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&ip[at..at + 4]).expect("four bytes"));
+    let v6 = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&ip[at..at + 16]).expect("sixteen bytes"));
+    let (protocol, header, from, to) = match family {
+        Family::V4 => (ip[9], usize::from(ip[0] & 15) * 4, v4(12), v4(16)),
+        Family::V6 => (ip[6], 40, v6(8), v6(24)),
+    };
+    let transport = &ip[header..];
     let port = |at: usize| u16::from_be_bytes([transport[at], transport[at + 1]]);
-    match ip[9] {
+    match protocol {
         6 if transport.len() >= 20 => Packet::Tcp(Segment {
-            from: SocketAddrV4::new(address(12), port(0)),
-            to: SocketAddrV4::new(address(16), port(2)),
+            from: SocketAddr::new(from, port(0)),
+            to: SocketAddr::new(to, port(2)),
             flags: transport[13],
         }),
-        17 if port(2) == MARKER => Packet::Marker(address(12)),
+        17 if port(2) == MARKER => Packet::Marker(from),
         _ => Packet::Other,
     }
 }
 
-/// An IPv4 packet with a TCP segment, checksums and all; sequence numbers are far from any real ones.
-pub(crate) fn segment(from: SocketAddr, to: SocketAddr, flags: u8) -> Result<Vec<u8>> {
-    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else { bail!("IPv4 only") };
+/// An IP packet with a TCP segment, checksums and all; sequence numbers are far from any real ones.
+pub(crate) fn segment(from: SocketAddr, to: SocketAddr, flags: u8) -> Vec<u8> {
     let mut tcp = [0; 20];
     tcp[0..2].copy_from_slice(&from.port().to_be_bytes());
     tcp[2..4].copy_from_slice(&to.port().to_be_bytes());
@@ -116,23 +122,32 @@ pub(crate) fn segment(from: SocketAddr, to: SocketAddr, flags: u8) -> Result<Vec
     tcp[12] = 5 << 4;
     tcp[13] = flags;
     tcp[14..16].copy_from_slice(&1000_u16.to_be_bytes());
-    let pseudo = [&from.ip().octets()[..], &to.ip().octets(), &[0, 6, 0, 20], &tcp].concat();
-    let sum = checksum(&pseudo);
+    let octets = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    let addresses = [octets(from.ip()), octets(to.ip())].concat();
+    let sum = checksum(&[&addresses[..], &[0, 6, 0, 20], &tcp].concat());
     tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-    // The kernel fills in the header's checksum and identification.
-    let ip =
-        [&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0][..], &from.ip().octets(), &to.ip().octets()].concat();
-    Ok([&ip[..], &tcp].concat())
+    // The kernel fills in the IPv4 header's checksum and identification.
+    let header: &[u8] = match from {
+        SocketAddr::V4(_) => &[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0],
+        SocketAddr::V6(_) => &[0x60, 0, 0, 0, 0, 20, 6, 64],
+    };
+    [header, &addresses, &tcp].concat()
 }
 
 /// Sends a packet past the TCP stack, as CAP_NET_RAW allows, with a mark if wanted.
 pub(crate) fn send_raw(pod: &Pod, packet: &[u8], mark: u32) -> Result<()> {
     const IPPROTO_RAW: i32 = 255;
+    let (domain, to): (_, IpAddr) = match packet[0] >> 4 {
+        4 => (Domain::IPV4, <[u8; 4]>::try_from(&packet[16..20])?.into()),
+        _ => (Domain::IPV6, <[u8; 16]>::try_from(&packet[24..40])?.into()),
+    };
     pod.run(|| {
-        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(IPPROTO_RAW)))?;
+        let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(IPPROTO_RAW)))?;
         socket.set_mark(mark)?;
-        let octets: [u8; 4] = packet[16..20].try_into()?;
-        match socket.send_to(packet, &SocketAddr::from((octets, 0)).into()) {
+        match socket.send_to(packet, &SocketAddr::new(to, 0).into()) {
             // ENOBUFS is how a packet that the guard dropped looks to its sender.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
             other => other.map(drop).context("raw send"),

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use ztunnel::app::{self, Surroundings};
 use ztunnel::config::Config;
 
+use crate::family::over_both;
 use crate::world::{PATIENCE, PORT, Pod, World};
 
 #[path = "../../ztunnel/tests/inproc/agent.rs"]
@@ -80,12 +81,25 @@ impl Drop for Proxy {
 }
 
 fn descriptors(pod: &Pod, listeners: &Listeners) -> Result<Vec<(Fd, OwnedFd)>> {
-    Ok(vec![
-        (Fd::Netns, pod.netns.descriptor()?),
-        (Fd::OutboundV4, listeners.outbound_v4.as_fd().try_clone_to_owned()?),
-        (Fd::InboundV4, listeners.inbound_v4.as_fd().try_clone_to_owned()?),
-        (Fd::HboneV4, listeners.hbone_v4.as_fd().try_clone_to_owned()?),
-    ])
+    let sockets = [
+        (Fd::OutboundV4, Some(&listeners.outbound_v4)),
+        (Fd::InboundV4, Some(&listeners.inbound_v4)),
+        (Fd::HboneV4, Some(&listeners.hbone_v4)),
+        (Fd::OutboundV6, listeners.outbound_v6.as_ref()),
+        (Fd::InboundV6, listeners.inbound_v6.as_ref()),
+        (Fd::HboneV6, listeners.hbone_v6.as_ref()),
+    ];
+    let mut all = vec![(Fd::Netns, pod.netns.descriptor()?)];
+    for (name, socket) in sockets {
+        if let Some(socket) = socket {
+            all.push((name, socket.as_fd().try_clone_to_owned()?));
+        }
+    }
+    Ok(all)
+}
+
+fn addresses(pod: &Pod) -> Vec<Vec<u8>> {
+    vec![pod.v4.octets().to_vec(), pod.v6.octets().to_vec()]
 }
 
 fn describe(pod: &Pod) -> wire::Pod {
@@ -93,7 +107,7 @@ fn describe(pod: &Pod) -> wire::Pod {
         uid: pod.uid.clone(),
         namespace: "shop".to_owned(),
         name: pod.uid.clone(),
-        addresses: vec![pod.address.octets().to_vec()],
+        addresses: addresses(pod),
         workload_uid: format!("Kubernetes//Pod/shop/{}", pod.uid),
         trust_domain: "cluster.local".to_owned(),
         ..Default::default()
@@ -105,7 +119,7 @@ fn resource(pod: &Pod) -> Type {
         uid: format!("Kubernetes//Pod/shop/{}", pod.uid),
         name: pod.uid.clone(),
         namespace: "shop".to_owned(),
-        addresses: vec![pod.address.octets().to_vec()],
+        addresses: addresses(pod),
         tunnel_protocol: workload::TunnelProtocol::Hbone as i32,
         ..Default::default()
     })
@@ -129,13 +143,16 @@ fn answers(listener: &std::net::TcpListener, mut client: TcpStream) -> Result<Ip
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn ztunnel_carries_connections_with_the_clients_address() -> Result<()> {
-    let world = World::new()?;
+    over_both(clients_addresses)
+}
+
+fn clients_addresses(world: &World) -> Result<()> {
     let (datapath, listeners) = world.enrolled(&[&world.a, &world.b])?;
-    let _proxy = Proxy::start(&world, &datapath, &listeners)?;
-    let app = world.b.listen(&format!("0.0.0.0:{PORT}"))?;
+    let _proxy = Proxy::start(world, &datapath, &listeners)?;
+    let app = world.b.serve()?;
     for _ in 0..10 {
         let seen = answers(&app, world.a.dial(world.b.at(PORT), PATIENCE)?)?;
-        ensure!(seen == IpAddr::V4(world.a.address), "over HBONE the application sees {seen}");
+        ensure!(seen == world.a.address, "over HBONE the application sees {seen}");
     }
     let outside = world.router.run(|| Ok(TcpStream::connect_timeout(&world.b.at(PORT), PATIENCE)?))?;
     let own = outside.local_addr()?.ip();

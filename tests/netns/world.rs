@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
@@ -18,6 +18,8 @@ use mesh_tests::netns::{self, Netns};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use node_agent::datapath::{Config, Datapath, Listeners, Numbers, PodSpec};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::family::{Family, transparent};
 
 /// How long a packet may take on this machine when it is busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -32,7 +34,10 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 pub(crate) struct Pod {
     pub(crate) uid: String,
     pub(crate) netns: Netns,
-    pub(crate) address: Ipv4Addr,
+    /// Of the family that the test is about.
+    pub(crate) address: IpAddr,
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Ipv6Addr,
 }
 
 impl Pod {
@@ -42,8 +47,13 @@ impl Pod {
     }
 
     pub(crate) fn spec(&self) -> Result<PodSpec> {
-        let (uid, netns) = (self.uid.clone(), self.netns.descriptor()?);
-        Ok(PodSpec { uid, netns, addresses: vec![IpAddr::V4(self.address)] })
+        let mut addresses = vec![IpAddr::V4(self.v4), IpAddr::V6(self.v6)];
+        addresses.sort_by_key(|ip| *ip != self.address);
+        self.spec_with(addresses)
+    }
+
+    pub(crate) fn spec_with(&self, addresses: Vec<IpAddr>) -> Result<PodSpec> {
+        Ok(PodSpec { uid: self.uid.clone(), netns: self.netns.descriptor()?, addresses })
     }
 
     pub(crate) fn at(&self, port: u16) -> SocketAddr {
@@ -60,6 +70,12 @@ impl Pod {
         self.run(|| TcpListener::bind(at).with_context(|| format!("listen on {at}")))
     }
 
+    /// Listens inside the pod on all its addresses; where the test is about IPv4 on those of IPv4 only.
+    pub(crate) fn serve(&self) -> Result<TcpListener> {
+        let family = if self.address.is_ipv4() { Family::V4 } else { Family::V6 };
+        self.listen(&family.anywhere(PORT).to_string())
+    }
+
     /// A value of /proc/sys/net inside the pod.
     pub(crate) fn sysctl(&self, name: &str) -> Result<String> {
         self.run(|| Ok(fs::read_to_string(format!("/proc/sys/net/{name}"))?.trim().to_owned()))
@@ -68,6 +84,7 @@ impl Pod {
 
 /// The test's whole world.
 pub(crate) struct World {
+    pub(crate) family: Family,
     pub(crate) a: Pod,
     pub(crate) b: Pod,
     pub(crate) router: Netns,
@@ -78,7 +95,12 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// For a test that is about IPv4, or about no family.
     pub(crate) fn new() -> Result<Self> {
+        Self::of(Family::V4)
+    }
+
+    pub(crate) fn of(family: Family) -> Result<Self> {
         // A test that failed before poisoned nothing: its world is gone.
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let id = std::process::id();
@@ -87,9 +109,10 @@ impl World {
         let root = cgroup::mount_point()?;
         let home = root.join(own_cgroup()?.trim_start_matches('/'));
         let mut world = Self {
+            family,
             router: Netns::create(&name("r"))?,
-            a: pod(&name("a"), [10, 98, 1, 2])?,
-            b: pod(&name("b"), [10, 98, 2, 2])?,
+            a: pod(&name("a"), family, 1)?,
+            b: pod(&name("b"), family, 2)?,
             bpffs,
             cgroup: root.join(name("cgroup")),
             home,
@@ -102,14 +125,23 @@ impl World {
     fn build(&mut self) -> Result<()> {
         for (pod, net) in [(&self.a, 1), (&self.b, 2)] {
             let router = self.router.name();
+            for netns in [&self.router, &pod.netns] {
+                // Addresses can be used at once.
+                netns.sysctl("ipv6/conf/default/accept_dad", "0")?;
+                netns.sysctl("ipv6/conf/all/accept_dad", "0")?;
+            }
             pod.netns.ip(&format!(
                 "link add eth0 type veth peer name v{net} netns {router}\n\
-                 addr add 10.98.{net}.2/24 dev eth0\nlink set eth0 up\n"
+                 addr add 10.98.{net}.2/24 dev eth0\naddr add fd98:{net}::2/64 dev eth0\nlink set eth0 up\n"
             ))?;
-            self.router.ip(&format!("addr add 10.98.{net}.1/24 dev v{net}\nlink set v{net} up\n"))?;
-            pod.netns.ip(&format!("route add default via 10.98.{net}.1\n"))?;
+            self.router.ip(&format!(
+                "addr add 10.98.{net}.1/24 dev v{net}\naddr add fd98:{net}::1/64 dev v{net}\nlink set v{net} up\n"
+            ))?;
+            pod.netns
+                .ip(&format!("route add default via 10.98.{net}.1\nroute add default via fd98:{net}::1\n"))?;
         }
         self.router.sysctl("ipv4/ip_forward", "1")?;
+        self.router.sysctl("ipv6/conf/all/forwarding", "1")?;
         fs::create_dir_all(&self.bpffs)?;
         mount(Some("bpf"), &self.bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)
             .context("mount bpffs")?;
@@ -199,8 +231,8 @@ pub(crate) fn idle(listener: &OwnedFd) -> Result<bool> {
 }
 
 /// A socket as the proxy makes them: flagged, so not captured and let out. Call it inside the pod.
-pub(crate) fn proxy_socket(datapath: &Datapath) -> Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+pub(crate) fn proxy_socket(datapath: &Datapath, domain: Domain) -> Result<Socket> {
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     flag(datapath, &socket)?;
     Ok(socket)
 }
@@ -215,10 +247,11 @@ pub(crate) fn flag(datapath: &Datapath, socket: &Socket) -> Result<()> {
 /// The proxy's connection to the app, from the client's address and a port of the proxy's choice. Call it inside
 /// the pod.
 pub(crate) fn upstream(datapath: &Datapath, client: SocketAddr, app: SocketAddr) -> Result<TcpStream> {
-    let socket = proxy_socket(datapath)?;
+    let domain = Domain::for_address(app);
+    let socket = proxy_socket(datapath, domain)?;
     // A pod that dials itself has both addresses, and its replies would pass a socket that is bound to lo by.
     if client.ip() != app.ip() {
-        socket.set_ip_transparent_v4(true)?;
+        transparent(&socket, domain)?;
         socket.set_mark(mesh_ebpf_abi::MARK_UPSTREAM)?;
         socket.bind_device(Some(b"lo"))?;
     }
@@ -247,8 +280,11 @@ pub(crate) fn converse(one: &TcpStream, other: &TcpStream) -> Result<()> {
     Ok(())
 }
 
-fn pod(name: &str, address: [u8; 4]) -> Result<Pod> {
-    Ok(Pod { uid: name.to_owned(), netns: Netns::create(name)?, address: address.into() })
+fn pod(name: &str, family: Family, net: u8) -> Result<Pod> {
+    let v4 = Ipv4Addr::new(10, 98, net, 2);
+    let v6 = Ipv6Addr::new(0xfd98, net.into(), 0, 0, 0, 0, 0, 2);
+    let address = family.pick(v4.into(), v6.into());
+    Ok(Pod { uid: name.to_owned(), netns: Netns::create(name)?, address, v4, v6 })
 }
 
 fn own_cgroup() -> Result<String> {
