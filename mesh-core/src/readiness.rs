@@ -1,7 +1,7 @@
 //! Ready or not: named gates, each opened by the part that knows.
 //!
 //! **Invariant:** a gate exists from the moment that it is asked for, so a part that dies before it is ready leaves
-//! the process not ready, and says which part that was.
+//! the process not ready, and says which part that was, and why where the part has told.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,8 +11,15 @@ use tokio::sync::watch;
 /// All gates of one process. Clones are the same set.
 #[derive(Clone, Debug)]
 pub struct Readiness {
-    gates: Arc<Mutex<BTreeMap<&'static str, bool>>>,
+    gates: Arc<Mutex<BTreeMap<&'static str, State>>>,
     changed: Arc<watch::Sender<()>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// With what the part says about it, which may be nothing.
+    Closed(String),
 }
 
 /// One part's say.
@@ -30,14 +37,19 @@ impl Readiness {
 
     /// A closed gate; names are unique in a process.
     pub fn gate(&self, name: &'static str) -> Gate {
-        self.set(name, false);
+        self.set(name, State::Closed(String::new()));
         Gate { name, readiness: self.clone() }
     }
 
-    /// Names of the closed gates; none means ready.
-    pub fn pending(&self) -> Vec<&'static str> {
+    /// The closed gates, each as `name` or `name (reason)`; none means ready.
+    pub fn pending(&self) -> Vec<String> {
         let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        gates.iter().filter(|(_, open)| !**open).map(|(name, _)| *name).collect()
+        let closed = gates.iter().filter_map(|(name, state)| match state {
+            State::Open => None,
+            State::Closed(reason) if reason.is_empty() => Some((*name).to_owned()),
+            State::Closed(reason) => Some(format!("{name} ({reason})")),
+        });
+        closed.collect()
     }
 
     /// Waits until no gate is closed.
@@ -49,8 +61,8 @@ impl Readiness {
         }
     }
 
-    fn set(&self, name: &'static str, open: bool) {
-        self.gates.lock().unwrap_or_else(PoisonError::into_inner).insert(name, open);
+    fn set(&self, name: &'static str, state: State) {
+        self.gates.lock().unwrap_or_else(PoisonError::into_inner).insert(name, state);
         self.changed.send_replace(());
     }
 }
@@ -64,12 +76,12 @@ impl Default for Readiness {
 impl Gate {
     /// This part can do its work.
     pub fn open(&self) {
-        self.readiness.set(self.name, true);
+        self.readiness.set(self.name, State::Open);
     }
 
-    /// This part cannot, for now.
-    pub fn close(&self) {
-        self.readiness.set(self.name, false);
+    /// This part cannot, for now; `reason` is for people.
+    pub fn close(&self, reason: impl Into<String>) {
+        self.readiness.set(self.name, State::Closed(reason.into()));
     }
 }
 
@@ -91,7 +103,9 @@ mod tests {
         });
         xds.open();
         waiting.await.unwrap();
-        xds.close();
+        xds.close("the agent is away");
+        assert_eq!(readiness.pending(), ["xds (the agent is away)"]);
+        xds.close("");
         assert_eq!(readiness.pending(), ["xds"]);
     }
 }

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -71,7 +72,7 @@ impl Handlers {
         self.on(Method::POST, path, handler)
     }
 
-    /// Adds `/healthz/ready`: 200, or 503 with the names of what is pending.
+    /// Adds `/healthz/ready`: 200, or 503 with what is pending and why, see [`Readiness::pending`].
     #[must_use]
     pub fn readiness(self, readiness: Readiness) -> Self {
         self.get("/healthz/ready", move |_| match readiness.pending() {
@@ -85,7 +86,17 @@ impl Handlers {
     /// Adds `/healthz/live`: 200 for as long as the runtime answers.
     #[must_use]
     pub fn liveness(self) -> Self {
-        self.get("/healthz/live", |_| text(StatusCode::OK, "live\n"))
+        self.liveness_of(|| Ok::<_, Infallible>(()))
+    }
+
+    /// Adds `/healthz/live`: 200 for as long as the runtime answers and `check` finds nothing, else 500 with what it
+    /// found; only for what a new process would mend.
+    #[must_use]
+    pub fn liveness_of<E: Display>(self, check: impl Fn() -> Result<(), E> + Send + Sync + 'static) -> Self {
+        self.get("/healthz/live", move |_| match check() {
+            Ok(()) => text(StatusCode::OK, "live\n"),
+            Err(unwell) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{unwell}\n")),
+        })
     }
 
     fn on(

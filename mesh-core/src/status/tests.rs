@@ -59,6 +59,51 @@ async fn answers_by_path_and_method() {
     assert!(TcpStream::connect(served.address).await.is_err());
 }
 
+/// Status and body that a kubelet's probe gets.
+async fn probe(address: SocketAddr, path: &str) -> (u16, String) {
+    let head = "HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let answer = ask(address, &format!("GET {path} {head}")).await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+#[tokio::test]
+async fn ready_while_all_gates_are_open_and_else_says_which_and_why() {
+    let readiness = Readiness::new();
+    let (xds, cni) = (readiness.gate("xds"), readiness.gate("cni"));
+    let served = served(Handlers::new().readiness(readiness).liveness()).await;
+    let not = |what: &str| (503, format!("not ready, pending: {what}\n"));
+    let ready = async |expect| {
+        assert_eq!(probe(served.address, "/healthz/ready").await, expect);
+        // Whoever is not ready yet is not to be restarted.
+        assert_eq!(probe(served.address, "/healthz/live").await, (200, "live\n".to_owned()));
+    };
+    ready(not("cni, xds")).await;
+    xds.open();
+    cni.close("disk full");
+    ready(not("cni (disk full)")).await;
+    cni.open();
+    ready((200, "ready\n".to_owned())).await;
+    xds.close("");
+    ready(not("xds")).await;
+}
+
+#[tokio::test]
+async fn live_for_as_long_as_the_check_finds_nothing() {
+    let stuck = Arc::new(std::sync::Mutex::new(None));
+    let check = stuck.clone();
+    let readiness = Readiness::new();
+    let handlers = Handlers::new().readiness(readiness).liveness_of(move || match *check.lock().unwrap() {
+        Some(error) => Err::<(), &str>(error),
+        None => Ok(()),
+    });
+    let served = served(handlers).await;
+    assert_eq!(probe(served.address, "/healthz/live").await, (200, "live\n".to_owned()));
+    *stuck.lock().unwrap() = Some("the datapath is stuck");
+    assert_eq!(probe(served.address, "/healthz/live").await, (500, "the datapath is stuck\n".to_owned()));
+    assert_eq!(probe(served.address, "/healthz/ready").await, (200, "ready\n".to_owned()));
+}
+
 #[tokio::test]
 async fn refuses_what_is_too_long_or_no_http() {
     let served = served(Handlers::new().liveness()).await;
