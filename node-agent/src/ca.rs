@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod csr;
 pub mod issue;
 pub mod keeper;
+pub mod lifetime;
 pub mod listen;
 pub mod metrics;
 pub mod roots;
@@ -25,17 +26,22 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::Stream;
+use http::Request;
 use mesh_core::identity::TrustDomain;
 use mesh_core::readiness::Readiness;
 use mesh_core::status::{self, Handlers};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tower::Service;
+use tower::layer::layer_fn;
 use tracing::info;
 
 use crate::ca::attest::{Rules, ServiceAccount};
 use crate::ca::cluster::{Callers, Cluster};
 use crate::ca::keeper::Keeper;
+use crate::ca::lifetime::Bounds;
+use crate::ca::listen::Origin;
 use crate::ca::metrics::Metrics;
 use crate::ca::server::CertificateService;
 
@@ -80,23 +86,26 @@ pub async fn run(config: Config, client: kube::Client, shutdown: CancellationTok
     let service = CertificateService::new(cluster, rules, current.clone(), metrics);
     info!(listen = %config.listen, status = %config.status_address, trust_domain = config.trust_domain, "CA started");
 
-    let incoming = listen::accept(listener, listen::tls_config(current)?);
+    let bounds = Bounds::default();
+    let incoming = listen::accept(listener, listen::tls_config(current)?, bounds);
     let metrics = mesh_core::metrics::handler(Arc::new(registry));
     let handlers = Handlers::new().readiness(readiness).liveness().get("/metrics", metrics);
     tokio::select! {
         () = keeper.run() => anyhow::bail!("the keeper of the CA's Secret ended"),
         () = status::serve(status_listener, handlers, std::future::pending()) => anyhow::bail!("the status server ended"),
-        served = serve(service, incoming, shutdown) => served.context("the certificate service failed"),
+        served = serve(service, incoming, bounds.age, shutdown) => served.context("the certificate service failed"),
     }
 }
 
-/// Serves certificates on connections whose TLS handshake is done.
+/// Serves certificates on connections whose TLS handshake is done; a client whose connection is of that `age` is told
+/// to go (GOAWAY).
 ///
 /// # Errors
 /// When the server fails as a whole.
 pub async fn serve<C: Callers>(
     service: CertificateService<C>,
     incoming: impl Stream<Item = std::io::Result<listen::Connection>>,
+    age: Duration,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let cut = shutdown.clone();
@@ -104,7 +113,8 @@ pub async fn serve<C: Callers>(
         .timeout(REQUEST_DEADLINE)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE))
-        .max_connection_age(MAX_AGE)
+        .max_connection_age(age)
+        .layer(layer_fn(counted))
         .add_service(service.into_server())
         .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
     // Clients keep their connection open; the ones that do not close it on GOAWAY are cut.
@@ -112,6 +122,23 @@ pub async fn serve<C: Callers>(
         served = server => served,
         () = async { cut.cancelled().await; tokio::time::sleep(REQUEST_DEADLINE).await } => Ok(()),
     }
+}
+
+/// Tells a connection of its requests: from their first header to the answer's.
+fn counted<S, T>(
+    service: S,
+) -> impl Service<Request<T>, Response = S::Response, Error = S::Error, Future: Send> + Clone
+where
+    S: Service<Request<T>, Future: Send> + Clone,
+{
+    tower::service_fn(move |request: Request<T>| {
+        let in_work = request.extensions().get::<Origin>().map(|origin| origin.requests.begin());
+        let answer = service.clone().call(request);
+        async move {
+            let _in_work = in_work;
+            answer.await
+        }
+    })
 }
 
 impl Config {
@@ -134,5 +161,3 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 const MAX_STREAMS: u32 = 64;
 /// Finds dead peers.
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// Of a connection: also one that nobody asks anything on ends, and replicas share the load again.
-const MAX_AGE: Duration = Duration::from_secs(30 * 60);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rcgen::{CertificateParams, KeyPair, SanType, SignatureAlgorithm};
+use tokio::sync::watch;
 
 use crate::ca::attest::{Freshness, Pod, Review};
 use crate::ca::cluster::{Callers, ClusterError, Files, Store};
@@ -26,6 +27,9 @@ pub(crate) struct State {
     pub(crate) created_by_another: Option<(String, Files)>,
     pub(crate) maps: BTreeMap<(String, String), String>,
     pub(crate) writes: usize,
+    /// Reviews wait while it shows true.
+    pub(crate) holds_reviews: Option<watch::Receiver<bool>>,
+    pub(crate) reviews_held: usize,
 }
 
 impl Fake {
@@ -65,6 +69,11 @@ pub(crate) fn pod(service_account: &str, node: &str) -> Pod {
 
 impl Callers for Fake {
     async fn review(&self, token: &str) -> Result<Review, ClusterError> {
+        let hold = self.state().holds_reviews.clone();
+        if let Some(mut hold) = hold {
+            self.state().reviews_held += 1;
+            hold.wait_for(|held| !held).await.unwrap();
+        }
         self.answer(|state| state.reviews.get(token).cloned().unwrap_or_default())
     }
 

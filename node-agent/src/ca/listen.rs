@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -20,10 +20,11 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
 use crate::ca::keeper::CurrentWatch;
+use crate::ca::lifetime::{Bounds, Lifetime, Requests};
 
 /// Connections at once: the ztunnels of a large cluster, shared by the replicas; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4096;
@@ -48,15 +49,19 @@ pub fn tls_config(current: CurrentWatch) -> Result<ServerConfig, rustls::Error> 
     Ok(config)
 }
 
-/// Connections whose handshake is done; ends when dropped.
-pub fn accept(listener: TcpListener, config: ServerConfig) -> impl Stream<Item = io::Result<Connection>> {
+/// Connections whose handshake is done, which end by themselves within `bounds`; ends when dropped.
+pub fn accept(
+    listener: TcpListener,
+    config: ServerConfig,
+    bounds: Bounds,
+) -> impl Stream<Item = io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(1);
     let acceptor = TlsAcceptor::from(Arc::new(config));
     tokio::spawn(async move {
         let closed = sender.clone();
         tokio::select! {
             () = closed.closed() => {}
-            () = accept_all(listener, acceptor, sender) => {}
+            () = accept_all(listener, acceptor, bounds, sender) => {}
         }
     });
     ReceiverStream::new(receiver)
@@ -65,6 +70,7 @@ pub fn accept(listener: TcpListener, config: ServerConfig) -> impl Stream<Item =
 async fn accept_all(
     listener: TcpListener,
     acceptor: TlsAcceptor,
+    bounds: Bounds,
     sender: mpsc::Sender<io::Result<Connection>>,
 ) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -82,7 +88,11 @@ async fn accept_all(
                 let (acceptor, sender) = (acceptor.clone(), sender.clone());
                 handshakes.spawn(async move {
                     match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
-                        Ok(Ok(tls)) => drop(sender.send(Ok(Connection { tls, _place: place })).await),
+                        Ok(Ok(tls)) => {
+                            let lifetime = Lifetime::new(bounds);
+                            let connection = Connection { tls, peer, lifetime, _place: place };
+                            drop(sender.send(Ok(connection)).await);
+                        }
                         Ok(Err(error)) => debug!(%peer, %error, "no TLS handshake"),
                         Err(_) => debug!(%peer, "no TLS handshake within the deadline"),
                     }
@@ -111,10 +121,21 @@ impl ResolvesServerCert for Resolver {
     }
 }
 
-/// A TLS connection, with its place among the bounded number of them.
+/// A TLS connection, with its place among the bounded number of them and its time.
 pub struct Connection {
     tls: TlsStream<TcpStream>,
+    peer: SocketAddr,
+    lifetime: Lifetime,
     _place: Place,
+}
+
+/// What each request's extensions say of the connection that it came by.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The connection's requests, of which this one is to be.
+    pub requests: Requests,
 }
 
 /// How many connections each address has.
@@ -153,10 +174,10 @@ impl Drop for Place {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Origin;
 
     fn connect_info(&self) -> Self::ConnectInfo {
-        self.tls.get_ref().0.connect_info()
+        Origin { peer: self.peer, requests: self.lifetime.requests().clone() }
     }
 }
 
@@ -166,6 +187,10 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // HTTP/2 always has a read waiting. The end of the stream is an end that it takes well.
+        if self.lifetime.poll_over(context).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.tls).poll_read(context, buffer)
     }
 }

@@ -18,6 +18,7 @@ use crate::ca::cluster::{Callers, ClusterError};
 use crate::ca::csr::{InvalidCsr, SigningRequest};
 use crate::ca::issue::{IssueError, Issued};
 use crate::ca::keeper::CurrentWatch;
+use crate::ca::listen::Origin;
 use crate::ca::metrics::Metrics;
 
 /// Longest request message: a CSR of the greatest length, and room for the rest.
@@ -119,7 +120,8 @@ impl<C: Callers> IstioCertificateService for CertificateService<C> {
             }
             Err(refused) => {
                 self.metrics.refused(refused.reason());
-                warn!(peer = ?request.remote_addr(), reason = refused.reason(), "refused a certificate: {refused}");
+                let peer = request.extensions().get::<Origin>().map(|origin| origin.peer);
+                warn!(?peer, reason = refused.reason(), "refused a certificate: {refused}");
                 Err(Status::new(refused.code(), refused.to_string()))
             }
         }

@@ -7,8 +7,12 @@ use mesh_core::readiness::Readiness;
 use prometheus_client::registry::Registry;
 use prost_types::{Struct, Value};
 use rcgen::{PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, SignatureAlgorithm};
-use tokio::io::AsyncReadExt;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -17,6 +21,7 @@ use super::*;
 use crate::ca::attest::{Freshness, ServiceAccount};
 use crate::ca::fakes::{Fake, csr, pod};
 use crate::ca::keeper::Keeper;
+use crate::ca::lifetime::Bounds;
 use crate::ca::listen;
 
 const PAYMENT: &str = "spiffe://cluster.local/ns/payments/sa/payment";
@@ -40,6 +45,10 @@ impl Drop for World {
 
 /// A CA with its root, tokens of a few callers, and pods on two nodes.
 async fn world() -> World {
+    world_with(Bounds::default()).await
+}
+
+async fn world_with(bounds: Bounds) -> World {
     let (fake, shutdown, mut registry) = (Fake::default(), CancellationToken::new(), Registry::default());
     let metrics = Metrics::new(&mut registry);
     let gate = Readiness::new().gate("ca secret");
@@ -68,12 +77,12 @@ async fn world() -> World {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = CertificateService::new(fake.clone(), rules, keeper.watch(), metrics);
-    let incoming = listen::accept(listener, listen::tls_config(keeper.watch()).unwrap());
+    let incoming = listen::accept(listener, listen::tls_config(keeper.watch()).unwrap(), bounds);
     let stop = shutdown.clone();
     tokio::spawn(async move {
         // Holds the keeper, whose end would close the watch.
         let _keeper = keeper;
-        crate::ca::serve(service, incoming, stop).await
+        crate::ca::serve(service, incoming, bounds.age, stop).await
     });
     World { fake, address, roots, registry, shutdown }
 }
@@ -88,6 +97,22 @@ impl World {
     async fn channel(&self, name: &str) -> Result<Channel, tonic::transport::Error> {
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&self.roots)).domain_name(name);
         Endpoint::from_shared(format!("https://{}", self.address))?.tls_config(tls)?.connect().await
+    }
+
+    /// A client of HTTP/2 that says no more than its preface: no request, no answer to a ping.
+    async fn silent(&self) -> TlsStream<TcpStream> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.roots.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider);
+        let config = config.with_safe_default_protocol_versions().unwrap();
+        let mut config = config.with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut tls = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+        tls.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        tls
     }
 
     async fn ask(&self, token: &str, asked: Option<&str>, csr: String) -> Result<Vec<String>, Status> {
@@ -195,7 +220,7 @@ async fn without_the_api_server_nobody_is_certified() {
 async fn tls_names_the_ca_and_a_plain_client_harms_nobody() {
     let world = world().await;
     let mut plain = tokio::net::TcpStream::connect(world.address).await.unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut plain, b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let silent = tokio::net::TcpStream::connect(world.address).await.unwrap();
     assert!(world.channel("ambit-ca.ambit-system.svc").await.is_ok());
     assert!(world.channel("ambit-ca.other.svc").await.is_err());
@@ -218,4 +243,47 @@ async fn one_address_cannot_take_all_places() {
     drop(held);
     let free = async { while world.channel("localhost").await.is_err() {} };
     tokio::time::timeout(Duration::from_secs(5), free).await.unwrap();
+}
+
+/// Types of the frames (RFC 9113, section 6) that a server sends until it closes.
+async fn frames(mut tls: TlsStream<TcpStream>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let closed = tokio::time::timeout(Duration::from_secs(10), tls.read_to_end(&mut bytes)).await;
+    closed.expect("the server closes").expect("with an end of the stream");
+    let mut types = Vec::new();
+    let mut rest = bytes.as_slice();
+    while let [a, b, c, kind, ..] = rest {
+        types.push(*kind);
+        rest = &rest[9 + u32::from_be_bytes([0, *a, *b, *c]) as usize..];
+    }
+    types
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+const GOAWAY: u8 = 7;
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_and_one_with_a_request_in_work_is_not() {
+    let world = world_with(Bounds { idle: Duration::from_millis(300), age: HOUR, grace: HOUR }).await;
+    let (held, hold) = tokio::sync::watch::channel(true);
+    world.fake.state().holds_reviews = Some(hold);
+    let asked = world.ask("payment", None, good());
+    let meanwhile = async {
+        while world.fake.state().reviews_held == 0 {
+            tokio::task::yield_now().await;
+        }
+        // It begins to be idle after the request began to be in work.
+        frames(world.silent().await).await;
+        held.send(false).unwrap();
+    };
+    let (answer, ()) = tokio::join!(asked, meanwhile);
+    assert_eq!(answer.unwrap().last(), Some(&world.roots));
+}
+
+#[tokio::test]
+async fn an_old_connection_is_asked_to_go_and_then_cut() {
+    let bounds = Bounds { idle: HOUR, age: Duration::from_millis(100), grace: Duration::from_millis(100) };
+    let world = world_with(bounds).await;
+    let sent = frames(world.silent().await).await;
+    assert!(sent.contains(&GOAWAY), "frames of types {sent:?}");
 }
