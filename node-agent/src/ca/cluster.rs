@@ -230,7 +230,15 @@ fn created<T>(result: Result<T, ClusterError>) -> Result<bool, ClusterError> {
 }
 
 async fn call<T>(act: &str, call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ClusterError> {
-    match tokio::time::timeout(DEADLINE, call).await {
+    within(DEADLINE, act, call).await
+}
+
+async fn within<T>(
+    deadline: Duration,
+    act: &str,
+    call: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, ClusterError> {
+    match tokio::time::timeout(deadline, call).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(source)) => Err(ClusterError::Api { act: act.to_owned(), source: Box::new(source) }),
         Err(_) => Err(ClusterError::Timeout { act: act.to_owned() }),
@@ -239,3 +247,6 @@ async fn call<T>(act: &str, call: impl Future<Output = Result<T, kube::Error>>) 
 
 /// For one call; callers of ours wait meanwhile.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

@@ -1,29 +1,14 @@
 //! What is sent to the API server, and what may be.
 
-use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
-
-use http::{Request, Response};
-use http_body_util::BodyExt;
-use kube::client::Body;
+use serde_json::json;
 
 use super::*;
+use crate::fake_api::{self, Journal};
 
-/// An API server that writes down what it is sent: method, path and body.
-fn recorder() -> (ApiServer, Arc<Mutex<Vec<String>>>) {
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let log = Arc::clone(&seen);
-    let service = tower::service_fn(move |request: Request<Body>| {
-        let log = Arc::clone(&log);
-        async move {
-            let (head, body) = request.into_parts();
-            let body = body.collect().await.unwrap().to_bytes();
-            let path = head.uri.path();
-            log.lock().unwrap().push(format!("{} {path} {}", head.method, String::from_utf8_lossy(&body)));
-            Ok::<_, Infallible>(Response::new(Body::from(br#"{"metadata": {"name": "a"}}"#.to_vec())))
-        }
-    });
-    (ApiServer::new(Client::new(service, "default")), seen)
+/// An API server that agrees to everything, and what it was asked.
+fn recorder() -> (ApiServer, Journal) {
+    let (client, seen) = fake_api::client(|_| (200, json!({"metadata": {"name": "a"}})));
+    (ApiServer::new(client), seen)
 }
 
 #[tokio::test]
