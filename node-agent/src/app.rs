@@ -2,12 +2,15 @@
 //!
 //! **Invariant:** whatever ends the agent, capture and the CNI plugin stay in place.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
 use mesh_core::readiness::Readiness;
 use mesh_core::{pod_link, status};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
 use tracing::info;
 
 use crate::config::Config;
@@ -52,14 +55,12 @@ pub async fn run_ca(config: ca::Config) -> anyhow::Result<()> {
 async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     let readiness = Readiness::new();
     let (synced, open) = (readiness.gate("watches"), readiness.gate("datapath"));
-    std::fs::create_dir_all(&config.run_dir).with_context(|| config.run_dir.display().to_string())?;
+    let chained = config.cni.cni_install.then(|| readiness.gate("cni"));
+    // First of all: another agent may be running on this node.
     let status_socket = status::bind(config.status_address).await?;
-
-    let settings = config.datapath();
-    let datapath = tokio::task::spawn_blocking(move || Datapath::open(&settings)).await??;
-    let flag_map = datapath.skproxy_map().try_clone_to_owned()?;
-    let kernel = enrol::kernel::spawn(datapath)?;
+    let (kernel, flag_map) = open_datapath(&config).await?;
     open.open();
+    let sockets = Sockets::bind(&config)?;
 
     let client = cluster::connect().await?;
     let (publisher, feed) = xds::server::feed();
@@ -67,7 +68,6 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     let served = pods::Pods::new();
     let proc = config.proc.clone();
     let find: FindNetns = Arc::new(move |uid| netns_of_pod::find(&proc, uid).map(|found| found.netns));
-    let alive = kernel.clone();
     let hands = Hands {
         cluster: Arc::new(cluster::ApiServer::new(client.clone())),
         pods: served.clone(),
@@ -82,31 +82,64 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
         enrolment: enrolment.counts(),
         datapath: dropped.clone(),
     };
-    let handlers = status::Handlers::new()
-        .readiness(readiness)
-        .get("/healthz/live", move |_| match alive.check(Instant::now()) {
-            Ok(()) => status::text(http::StatusCode::OK, "live\n"),
-            Err(unwell) => status::text(http::StatusCode::INTERNAL_SERVER_ERROR, format!("{unwell}\n")),
-        })
-        .get("/metrics", move |_| status::text(http::StatusCode::OK, sources.text()));
-    let xds_socket = xds::server::bind(&config.run_dir.join("xds.sock"))?;
-    let pods_socket = pod_link::Listener::bind(&config.run_dir.join("pods.sock")).context("pods.sock")?;
-    let cni_path = config.run_dir.join("cni.sock");
-    let cni_socket = cni::server::bind(&cni_path)?;
 
     let stop = parts.shutdown();
-    parts.spawn("status", status::serve(status_socket, handlers, stop.clone().cancelled_owned()));
+    let status = handlers(readiness, kernel.clone(), sources);
+    parts.spawn("status", status::serve(status_socket, status, stop.clone().cancelled_owned()));
     parts.spawn("model", writer.run(watch::ApiServer::new(&client), publisher, synced, stop.clone()));
-    parts.try_spawn("xDS", xds::server::serve(xds_socket, feed, stop.clone()));
-    parts.spawn("pod protocol", served.serve(pods_socket, flag_map, stop.clone()));
+    parts.try_spawn("xDS", xds::server::serve(sockets.xds, feed, stop.clone()));
+    parts.spawn("pod protocol", served.serve(sockets.pods, flag_map, stop.clone()));
     parts.spawn("enrolment", enrolment.run(stop.clone()));
     parts.spawn("drops", drops::run(kernel, dropped, stop.clone()));
-    parts.spawn("CNI server", cni::server::serve_bound(cni_socket, Arc::new(desk), stop.clone()));
-    if config.cni.cni_install {
-        let binary = cni::install::bundled_binary().context("mesh-cni is not beside node-agent")?;
-        let excluded = config.unasked_namespaces();
-        let installer = cni::install::Installer::new(&config.cni, binary, &cni_path, excluded);
-        parts.spawn("CNI installation", cni::install::keep(installer, |_| {}, stop));
+    parts.spawn("CNI server", cni::server::serve_bound(sockets.cni, Arc::new(desk), stop.clone()));
+    if let Some(chained) = chained {
+        let keeper = cni::install::keep(installer(&config)?, cni::install::PERIOD, chained, stop);
+        parts.spawn("CNI installation", keeper);
     }
     Ok(())
+}
+
+/// Where ztunnel and the CNI plugin find the agent; only once pods can be enrolled, they wait for answers from then on.
+struct Sockets {
+    xds: UnixListenerStream,
+    pods: pod_link::Listener,
+    cni: UnixListener,
+}
+
+impl Sockets {
+    fn bind(config: &Config) -> anyhow::Result<Self> {
+        let directory = &config.run_dir;
+        std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+        Ok(Self {
+            xds: xds::server::bind(&directory.join("xds.sock"))?,
+            pods: pod_link::Listener::bind(&directory.join("pods.sock")).context("pods.sock")?,
+            cni: cni::server::bind(&config.cni_socket())?,
+        })
+    }
+}
+
+/// The datapath's thread, and the map in which ztunnel flags its sockets.
+async fn open_datapath(config: &Config) -> anyhow::Result<(enrol::kernel::Handle, OwnedFd)> {
+    let settings = config.datapath();
+    let datapath = tokio::task::spawn_blocking(move || Datapath::open(&settings)).await??;
+    let flag_map = datapath.skproxy_map().try_clone_to_owned()?;
+    Ok((enrol::kernel::spawn(datapath)?, flag_map))
+}
+
+/// What the agent tells of itself.
+fn handlers(
+    readiness: Readiness,
+    kernel: enrol::kernel::Handle,
+    sources: metrics::Sources,
+) -> status::Handlers {
+    status::Handlers::new()
+        .readiness(readiness)
+        .liveness_of(move || kernel.check(Instant::now()))
+        .get("/metrics", move |_| status::text(http::StatusCode::OK, sources.text()))
+}
+
+fn installer(config: &Config) -> anyhow::Result<cni::install::Installer> {
+    let binary = cni::install::bundled_binary().context("mesh-cni is not beside node-agent")?;
+    let (socket, excluded) = (config.cni_socket(), config.unasked_namespaces());
+    Ok(cni::install::Installer::new(&config.cni, binary, &socket, excluded))
 }

@@ -67,6 +67,11 @@ impl Config {
         datapath::Config { proc: self.proc.clone(), ..self.datapath.clone() }
     }
 
+    /// Where the CNI plugin finds the agent.
+    pub fn cni_socket(&self) -> PathBuf {
+        self.run_dir.join("cni.sock")
+    }
+
     /// Namespaces whose pods start without asking the agent: the mesh's own, and the excluded ones.
     pub fn unasked_namespaces(&self) -> Vec<String> {
         let mut namespaces = self.exclude_namespaces.clone();

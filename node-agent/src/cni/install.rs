@@ -12,8 +12,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mesh_core::readiness::Gate;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::cni::conflist::{self, Entry, InvalidConfiguration};
 use crate::cni::plugin::TYPE;
@@ -228,35 +229,36 @@ pub fn bundled_binary() -> io::Result<PathBuf> {
     std::env::current_exe().map(|agent| agent.with_file_name(TYPE))
 }
 
-/// Installs, and looks again each second until `shutdown`, for a CNI that rewrites its configuration (Calico and Cilium
-/// do so when they restart). Tells `report` what it found each time that differs from the last.
-pub async fn keep(
-    installer: Installer,
-    mut report: impl FnMut(&Result<Installed, InstallError>) + Send,
-    shutdown: CancellationToken,
-) {
+/// Installs, and looks again each `period` until `shutdown`, for a CNI that rewrites its configuration (Calico and Cilium
+/// do so when they restart). `chained` is open while every new pod is announced to the agent, and else says why not.
+pub async fn keep(installer: Installer, period: Duration, chained: Gate, shutdown: CancellationToken) {
     let mut last = None;
     loop {
         let installer = installer.clone();
         let done = tokio::task::spawn_blocking(move || installer.once()).await;
         let Ok(done) = done else { return };
-        let now = match &done {
-            Ok(Installed::Chained { file, .. }) => format!("{TYPE} is chained in {}", file.display()),
-            Ok(Installed::NoConfiguration) => "the node has no CNI configuration yet".to_owned(),
-            Err(error) => error.to_string(),
-        };
         let rewritten = matches!(done, Ok(Installed::Chained { changed: true, .. }));
+        let now = match done {
+            Ok(Installed::Chained { file, .. }) => Ok(file),
+            Ok(Installed::NoConfiguration) => Err("the node has no CNI configuration yet".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
         if rewritten || last.as_ref() != Some(&now) {
-            match &done {
-                Ok(_) => info!("{now}"),
-                Err(_) => error!("{now}"),
+            match &now {
+                Ok(file) => {
+                    info!(file = %file.display(), "{TYPE} is chained");
+                    chained.open();
+                }
+                Err(reason) => {
+                    warn!("new pods are not announced to this agent: {reason}");
+                    chained.close(reason);
+                }
             }
-            report(&done);
             last = Some(now);
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(PERIOD) => {}
+            () = tokio::time::sleep(period) => {}
         }
     }
 }
@@ -293,7 +295,7 @@ fn file(act: &'static str, path: &Path) -> impl Fn(io::Error) -> InstallError {
 }
 
 /// How long a pod may start without us after another CNI wrote its configuration anew; those are found as running pods.
-const PERIOD: Duration = Duration::from_secs(1);
+pub const PERIOD: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
+use mesh_core::readiness::Readiness;
 use serde_json::{Value, json};
 
 use super::*;
@@ -166,21 +167,94 @@ fn the_binary_is_copied_when_it_differs() {
     assert!(error.contains(TYPE), "{error}");
 }
 
+const PAUSE: Duration = Duration::from_millis(5);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The keeper of a node's configuration, and what its readiness says.
+struct Keeper {
+    readiness: Readiness,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Keeper {
+    fn start(node: &Node) -> Self {
+        let (readiness, stop) = (Readiness::new(), CancellationToken::new());
+        let task = tokio::spawn(keep(node.installer(), PAUSE, readiness.gate("cni"), stop.clone()));
+        Self { readiness, stop, task }
+    }
+
+    /// Waits until readiness says all of this and nothing else is wrong; nothing means ready.
+    async fn says(&self, parts: &[&str]) {
+        let met = |pending: &[String]| match pending {
+            [] => parts.is_empty(),
+            [only] => !parts.is_empty() && parts.iter().all(|part| only.contains(part)),
+            _ => false,
+        };
+        let wait = async {
+            while !met(&self.readiness.pending()) {
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, wait).await;
+        assert!(waited.is_ok(), "expected {parts:?}, found {:?}", self.readiness.pending());
+    }
+
+    /// Waits until our entry is the last in the file.
+    async fn chains(&self, node: &Node, file: &str, kind: &str) {
+        let ours = || {
+            let list = node.read(file);
+            list["plugins"][0]["type"] == kind && list["plugins"][1]["type"] == TYPE
+        };
+        let wait = async {
+            while !ours() {
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "{:?}", node.read(file));
+        self.says(&[]).await;
+    }
+}
+
 #[tokio::test]
-async fn keeps_itself_chained_until_it_is_stopped() {
+async fn another_cni_rewrites_its_configuration() {
     let node = Node::new("keep");
-    let stop = CancellationToken::new();
-    let (sender, mut reports) = tokio::sync::mpsc::unbounded_channel();
-    let report = move |done: &Result<Installed, InstallError>| {
-        sender.send(format!("{done:?}")).unwrap();
-    };
-    let keeper = tokio::spawn(keep(node.installer(), report, stop.clone()));
-    assert!(reports.recv().await.unwrap().contains("NoConfiguration"));
+    let keeper = Keeper::start(&node);
+    keeper.says(&["cni", "no CNI configuration"]).await;
     node.put("10-a.conflist", &list("a"));
-    assert!(reports.recv().await.unwrap().contains("changed: true"));
+    keeper.chains(&node, "10-a.conflist", "a").await;
+    // In place, and by a rename as most do.
     node.put("10-a.conflist", &list("b"));
-    assert!(reports.recv().await.unwrap().contains("changed: true"));
-    stop.cancel();
-    keeper.await.unwrap();
+    keeper.chains(&node, "10-a.conflist", "b").await;
+    node.put("new.tmp", &list("c"));
+    fs::rename(node.conf("new.tmp"), node.conf("10-a.conflist")).unwrap();
+    keeper.chains(&node, "10-a.conflist", "c").await;
+    keeper.stop.cancel();
+    keeper.task.await.unwrap();
     assert_eq!(node.read("10-a.conflist")["plugins"][1]["type"], TYPE, "stopping removes nothing");
+}
+
+#[tokio::test]
+async fn readiness_tells_what_keeps_it_out_of_the_configuration() {
+    let node = Node::new("kept-out");
+    node.put("10-a.conflist", &list("a"));
+    let keeper = Keeper::start(&node);
+    keeper.chains(&node, "10-a.conflist", "a").await;
+    // Rewritten to what we cannot be part of.
+    let newer = json!({"cniVersion": "9.0.0", "name": "a", "plugins": [{"type": "a"}]});
+    node.put("10-a.conflist", &newer);
+    keeper.says(&["cni", "10-a.conflist", "9.0.0"]).await;
+    assert_eq!(node.read("10-a.conflist"), newer, "pods still start");
+    node.put("10-a.conflist", &list("b"));
+    keeper.chains(&node, "10-a.conflist", "b").await;
+    // Rewritten, and ours cannot be put back: the name that it would be written under is taken.
+    let obstacle = node.conf(&format!(".10-a.conflist.{}.tmp", std::process::id()));
+    fs::create_dir(&obstacle).unwrap();
+    node.put("10-a.conflist", &list("c"));
+    keeper.says(&["cni", "cannot write", "10-a.conflist"]).await;
+    assert_eq!(node.read("10-a.conflist"), list("c"));
+    fs::remove_dir(&obstacle).unwrap();
+    keeper.chains(&node, "10-a.conflist", "c").await;
+    fs::remove_file(node.conf("10-a.conflist")).unwrap();
+    keeper.says(&["cni", "no CNI configuration"]).await;
 }
