@@ -1,7 +1,12 @@
 //! The plan step by step, and the whole with a scripted kernel, API server and ztunnel.
 
+mod cni;
+mod fakes;
+mod faults;
 mod plan;
+mod stuck;
 mod whole;
+mod world;
 
 use mesh_core::proto::pods as proto;
 

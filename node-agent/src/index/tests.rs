@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use super::event::{Event, Kind, Object, ObjectName};
 use super::{Changes, Config, Index, Key};
 
-fn config() -> Config {
+/// For the tests of other modules, too.
+pub(crate) fn config() -> Config {
     Config {
         cluster_id: "Kubernetes".into(),
         trust_domain: "cluster.local".into(),

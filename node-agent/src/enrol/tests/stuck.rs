@@ -1,27 +1,26 @@
 //! Parts that do not come back.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::*;
-use crate::enrol::kernel::{Dead, Unwell};
+use tokio::sync::mpsc;
+
+use super::fakes::*;
+use super::member;
+use super::world::*;
+use crate::cni::server::AddError;
+use crate::enrol::cni::Desk;
+use crate::enrol::kernel::{self, Dead, Unwell};
+use crate::enrol::*;
+use crate::index::tests::config;
 
 #[tokio::test]
 async fn a_step_that_panics_is_a_failure_and_is_tried_again() {
     let world = World::new("panic", &[]);
     world.ztunnel(&[]).await;
     world.desk.cluster.panics.store(true, Ordering::Relaxed);
-    world.sees(Kind::Namespace, namespace("ambient")).await;
-    world.sees(Kind::Pod, pod("a", false)).await;
-    world.is_synced().await;
-    world
-        .journal(&[
-            "prepare uid-a [10.0.0.9] new listeners",
-            "ztunnel adds uid-a",
-            "capture uid-a",
-            "annotate shop/a uid-a true",
-            "annotate shop/a uid-a true",
-        ])
-        .await;
+    world.lists([pod("a", false)]).await;
+    world.journal(&[joined("a"), vec!["annotate shop/a uid-a true".to_owned()]].concat()).await;
 }
 
 #[tokio::test]
@@ -46,7 +45,7 @@ async fn the_cni_plugin_is_answered_though_enrolment_is_stuck() {
 }
 
 fn fake_kernel() -> FakeKernel {
-    FakeKernel { journal: Journal::default(), captured: BTreeMap::new(), refuses: Arc::default() }
+    FakeKernel::new(&Faults::new(&Journal::default()))
 }
 
 #[tokio::test]
@@ -96,7 +95,7 @@ async fn a_survivor_waits_for_the_ztunnel_that_has_its_listeners() {
         matches!(&outcome, Outcome::Failed { error, early: false } if error.contains("no ztunnel")),
         "{outcome:?}"
     );
-    world.journal(&[]).await;
+    world.journal::<&str>(&[]).await;
     let _ztunnel = world.ztunnel(&["uid-a"]).await;
     world.hands.pods.connected().await;
     assert_eq!(world.hands.carry_out("uid-a", &step).await, Outcome::Done);
