@@ -178,4 +178,6 @@ async fn one<T: DeserializeOwned>(
 pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
+pub(crate) mod fake_api;
+#[cfg(test)]
 mod tests;

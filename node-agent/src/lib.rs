@@ -12,8 +12,6 @@ pub mod config;
 pub mod datapath;
 pub mod drops;
 pub mod enrol;
-#[cfg(test)]
-mod fake_api;
 pub mod index;
 pub mod metrics;
 pub mod model;

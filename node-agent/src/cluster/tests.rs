@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::fake_api::{self, Journal};
+use crate::cluster::fake_api::{self, Journal};
 
 /// An API server that agrees to everything, and what it was asked.
 fn recorder() -> (ApiServer, Journal) {

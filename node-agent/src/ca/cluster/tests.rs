@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fake_api::{self, Journal, failure};
+use crate::cluster::fake_api::{self, Journal, failure};
 
 fn cluster(answer: impl Fn(&str) -> (u16, Value) + Send + Sync + 'static) -> (Cluster, Journal) {
     let (client, seen) = fake_api::client(answer);

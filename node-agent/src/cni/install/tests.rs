@@ -167,7 +167,6 @@ fn the_binary_is_copied_when_it_differs() {
     assert!(error.contains(TYPE), "{error}");
 }
 
-const PAUSE: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The keeper of a node's configuration, and what its readiness says.
@@ -180,7 +179,12 @@ struct Keeper {
 impl Keeper {
     fn start(node: &Node) -> Self {
         let (readiness, stop) = (Readiness::new(), CancellationToken::new());
-        let task = tokio::spawn(keep(node.installer(), PAUSE, readiness.gate("cni"), stop.clone()));
+        let task = tokio::spawn(keep(
+            node.installer(),
+            Duration::from_millis(5),
+            readiness.gate("cni"),
+            stop.clone(),
+        ));
         Self { readiness, stop, task }
     }
 
@@ -193,7 +197,7 @@ impl Keeper {
         };
         let wait = async {
             while !met(&self.readiness.pending()) {
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         let waited = tokio::time::timeout(PATIENCE, wait).await;
@@ -208,7 +212,7 @@ impl Keeper {
         };
         let wait = async {
             while !ours() {
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "{:?}", node.read(file));
