@@ -62,11 +62,9 @@ pub(crate) fn all(listeners: &Listeners) -> impl Iterator<Item = &OwnedFd> {
 
 /// Lets a socket have addresses that are not its pod's.
 pub(crate) fn transparent(socket: &Socket, family: Domain) -> Result<()> {
-    Ok(if family == Domain::IPV4 {
-        socket.set_ip_transparent_v4(true)?
-    } else {
-        socket.set_ip_transparent_v6(true)?
-    })
+    let set =
+        if family == Domain::IPV4 { Socket::set_ip_transparent_v4 } else { Socket::set_ip_transparent_v6 };
+    set(socket, true).context("IP_TRANSPARENT")
 }
 
 /// Runs a test over IPv4, then over IPv6, each in a world of its own.
