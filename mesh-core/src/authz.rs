@@ -1,29 +1,34 @@
 //! May a connection pass: the question, the policies that bear on it, the answer.
 //!
-//! **Invariant:** fails closed. Rules are not evaluated yet, so every enforced policy that applies to the
-//! destination denies, and says that it does because this version cannot evaluate it.
+//! Evaluated as Istio's ztunnel does: a DENY that matches denies; then, if there is any ALLOW, one of them has to match.
+//! **Invariant:** fails closed. A policy that could not be read denies whatever it may select, and so does one that a
+//! workload names and that is not known.
 
-use std::collections::HashMap;
+mod rule;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::sync::Arc;
 
+pub use rule::{Clause, Match, Rule, ServiceAccount, Text, Values};
+
 use crate::addr::{ClientAddr, Target};
 use crate::identity::Identity;
-use crate::workload::Workload;
 
-/// An authorization policy, as far as it is understood.
+/// An authorization policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authorization {
-    /// Namespace of the policy.
+    /// Its name in xDS, `<namespace>/<name>`.
+    pub key: Arc<str>,
+    /// Its namespace.
     pub namespace: Arc<str>,
-    /// Its name.
-    pub name: Arc<str>,
     /// Which destinations it is about.
     pub scope: Scope,
-    /// Logged, not enforced.
+    /// Not enforced.
     pub dry_run: bool,
-    /// Why the resource was refused; then this stands for whatever it may have denied.
-    pub refused: Option<Arc<str>>,
+    /// What it says.
+    pub rules: Rules,
 }
 
 /// Which destinations a policy is about.
@@ -33,10 +38,21 @@ pub enum Scope {
     Global,
     /// Those of its namespace.
     Namespace,
-    /// Those that name it ([`Workload::authorization_policies`]).
+    /// Those that name it ([`crate::workload::Workload::authorization_policies`]).
     Selected,
     /// It could not be read: those of its namespace, and those that name it.
     Unreadable,
+}
+
+/// What a policy says of the destinations that it is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rules {
+    /// Nothing else may come, but what one of them matches (or one of another such policy).
+    Allow(Box<[Rule]>),
+    /// What one of them matches may not come.
+    Deny(Box<[Rule]>),
+    /// The resource was refused, for this reason: nothing may come.
+    Refused(Arc<str>),
 }
 
 /// What is asked: who wants to reach what. `peer` is None when there was no mutual TLS.
@@ -50,6 +66,15 @@ pub struct Connection {
     pub target: Target,
 }
 
+/// The policies that are about one destination; all others cost nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Applying {
+    /// Those that are known.
+    pub policies: Vec<Arc<Authorization>>,
+    /// One that the destination names and that is not known.
+    pub unknown: Option<Arc<str>>,
+}
+
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -59,18 +84,36 @@ pub enum Decision {
     Deny(Denial),
 }
 
-/// Why a connection is denied.
+/// Why a connection is denied. Policies are named as in xDS, `<namespace>/<name>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Denial {
-    /// `<namespace>/<name>` of a policy whose rules this version cannot evaluate.
-    CannotEvaluate(Arc<str>),
+    /// A DENY policy matches.
+    Denied {
+        /// Which.
+        policy: Arc<str>,
+        /// Which of its rules, from 0.
+        rule: usize,
+        /// The client did not prove who it is, which is what such rules are mostly about.
+        plaintext: bool,
+    },
+    /// There are ALLOW policies, and none of them matches.
+    NotAllowed {
+        /// One of them.
+        policy: Arc<str>,
+        /// How many there are besides.
+        others: usize,
+        /// The client did not prove who it is.
+        plaintext: bool,
+    },
     /// A policy that could not be read: what it may have selected is denied.
     Refused {
-        /// `<namespace>/<name>`
+        /// Which.
         policy: Arc<str>,
         /// What is wrong with it.
         reason: Arc<str>,
     },
+    /// The destination names a policy that is not known.
+    UnknownPolicy(Arc<str>),
     /// The destination's own resource was refused, so which policies select it is not known.
     UnknownSelection {
         /// What is wrong with it.
@@ -80,15 +123,25 @@ pub enum Denial {
 
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unproved = |plaintext: &bool| if *plaintext { "; the client did not use mutual TLS" } else { "" };
         match self {
-            Self::CannotEvaluate(policy) => {
-                write!(f, "policy {policy} applies, and this version cannot evaluate its rules")
+            Self::Denied { policy, rule, plaintext } => {
+                write!(f, "policy {policy} denies it by its rule {rule}{}", unproved(plaintext))
+            }
+            Self::NotAllowed { policy, others: 0, plaintext } => {
+                write!(f, "policy {policy} does not allow it{}", unproved(plaintext))
+            }
+            Self::NotAllowed { policy, others, plaintext } => {
+                write!(f, "neither policy {policy} nor {others} more allow it{}", unproved(plaintext))
             }
             Self::Refused { policy, reason } => write!(
                 f,
                 "policy {policy} is not valid ({reason}), so everything that it may select is denied until it is \
                  corrected or removed"
             ),
+            Self::UnknownPolicy(policy) => {
+                write!(f, "the pod is subject to policy {policy}, which is not known")
+            }
             Self::UnknownSelection { reason } => write!(
                 f,
                 "the pod's own resource is not valid ({reason}), so it is not known which policies select it"
@@ -97,37 +150,31 @@ impl fmt::Display for Denial {
     }
 }
 
-impl Authorization {
-    /// WDS resource name.
-    pub fn key(&self) -> Arc<str> {
-        format!("{}/{}", self.namespace, self.name).into()
+/// Decides about a connection to the destination that these policies are about.
+pub fn decide(applying: &Applying, connection: &Connection) -> Decision {
+    let plaintext = connection.peer.is_none();
+    if let Some(policy) = &applying.unknown {
+        return Decision::Deny(Denial::UnknownPolicy(policy.clone()));
     }
-
-    fn applies_to(&self, key: &str, destination: &Workload) -> bool {
-        let namespace = || self.namespace == destination.namespace;
-        let named = || destination.authorization_policies.iter().any(|name| **name == *key);
-        match self.scope {
-            Scope::Global => true,
-            Scope::Namespace => namespace(),
-            Scope::Selected => named(),
-            Scope::Unreadable => namespace() || named(),
+    let asked = rule::Asked::new(connection);
+    let mut allows = Vec::new();
+    for policy in applying.policies.iter().filter(|policy| !policy.dry_run) {
+        match &policy.rules {
+            Rules::Refused(reason) => {
+                let (policy, reason) = (policy.key.clone(), reason.clone());
+                return Decision::Deny(Denial::Refused { policy, reason });
+            }
+            Rules::Deny(rules) => {
+                if let Some(rule) = rules.iter().position(|rule| rule.matches(&asked)) {
+                    return Decision::Deny(Denial::Denied { policy: policy.key.clone(), rule, plaintext });
+                }
+            }
+            Rules::Allow(rules) => allows.push((policy, rules)),
         }
     }
-}
-
-/// Decides about a connection to `destination` with the policies known.
-pub fn decide(
-    policies: &HashMap<Arc<str>, Arc<Authorization>>,
-    destination: &Workload,
-    _connection: &Connection,
-) -> Decision {
-    let applying =
-        policies.iter().find(|(key, policy)| !policy.dry_run && policy.applies_to(key, destination));
-    match applying {
-        Some((key, policy)) => Decision::Deny(match &policy.refused {
-            Some(reason) => Denial::Refused { policy: key.clone(), reason: reason.clone() },
-            None => Denial::CannotEvaluate(key.clone()),
-        }),
-        None => Decision::Allow,
+    let Some((first, _)) = allows.first() else { return Decision::Allow };
+    if allows.iter().any(|(_, rules)| rules.iter().any(|rule| rule.matches(&asked))) {
+        return Decision::Allow;
     }
+    Decision::Deny(Denial::NotAllowed { policy: first.key.clone(), others: allows.len() - 1, plaintext })
 }

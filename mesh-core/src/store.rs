@@ -6,6 +6,7 @@
 //! half of one.
 
 mod endpoints;
+mod policies;
 mod reader;
 mod refused;
 mod sharded;
@@ -24,7 +25,6 @@ pub use refused::{Claims, Refused};
 use sharded::{Shards, ShardsWriter};
 
 use crate::addr::{Network, NetworkAddress};
-use crate::authz::Authorization;
 use crate::service::{Service, ServiceName, Vip};
 use crate::workload::{Tunnel, Workload, WorkloadUid};
 
@@ -54,6 +54,15 @@ pub struct Size {
     pub refused_authorizations: usize,
 }
 
+/// What a commit changed that policy depends on: connections that were allowed may not be any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Policies: whatever workload they are about.
+    pub policies: bool,
+    /// Workloads that are subject to other policies than before.
+    pub workloads: Vec<WorkloadUid>,
+}
+
 type Entries = Arc<[Arc<ServiceEntry>]>;
 
 /// The maps that readers see.
@@ -66,7 +75,7 @@ struct Published {
     /// Prefix lengths in use, longest first; never shrinks.
     prefix_lengths: ArcSwap<Vec<u8>>,
     by_hostname: Shards<Arc<str>, Entries>,
-    authorizations: ArcSwap<HashMap<Arc<str>, Arc<Authorization>>>,
+    policies: policies::Published,
     refused: refused::Published,
     workloads: AtomicUsize,
     services: AtomicUsize,
@@ -93,9 +102,9 @@ pub struct Writer {
     /// Endpoints of every service named by a workload, whether or not the service is known yet.
     members: HashMap<ServiceName, endpoints::Members>,
     changed_members: HashSet<ServiceName>,
-    authorizations: HashMap<Arc<str>, Arc<Authorization>>,
-    authorizations_changed: bool,
+    policies: policies::Book,
     refused: refused::Book,
+    changes: Changes,
 }
 
 /// An empty mesh.
@@ -112,24 +121,30 @@ impl Writer {
             by_vip: ShardsWriter::new(&published.by_vip),
             by_prefix: ShardsWriter::new(&published.by_prefix),
             by_hostname: ShardsWriter::new(&published.by_hostname),
+            policies: policies::Book::new(&published.policies),
             refused: refused::Book::new(&published.refused),
             published,
             outranked: HashMap::new(),
             services: HashMap::new(),
             members: HashMap::new(),
             changed_members: HashSet::new(),
-            authorizations: HashMap::new(),
-            authorizations_changed: false,
+            changes: Changes::default(),
         }
     }
 
     /// Adds a workload or replaces the one with its uid.
     pub fn put_workload(&mut self, workload: Workload) {
         let workload = Arc::new(workload);
-        if let Some(old) = self.by_uid.get(&workload.uid) {
-            if *old == *workload {
-                return;
-            }
+        let old = self.by_uid.get(&workload.uid);
+        if old.as_ref().is_some_and(|old| **old == *workload) {
+            return;
+        }
+        if old.as_ref().map_or(&[][..], |old| &old.authorization_policies)
+            != &*workload.authorization_policies
+        {
+            self.changes.workloads.push(workload.uid.clone());
+        }
+        if let Some(old) = old {
             self.unindex_workload(&old, Some(&workload));
         }
         if !workload.host_network {
@@ -186,26 +201,8 @@ impl Writer {
         true
     }
 
-    /// Adds or replaces the policy of that name, `<namespace>/<name>`.
-    pub fn put_authorization(&mut self, key: &str, authorization: Authorization) {
-        self.authorizations.insert(key.into(), Arc::new(authorization));
-        self.authorizations_changed = true;
-    }
-
-    /// The policy of that name as it will be at the next commit.
-    pub fn authorization(&self, key: &str) -> Option<&Authorization> {
-        self.authorizations.get(key).map(|policy| &**policy)
-    }
-
-    /// Forgets a policy. False if there was none.
-    pub fn remove_authorization(&mut self, key: &str) -> bool {
-        let known = self.authorizations.remove(key).is_some();
-        self.authorizations_changed |= known;
-        known
-    }
-
-    /// Makes everything since the last commit visible.
-    pub fn commit(&mut self) {
+    /// Makes everything since the last commit visible, and says what of it policy depends on.
+    pub fn commit(&mut self) -> Changes {
         for key in std::mem::take(&mut self.changed_members) {
             let Some(members) = self.members.get_mut(&key) else { continue };
             match self.services.get(&key) {
@@ -222,12 +219,11 @@ impl Writer {
         self.by_vip.commit(&published.by_vip);
         self.by_prefix.commit(&published.by_prefix);
         self.by_hostname.commit(&published.by_hostname);
+        self.policies.commit(&published.policies);
         self.refused.commit(&published.refused);
         published.workloads.store(self.by_uid.len(), Ordering::Relaxed);
         published.services.store(self.services.len(), Ordering::Relaxed);
-        if std::mem::take(&mut self.authorizations_changed) {
-            published.authorizations.store(Arc::new(self.authorizations.clone()));
-        }
+        std::mem::take(&mut self.changes)
     }
 
     /// Removes what `old` has and `new` (its successor, if any) has not.

@@ -12,7 +12,7 @@ use mesh_core::proto::discovery::Node;
 use mesh_core::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use mesh_core::readiness::Readiness;
 use mesh_core::status::{self, Handlers};
-use mesh_core::store;
+use mesh_core::store::{self, Changes};
 use mesh_core::xds::{self, mesh::Mesh, stream::Session};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -22,6 +22,7 @@ use crate::connections::Connections;
 use crate::dump;
 use crate::metrics::Metrics;
 use crate::pods::{self, OpenPod, Pods};
+use crate::policy::PolicyChanges;
 use crate::proxy::Proxy;
 use crate::sockets::{self, FlagMap, PodSockets, Sockets};
 
@@ -63,6 +64,7 @@ pub async fn run(
         certificates: Certificates::new(surroundings.authority),
         metrics: Metrics::new(),
         connections: Connections::default(),
+        policy: PolicyChanges::default(),
     });
     let (mesh_known, known) = watch::channel(false);
     let pods = Pods::new(proxy.clone(), surroundings.open_pod, known);
@@ -72,7 +74,8 @@ pub async fn run(
 
     let session = Session::new(node(&config), &[ADDRESS_TYPE, AUTHORIZATION_TYPE]);
     let xds_socket = config.run_dir.join("xds.sock");
-    let handler = Mesh::new(writer, &config.root_namespace);
+    let policy = proxy.policy.clone();
+    let handler = Mesh::new(writer, &config.root_namespace, move |changes: &Changes| policy.tell(changes));
     servers.spawn(async move {
         let complete = || {
             mesh_known.send_replace(true);

@@ -1,5 +1,6 @@
 //! The configuration dump: all that the proxy knows, as one JSON object. No private keys, no tokens.
 
+use mesh_core::authz::{Authorization, Rules};
 use mesh_core::service::{Service, Vip};
 use mesh_core::store::ServiceEntry;
 use mesh_core::workload::{Health, Tunnel, Workload};
@@ -16,7 +17,8 @@ pub fn render(config: &Config, proxy: &Proxy, pods: &Listing) -> String {
     workloads.sort_by(|a, b| a.uid.cmp(&b.uid));
     let mut services = mesh.services();
     services.sort_by(|a, b| a.service.key.cmp(&b.service.key));
-    let policies: Vec<Value> = mesh.authorizations().keys().map(|key| json!(&**key)).collect();
+    let mut policies = mesh.authorizations();
+    policies.sort_by(|a, b| a.key.cmp(&b.key));
     let pods: Vec<Value> = pods
         .load()
         .iter()
@@ -30,7 +32,7 @@ pub fn render(config: &Config, proxy: &Proxy, pods: &Listing) -> String {
         "certificates": proxy.certificates.status(),
         "workloads": workloads.iter().map(|workload| workload_json(workload)).collect::<Vec<_>>(),
         "services": services.iter().map(|entry| service_json(entry)).collect::<Vec<_>>(),
-        "policies": policies,
+        "policies": policies.iter().map(|policy| policy_json(policy)).collect::<Vec<_>>(),
     });
     format!("{dump:#}\n")
 }
@@ -67,6 +69,22 @@ fn workload_json(workload: &Workload) -> Value {
         "services": workload.services.iter().map(|member| member.service.to_string()).collect::<Vec<_>>(),
         "authorizationPolicies": strings(&workload.authorization_policies),
         "hostNetwork": workload.host_network,
+    })
+}
+
+fn policy_json(policy: &Authorization) -> Value {
+    let (action, rules, invalid) = match &policy.rules {
+        Rules::Allow(rules) => ("ALLOW", rules.len(), None),
+        Rules::Deny(rules) => ("DENY", rules.len(), None),
+        Rules::Refused(reason) => ("DENY", 0, Some(reason)),
+    };
+    json!({
+        "name": &*policy.key,
+        "scope": format!("{:?}", policy.scope),
+        "action": action,
+        "rules": rules,
+        "dryRun": policy.dry_run,
+        "invalid": invalid.map(|reason| &**reason),
     })
 }
 

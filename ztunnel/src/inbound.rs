@@ -17,6 +17,7 @@ use mesh_core::service::Service;
 use mesh_core::workload::{Membership, Workload};
 use tokio::net::TcpStream;
 
+use crate::policy::Permit;
 use crate::proxy::{Pod, baggage, carry};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::{Direction, Report};
@@ -91,8 +92,10 @@ impl Handler for Streams {
             dialled = self.dial(&destination, &mut incoming, &mut report) => dialled,
         };
         let result = match result {
-            Ok((upstream, _tuple)) => match incoming.accept(&baggage(&destination)) {
-                Ok(downstream) => carry(downstream, upstream, &report.meter(), &self.drain).await,
+            Ok((upstream, _tuple, permit)) => match incoming.accept(&baggage(&destination)) {
+                Ok(downstream) => {
+                    carry(downstream, upstream, &report.meter(), &self.drain, Some(&permit)).await
+                }
                 Err(_) => Err(ProxyError::new(Phase::Connect, Side::Downstream, Cause::Abandoned)),
             },
             Err(error) => {
@@ -115,17 +118,19 @@ impl Streams {
         destination: &Workload,
         incoming: &mut Incoming,
         report: &mut Report,
-    ) -> Result<(TcpStream, Tuple), ProxyError> {
+    ) -> Result<(TcpStream, Tuple, Permit), ProxyError> {
         let target = authority::check(incoming.request(), self.local, destination, &self.pod.proxy.mesh)
             .map_err(|refusal| ProxyError::new(Phase::Request, Side::Downstream, refusal))?;
         report.facts.destination.address = Some(target.get());
         report.facts.service = self.service(destination, incoming.request(), target);
         let connection = Connection { peer: Some(self.peer.clone()), client: self.client, target };
-        self.pod.authorize(destination, &connection)?;
+        let permit = Permit::ask(&self.pod, connection)?;
         report.open();
         tokio::select! {
             biased;
-            dialled = self.pod.connect_application(self.client, target) => dialled,
+            dialled = self.pod.connect_application(self.client, target) => {
+                dialled.map(|(stream, tuple)| (stream, tuple, permit))
+            }
             () = incoming.abandoned() => {
                 Err(ProxyError::new(Phase::Connect, Side::Downstream, Cause::Abandoned))
             }

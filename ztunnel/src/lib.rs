@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod outbound;
 pub mod passthrough;
 pub mod pods;
+pub mod policy;
 pub mod proxy;
 pub mod reason;
 pub mod report;

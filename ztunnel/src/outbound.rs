@@ -17,6 +17,7 @@ use mesh_core::workload::Workload;
 use tokio::net::TcpStream;
 
 use self::plan::{Plan, Route};
+use crate::policy::Permit;
 use crate::proxy::{Pod, baggage, carry};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::{Direction, Report};
@@ -49,14 +50,19 @@ enum Upstream {
     Tunnel(HboneStream),
     /// With the address pair that it occupies.
     Plain(TcpStream, Tuple),
+    /// The same to the pod itself, whose policy counts.
+    Own(TcpStream, Tuple, Permit),
 }
 
 impl Upstream {
     async fn carry(self, stream: TcpStream, report: &Report, drain: &Watch) -> Result<(), ProxyError> {
         let meter = report.meter();
         match self {
-            Self::Tunnel(upstream) => carry(stream, upstream, &meter, drain).await,
-            Self::Plain(upstream, _tuple) => carry(stream, upstream, &meter, drain).await,
+            Self::Tunnel(upstream) => carry(stream, upstream, &meter, drain, None).await,
+            Self::Plain(upstream, _tuple) => carry(stream, upstream, &meter, drain, None).await,
+            Self::Own(upstream, _tuple, permit) => {
+                carry(stream, upstream, &meter, drain, Some(&permit)).await
+            }
         }
     }
 }
@@ -83,14 +89,18 @@ async fn connect(
             let request = request(&source, client, &plan);
             Upstream::Tunnel(tunnel(pod, key, request, report).await?)
         }
-        Route::Plain => plain(pod, client, &plan).await?,
+        Route::Plain => {
+            let (stream, tuple) = pod.connect_plain(client, plan.target).await?;
+            Upstream::Plain(stream, tuple)
+        }
         Route::Own => {
             // The kernel vouches for both ends, they are one pod; still its policy is asked.
             let connection = Connection { peer: Some(source.identity.clone()), client, target: plan.target };
-            pod.authorize(&source, &connection)?;
+            let permit = Permit::ask(pod, connection)?;
             // From the pod's address to itself, as it would dial itself: bound to lo, as connections to the application
             // are, the answer would not find the socket, since the route to a local address is not lo's.
-            plain(pod, client, &plan).await?
+            let (stream, tuple) = pod.connect_plain(client, plan.target).await?;
+            Upstream::Own(stream, tuple, permit)
         }
     };
     Ok((upstream, accepted))
@@ -122,11 +132,6 @@ async fn tunnel(
         .map_err(|error| ProxyError::new(Phase::Connect, Side::Upstream, error))?;
     report.facts.destination.identity = Some(connected.peer);
     Ok(connected.stream)
-}
-
-async fn plain(pod: &Pod, client: ClientAddr, plan: &Plan) -> Result<Upstream, ProxyError> {
-    let (stream, tuple) = pod.connect_plain(client, plan.target).await?;
-    Ok(Upstream::Plain(stream, tuple))
 }
 
 fn key(

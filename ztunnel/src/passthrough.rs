@@ -11,6 +11,7 @@ use mesh_core::drain::Watch;
 use tokio::net::TcpStream;
 
 use crate::inbound::authority::Refusal;
+use crate::policy::Permit;
 use crate::proxy::{Pod, carry};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::{Direction, Report};
@@ -27,7 +28,9 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
         result = connect(&pod, &stream, client, &mut report) => result,
     };
     let result = match result {
-        Ok(connected) => carry(stream, connected.upstream, &report.meter(), &drain).await,
+        Ok(connected) => {
+            carry(stream, connected.upstream, &report.meter(), &drain, Some(&connected.permit)).await
+        }
         Err(error) => {
             // As the application itself would have answered.
             sockets::reset_on_close(&stream);
@@ -41,6 +44,7 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
 /// The application's connection and both address pairs that it occupies.
 struct Connected {
     upstream: TcpStream,
+    permit: Permit,
     _pairs: (Tuple, Tuple),
 }
 
@@ -63,8 +67,8 @@ async fn connect(
         let refusal = Refusal::IllegalPort(HBONE_PORT);
         return Err(ProxyError::new(Phase::Request, Side::Downstream, refusal));
     }
-    pod.authorize(&destination, &Connection { peer: None, client, target })?;
+    let permit = Permit::ask(pod, Connection { peer: None, client, target })?;
     report.open();
     let (upstream, chosen) = pod.connect_application(client, target).await?;
-    Ok(Connected { upstream, _pairs: (accepted, chosen) })
+    Ok(Connected { upstream, permit, _pairs: (accepted, chosen) })
 }

@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 
 use mesh_core::addr::{ClientAddr, NetworkAddress, NextHop, Target};
-use mesh_core::authz::{self, Connection, Decision, Denial};
 use mesh_core::certs::Certificates;
 use mesh_core::copy::{self, Outcome};
 use mesh_core::drain::Watch;
@@ -14,9 +13,11 @@ use mesh_core::store::Reader;
 use mesh_core::workload::Workload;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::watch;
 
 use crate::connections::Connections;
 use crate::metrics::Metrics;
+use crate::policy::{self, Permit, PolicyChanges};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::Metered;
 use crate::sockets::{self, Sockets};
@@ -36,6 +37,8 @@ pub struct Proxy {
     pub metrics: Metrics,
     /// What is open.
     pub connections: Connections,
+    /// Who hears of changed policies.
+    pub policy: PolicyChanges,
 }
 
 impl std::fmt::Debug for Proxy {
@@ -56,6 +59,8 @@ pub struct Pod {
     pub tuples: Tuples,
     /// The process.
     pub proxy: Arc<Proxy>,
+    /// Changes when policy has to be asked again about its connections.
+    pub(crate) policy: Arc<watch::Sender<()>>,
     /// As the agent described it.
     described: Arc<Workload>,
 }
@@ -70,7 +75,8 @@ impl Pod {
     ) -> Self {
         let dialer = Dialer { sockets: sockets.clone() };
         let pool = Pool::new(dialer, proxy.certificates.clone(), PoolConfig::default());
-        Self { uid, sockets, pool, tuples: Tuples::default(), proxy, described }
+        let policy = proxy.policy.of(&described.uid);
+        Self { uid, sockets, pool, tuples: Tuples::default(), proxy, policy, described }
     }
 
     /// The pod as a workload: what the mesh knows (locality, services), if it is the same identity; until then what
@@ -86,31 +92,6 @@ impl Pod {
     /// The workload at an address of the pod's network.
     pub fn workload_at(&self, ip: std::net::IpAddr) -> Option<Arc<Workload>> {
         self.proxy.mesh.workload_at(&NetworkAddress::new(self.described.network.clone(), ip))
-    }
-
-    /// Asks policy.
-    ///
-    /// # Errors
-    /// When it denies.
-    pub fn authorize(&self, destination: &Workload, connection: &Connection) -> Result<(), ProxyError> {
-        match self.decide(destination, connection) {
-            Decision::Allow => Ok(()),
-            Decision::Deny(denial) => {
-                Err(ProxyError::new(Phase::Authorize, Side::Downstream, Cause::Denied(denial)))
-            }
-        }
-    }
-
-    fn decide(&self, destination: &Workload, connection: &Connection) -> Decision {
-        let mesh = &self.proxy.mesh;
-        let uid = destination.uid.as_str();
-        // The agent's description of the pod says nothing of policies.
-        if mesh.workload(uid).is_none()
-            && let Some(refused) = mesh.refused(uid)
-        {
-            return Decision::Deny(Denial::UnknownSelection { reason: refused.reason.clone() });
-        }
-        authz::decide(&mesh.authorizations(), destination, connection)
     }
 
     /// Connects to the pod's application as `client`, from a port of our choice.
@@ -206,8 +187,9 @@ impl Abort for HboneStream {
     }
 }
 
-/// Carries bytes until both sides have ended, or the pod's time is over. Where one side breaks, the other is reset: an
-/// end would look to the application as if it had received everything.
+/// Carries bytes until both sides have ended, the pod's time is over, or policy revokes its permit (where one was
+/// needed). Where one side breaks, the other is reset: an end would look to the application as if it had received
+/// everything.
 ///
 /// # Errors
 /// When a side breaks, or the connection is cut.
@@ -216,12 +198,20 @@ pub async fn carry<Down, Up>(
     mut upstream: Up,
     meter: &Metered,
     drain: &Watch,
+    permit: Option<&Permit>,
 ) -> Result<(), ProxyError>
 where
     Down: AsyncRead + AsyncWrite + Unpin + Abort,
     Up: AsyncRead + AsyncWrite + Unpin + Abort,
 {
-    let outcome = copy::both(&mut downstream, &mut upstream, meter, drain.closing()).await;
+    let cut = async {
+        tokio::select! {
+            biased;
+            () = drain.closing() => Cause::Cut,
+            denial = policy::revoked(permit) => Cause::Revoked(denial),
+        }
+    };
+    let outcome = copy::both(&mut downstream, &mut upstream, meter, cut).await;
     if !matches!(outcome, Outcome::Finished { .. }) {
         downstream.abort();
         upstream.abort();
@@ -235,7 +225,7 @@ where
             };
             Err(ProxyError::new(Phase::Copy, side, Cause::Io { what: "the connection broke", error }))
         }
-        Outcome::Cancelled(()) => Err(ProxyError::new(Phase::Copy, Side::Local, Cause::Cut)),
+        Outcome::Cancelled(cause) => Err(ProxyError::new(Phase::Copy, Side::Local, cause)),
     }
 }
 

@@ -127,6 +127,9 @@ pub enum Cause {
     Refusal(#[from] Refusal),
     #[error("{0}")]
     Denied(Denial),
+    /// What had been allowed.
+    #[error("policy has changed: {0}")]
+    Revoked(Denial),
     #[error(transparent)]
     Certificate(#[from] CertError),
     #[error(transparent)]
@@ -159,7 +162,7 @@ impl ProxyError {
             | Cause::Refusal(Refusal::ApplicationTunnel) => Reason::NotSupported,
             Cause::Refusal(Refusal::OtherWorkload { .. }) => Reason::WrongWorkload,
             Cause::Refusal(_) | Cause::Malformed(_) => Reason::BadRequest,
-            Cause::Denied(_) => Reason::Denied,
+            Cause::Denied(_) | Cause::Revoked(_) => Reason::Denied,
             Cause::Certificate(_) => Reason::Identity,
             Cause::Tunnel(error) => tunnel_reason(error),
             Cause::Handshake(HandshakeError::Http2(_)) => Reason::Http2,
@@ -180,7 +183,7 @@ impl ProxyError {
         match &*self.cause {
             Cause::Refusal(refusal) => refusal.status(),
             Cause::Malformed(_) => StatusCode::BAD_REQUEST,
-            Cause::Denied(_) => StatusCode::UNAUTHORIZED,
+            Cause::Denied(_) | Cause::Revoked(_) => StatusCode::UNAUTHORIZED,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
     }

@@ -1,6 +1,5 @@
 //! The readers' side of the store: lookups.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -8,7 +7,6 @@ use ipnet::IpNet;
 
 use super::{Found, Reader, Refused, ServiceEntry, Size};
 use crate::addr::NetworkAddress;
-use crate::authz::Authorization;
 use crate::service::Vip;
 use crate::workload::Workload;
 
@@ -86,19 +84,13 @@ impl Reader {
         self.published.by_hostname.values().iter().flat_map(|entries| entries.iter().cloned()).collect()
     }
 
-    /// Every authorization policy by its `<namespace>/<name>`.
-    pub fn authorizations(&self) -> Arc<HashMap<Arc<str>, Arc<Authorization>>> {
-        self.published.authorizations.load_full()
-    }
-
     /// How much is known.
     pub fn size(&self) -> Size {
-        let authorizations = self.published.authorizations.load();
         Size {
             workloads: self.published.workloads.load(Ordering::Relaxed),
             services: self.published.services.load(Ordering::Relaxed),
-            authorizations: authorizations.len(),
-            refused_authorizations: authorizations.values().filter(|policy| policy.refused.is_some()).count(),
+            authorizations: self.published.policies.count(),
+            refused_authorizations: self.published.policies.refused(),
             refused: self.published.refused.count(),
             unreadable: self.published.refused.unreadable(),
         }

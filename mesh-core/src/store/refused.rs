@@ -112,6 +112,7 @@ impl Writer {
     /// something good is found. An earlier good form of it stays in force; returns whether there is one.
     pub fn refuse(&mut self, name: &str, reason: &str, mut claims: Claims) -> bool {
         self.absolve(name);
+        self.changes.workloads.push(name.into());
         let earlier = self.has_address(name);
         // Whoever dials an address that cannot be read finds the earlier form.
         claims.unreadable &= !earlier;

@@ -333,3 +333,67 @@ fn one_change_copies_little_of_a_large_mesh() {
     assert_eq!(copied, 1, "shards replaced by one new workload");
     assert_eq!(reader.size().workloads, 20_001);
 }
+
+fn policy(key: &str, scope: crate::authz::Scope) -> crate::authz::Authorization {
+    let (namespace, _) = key.split_once('/').unwrap();
+    let rules = crate::authz::Rules::Deny([].into());
+    crate::authz::Authorization { key: key.into(), namespace: namespace.into(), scope, dry_run: false, rules }
+}
+
+#[test]
+fn a_workload_is_shown_the_policies_that_are_about_it_and_no_others() {
+    use crate::authz::Scope::{Global, Namespace, Selected, Unreadable};
+    let (mut writer, reader) = new();
+    for (key, scope) in [
+        ("root/all", Global),
+        ("shop/all", Namespace),
+        ("shop/odd", Unreadable),
+        ("other/all", Namespace),
+        ("other/odd", Unreadable),
+        ("shop/named", Selected),
+        ("shop/not-named", Selected),
+    ] {
+        writer.put_authorization(policy(key, scope));
+    }
+    let named = |names: &[&str]| Workload {
+        authorization_policies: names.iter().map(|name| Arc::from(*name)).collect(),
+        ..pod("a", "10.0.0.1")
+    };
+    let shown = |names: &[&str]| {
+        let applying = reader.policies_of(&named(names));
+        let mut keys: Vec<String> = applying.policies.iter().map(|policy| policy.key.to_string()).collect();
+        keys.sort();
+        keys.extend(applying.unknown.map(|name| format!("?{name}")));
+        keys.join(" ")
+    };
+    assert_eq!(shown(&[]), "", "nothing is visible before the commit");
+    assert!(writer.commit().policies);
+    assert_eq!(shown(&[]), "root/all shop/all shop/odd");
+    assert_eq!(shown(&["shop/named", "other/odd"]), "other/odd root/all shop/all shop/named shop/odd");
+    assert_eq!(shown(&["shop/gone"]), "root/all shop/all shop/odd ?shop/gone");
+    // Of another scope now, and in one place only.
+    writer.put_authorization(policy("shop/all", Selected));
+    assert!(writer.remove_authorization("root/all") && !writer.remove_authorization("root/all"));
+    assert!(writer.commit().policies);
+    assert_eq!(shown(&[]), "shop/odd");
+    assert_eq!(reader.size().authorizations, 6);
+}
+
+#[test]
+fn a_commit_tells_whose_policies_changed() {
+    let (mut writer, _) = new();
+    let named = |name: &str, policies: &[&str]| Workload {
+        authorization_policies: policies.iter().map(|name| Arc::from(*name)).collect(),
+        ..pod(name, "10.0.0.1")
+    };
+    let mut told = |workloads: Vec<Workload>| -> Vec<String> {
+        workloads.into_iter().for_each(|workload| writer.put_workload(workload));
+        let changes = writer.commit();
+        assert!(!changes.policies);
+        changes.workloads.iter().map(|uid| uid.to_string()).collect()
+    };
+    assert_eq!(told(vec![named("a", &[]), named("b", &["shop/p"])]), ["c//Pod/shop/b"]);
+    assert_eq!(told(vec![named("a", &["shop/p"]), named("b", &["shop/p"])]), ["c//Pod/shop/a"]);
+    assert_eq!(told(vec![Workload { capacity: 2, ..named("a", &["shop/p"]) }]), [""; 0]);
+    assert_eq!(told(vec![named("a", &[])]), ["c//Pod/shop/a"]);
+}

@@ -3,24 +3,26 @@
 use prost::Message;
 
 use super::{Effect, Handler, Rejected, Update};
+use crate::authz::Rules;
 use crate::convert::{self, Names};
 use crate::proto::workload::address::Type;
 use crate::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, security, workload};
 use crate::service::ServiceName;
-use crate::store::{Claims, Writer};
+use crate::store::{Changes, Claims, Writer};
 
 /// The only owner of the store's writer.
-#[derive(Debug)]
-pub struct Mesh {
+pub struct Mesh<Told> {
     writer: Writer,
     names: Names,
     root_namespace: String,
+    told: Told,
 }
 
-impl Mesh {
-    /// Takes the writer for good. Policies of the root namespace may be about all of the mesh.
-    pub fn new(writer: Writer, root_namespace: &str) -> Self {
-        Self { writer, names: Names::default(), root_namespace: root_namespace.to_owned() }
+impl<Told: FnMut(&Changes)> Mesh<Told> {
+    /// Takes the writer for good. Policies of the root namespace may be about all of the mesh; `told` is called after
+    /// each response, when readers see it.
+    pub fn new(writer: Writer, root_namespace: &str, told: Told) -> Self {
+        Self { writer, names: Names::default(), root_namespace: root_namespace.to_owned(), told }
     }
 
     fn address(&mut self, update: Update) -> Result<(), Rejected> {
@@ -82,12 +84,12 @@ impl Mesh {
         let policy = match &message {
             Ok(message) => convert::authz::convert(message, &mut self.names)
                 .map_err(|error| error.to_string())
-                .and_then(|policy| same_name(&update.name, &policy.key()).map(|()| policy)),
+                .and_then(|policy| same_name(&update.name, &policy.key).map(|()| policy)),
             Err(reason) => Err(reason.clone()),
         };
         match policy {
             Ok(policy) => {
-                self.writer.put_authorization(&update.name, policy);
+                self.writer.put_authorization(policy);
                 Ok(())
             }
             Err(reason) => Err(self.refuse_authorization(update.name, message.ok().as_ref(), reason)),
@@ -100,12 +102,12 @@ impl Mesh {
         message: Option<&security::Authorization>,
         reason: String,
     ) -> Rejected {
-        if self.writer.authorization(&name).is_some_and(|known| known.refused.is_none()) {
+        if self.writer.authorization(&name).is_some_and(|known| !matches!(known.rules, Rules::Refused(_))) {
             return Rejected { name, reason, effect: Effect::LastGood };
         }
         let refused = convert::authz::refused(&name, message, &reason, &self.root_namespace, &mut self.names);
         let effect = if refused.dry_run { Effect::Nothing } else { Effect::Denied };
-        self.writer.put_authorization(&name, refused);
+        self.writer.put_authorization(refused);
         Rejected { name, reason, effect }
     }
 
@@ -122,7 +124,7 @@ impl Mesh {
     }
 }
 
-impl Handler for Mesh {
+impl<Told: FnMut(&Changes)> Handler for Mesh<Told> {
     fn apply(&mut self, type_url: &str, updates: Vec<Update>, removed: &[String]) -> Vec<Rejected> {
         for name in removed {
             match type_url {
@@ -143,7 +145,8 @@ impl Handler for Mesh {
             };
             rejected.extend(result.err());
         }
-        self.writer.commit();
+        let changes = self.writer.commit();
+        (self.told)(&changes);
         self.names.prune();
         rejected
     }

@@ -7,5 +7,6 @@ mod agent;
 mod bad_input;
 mod bad_resources;
 mod lifecycle;
+mod policy;
 mod traffic;
 mod world;

@@ -33,7 +33,7 @@ fn service(hostname: &str) -> workload::Address {
 #[test]
 fn bad_resources_are_named_and_the_others_applied() {
     let (writer, reader) = store::new();
-    let mut mesh = Mesh::new(writer, "istio-system");
+    let mut mesh = Mesh::new(writer, "istio-system", |_| {});
     let garbage = prost_types::Any { type_url: ADDRESS_TYPE.into(), value: vec![0xff; 4] };
     let updates = vec![
         update("c//Pod/shop/a", &pod("c//Pod/shop/a", 1)),
@@ -55,7 +55,7 @@ fn bad_resources_are_named_and_the_others_applied() {
 #[test]
 fn removal_by_uid_or_service_key() {
     let (writer, reader) = store::new();
-    let mut mesh = Mesh::new(writer, "istio-system");
+    let mut mesh = Mesh::new(writer, "istio-system", |_| {});
     let updates =
         vec![update("c//Pod/shop/a", &pod("c//Pod/shop/a", 1)), update("shop/web", &service("web"))];
     assert!(mesh.apply(ADDRESS_TYPE, updates, &[]).is_empty());
@@ -66,12 +66,12 @@ fn removal_by_uid_or_service_key() {
 #[test]
 fn policies_are_kept_by_name() {
     let (writer, reader) = store::new();
-    let mut mesh = Mesh::new(writer, "istio-system");
+    let mut mesh = Mesh::new(writer, "istio-system", |_| {});
     let policy = security::Authorization { name: "p".into(), namespace: "shop".into(), ..Default::default() };
     let body = prost_types::Any { type_url: AUTHORIZATION_TYPE.into(), value: policy.encode_to_vec() };
     let updates = vec![Update { name: "shop/p".into(), body: Some(body) }];
     assert!(mesh.apply(AUTHORIZATION_TYPE, updates, &[]).is_empty());
-    assert!(reader.authorizations().contains_key("shop/p"));
+    assert_eq!(&*reader.authorizations()[0].key, "shop/p");
     mesh.apply(AUTHORIZATION_TYPE, vec![], &["shop/p".into()]);
     assert_eq!(reader.size().authorizations, 0);
 }
@@ -149,7 +149,7 @@ fn a_refused_resource_closes_its_addresses() {
         ("nothing at all", Update { name: bad.into(), body: None }, Effect::Unreadable, "nothing", "nothing"),
     ] {
         let (writer, reader) = store::new();
-        let mut mesh = Mesh::new(writer, "istio-system");
+        let mut mesh = Mesh::new(writer, "istio-system", |_| {});
         let name = update.name.clone();
         let effects: Vec<_> =
             mesh.apply(ADDRESS_TYPE, vec![update], &[]).into_iter().map(|r| r.effect).collect();
@@ -169,7 +169,7 @@ fn a_refused_resource_closes_its_addresses() {
 #[test]
 fn what_is_good_is_found_before_what_was_refused() {
     let (writer, reader) = store::new();
-    let mut mesh = Mesh::new(writer, "istio-system");
+    let mut mesh = Mesh::new(writer, "istio-system", |_| {});
     let bad = || update("c//Pod/shop/bad", &claimed(&[&[10, 0, 0, 1], &[10, 0, 0, 2], &[1]]));
     assert_eq!(mesh.apply(ADDRESS_TYPE, vec![bad()], &[])[0].effect, Effect::Unreadable);
     // Another pod has one of the addresses: it stays reachable, whichever came first.
@@ -209,17 +209,17 @@ fn a_refused_policy_denies_what_it_may_have_selected() {
     // Denied: a pod in shop, one in other, one in other that names shop/p.
     for (what, name, body, denied) in [
         ("all", "istio-system/p", body(&policy("istio-system", Global as i32)), [true, true, true]),
-        ("a namespace", "shop/p", body(&policy("shop", Namespace as i32)), [true, false, false]),
+        ("a namespace", "shop/p", body(&policy("shop", Namespace as i32)), [true, false, true]),
         ("selected", "shop/p", body(&policy("shop", WorkloadSelector as i32)), [false, false, true]),
         ("unknown scope", "shop/p", body(&policy("shop", 7)), [true, false, true]),
-        ("another namespace's body", "shop/p", body(&policy("x", Namespace as i32)), [true, false, false]),
+        ("another namespace's body", "shop/p", body(&policy("x", Namespace as i32)), [true, false, true]),
         ("garbage", "shop/p", garbage(), [true, false, true]),
         ("garbage in the root namespace", "istio-system/p", garbage(), [true, true, true]),
         ("no namespace", "p", garbage(), [true, true, true]),
         ("a dry run", "shop/p", body(&dry_run), [false, false, false]),
     ] {
         let (writer, reader) = store::new();
-        let mut mesh = Mesh::new(writer, "istio-system");
+        let mut mesh = Mesh::new(writer, "istio-system", |_| {});
         let rejected = mesh.apply(AUTHORIZATION_TYPE, vec![Update { name: name.into(), body }], &[]);
         assert_eq!(rejected.len(), 1, "{what}");
         let ask = |namespace: &str, policies: &[&str]| {
@@ -232,7 +232,7 @@ fn a_refused_policy_denies_what_it_may_have_selected() {
             let pod = convert::workload::convert(&message, &mut Names::default()).unwrap();
             let peer = "spiffe://cluster.local/ns/a/sa/b".parse().ok();
             let (client, target) = (([10, 0, 0, 9].into(), 999).into(), ([10, 0, 0, 1].into(), 80).into());
-            decide(&reader.authorizations(), &pod, &Connection { peer, client, target }) != Decision::Allow
+            decide(&reader.policies_of(&pod), &Connection { peer, client, target }) != Decision::Allow
         };
         let asked = [ask("shop", &[]), ask("other", &[]), ask("other", &["shop/p"])];
         assert_eq!(asked, denied, "{what}");

@@ -1,0 +1,212 @@
+//! Evaluation as Istio's ztunnel does it, from the wire's form: one line a case.
+
+use super::*;
+use crate::convert::{self, Names};
+use crate::proto::security as wire;
+use wire::string_match::MatchType;
+
+fn exact(text: &str) -> wire::StringMatch {
+    wire::StringMatch { match_type: Some(MatchType::Exact(text.into())) }
+}
+
+fn present() -> wire::StringMatch {
+    wire::StringMatch { match_type: Some(MatchType::Presence(wire::Presence {})) }
+}
+
+fn prefix(bytes: &[u8], length: u32) -> wire::Address {
+    wire::Address { address: bytes.to_vec(), length }
+}
+
+fn account(namespace: &str, name: &str) -> wire::ServiceAccountMatch {
+    wire::ServiceAccountMatch { namespace: namespace.into(), service_account: name.into() }
+}
+
+fn policy(name: &str, action: wire::Action, rules: Vec<wire::Rule>) -> wire::Authorization {
+    let (name, namespace) = (name.into(), "shop".into());
+    wire::Authorization { name, namespace, action: action.into(), rules, ..Default::default() }
+}
+
+/// One rule: all of the clauses, each with one of its matches.
+fn rule(clauses: Vec<Vec<wire::Match>>) -> wire::Rule {
+    wire::Rule { clauses: clauses.into_iter().map(|matches| wire::Clause { matches }).collect() }
+}
+
+fn one(one: wire::Match) -> Vec<wire::Rule> {
+    vec![rule(vec![vec![one]])]
+}
+
+fn applying(policies: &[wire::Authorization]) -> Applying {
+    let mut names = Names::default();
+    let policies =
+        policies.iter().map(|policy| Arc::new(convert::authz::convert(policy, &mut names).unwrap()));
+    Applying { policies: policies.collect(), unknown: None }
+}
+
+/// From web of shop at 10.0.0.9 (or nobody in particular) to 10.0.0.1:8080.
+fn connection(plaintext: bool) -> Connection {
+    let peer = (!plaintext).then(|| "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap());
+    let (client, target) = (std::net::IpAddr::from([10, 0, 0, 9]), std::net::IpAddr::from([10, 0, 0, 1]));
+    Connection { peer, client: (client, 999).into(), target: (target, 8080).into() }
+}
+
+#[test]
+fn matches() {
+    let m = wire::Match::default;
+    let web = || exact("cluster.local/ns/shop/sa/web");
+    let text = |match_type| wire::StringMatch { match_type: Some(match_type) };
+    // The rule, and whether it matches web and plaintext.
+    for (what, one, expect) in [
+        ("principal", wire::Match { principals: vec![web()], ..m() }, [true, false]),
+        (
+            "with its scheme it is never one",
+            wire::Match { principals: vec![exact("spiffe://cluster.local/ns/shop/sa/web")], ..m() },
+            [false, false],
+        ),
+        ("present", wire::Match { principals: vec![present()], ..m() }, [true, false]),
+        ("absent: no mutual TLS", wire::Match { not_principals: vec![present()], ..m() }, [false, true]),
+        (
+            "prefix",
+            wire::Match { principals: vec![text(MatchType::Prefix("cluster.local/ns/sh".into()))], ..m() },
+            [true, false],
+        ),
+        (
+            "suffix",
+            wire::Match { principals: vec![text(MatchType::Suffix("/sa/db".into()))], ..m() },
+            [false, false],
+        ),
+        ("one of", wire::Match { principals: vec![exact("x"), web()], ..m() }, [true, false]),
+        ("none of", wire::Match { not_principals: vec![exact("x"), web()], ..m() }, [false, true]),
+        ("namespace", wire::Match { namespaces: vec![exact("shop")], ..m() }, [true, false]),
+        ("not the namespace", wire::Match { not_namespaces: vec![exact("shop")], ..m() }, [false, true]),
+        ("account", wire::Match { service_accounts: vec![account("shop", "web")], ..m() }, [true, false]),
+        (
+            "account of another namespace",
+            wire::Match { service_accounts: vec![account("x", "web")], ..m() },
+            [false, false],
+        ),
+        (
+            "not the account",
+            wire::Match { not_service_accounts: vec![account("shop", "web")], ..m() },
+            [false, true],
+        ),
+        ("source", wire::Match { source_ips: vec![prefix(&[10, 0, 0, 0], 24)], ..m() }, [true, true]),
+        (
+            "source, mapped",
+            wire::Match {
+                source_ips: vec![prefix(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 0], 96 + 24)],
+                ..m()
+            },
+            [true, true],
+        ),
+        ("another source", wire::Match { source_ips: vec![prefix(&[10, 0, 0, 1], 32)], ..m() }, [false; 2]),
+        (
+            "not the source",
+            wire::Match { not_source_ips: vec![prefix(&[10, 0, 0, 9], 32)], ..m() },
+            [false; 2],
+        ),
+        ("destination", wire::Match { destination_ips: vec![prefix(&[10, 0, 0, 1], 32)], ..m() }, [true; 2]),
+        ("port", wire::Match { destination_ports: vec![80, 8080], ..m() }, [true; 2]),
+        ("not the port", wire::Match { not_destination_ports: vec![8080], ..m() }, [false; 2]),
+        (
+            "both, and the port is another",
+            wire::Match { principals: vec![web()], destination_ports: vec![80], ..m() },
+            [false; 2],
+        ),
+        (
+            "is, and is not",
+            wire::Match { principals: vec![present()], not_principals: vec![web()], ..m() },
+            [false; 2],
+        ),
+        ("nothing said is no match", m(), [false; 2]),
+    ] {
+        let deny = applying(&[policy("p", wire::Action::Deny, self::one(one))]);
+        let denied = [false, true].map(|plaintext| decide(&deny, &connection(plaintext)) != Decision::Allow);
+        assert_eq!(denied, expect, "{what}");
+    }
+}
+
+#[test]
+fn rules_and_clauses() {
+    let yes = || wire::Match { destination_ports: vec![8080], ..Default::default() };
+    let no = || wire::Match { destination_ports: vec![1], ..Default::default() };
+    for (what, rules, expect) in [
+        ("no rule", vec![], None),
+        ("a rule without clauses", vec![rule(vec![])], Some(0)),
+        ("a clause without matches", vec![rule(vec![vec![]])], Some(0)),
+        ("and a true one", vec![rule(vec![vec![], vec![yes()]])], Some(0)),
+        ("and a false one", vec![rule(vec![vec![], vec![no()]])], None),
+        ("a clause of empty matches", vec![rule(vec![vec![wire::Match::default()]])], None),
+        ("one match of two", vec![rule(vec![vec![no(), yes()]])], Some(0)),
+        ("one clause of two", vec![rule(vec![vec![no()], vec![yes()]])], None),
+        ("the second rule", vec![rule(vec![vec![no()]]), rule(vec![vec![yes()]])], Some(1)),
+    ] {
+        let deny = applying(&[policy("p", wire::Action::Deny, rules)]);
+        let rule = match decide(&deny, &connection(false)) {
+            Decision::Deny(Denial::Denied { rule, .. }) => Some(rule),
+            _ => None,
+        };
+        assert_eq!(rule, expect, "{what}");
+    }
+}
+
+#[test]
+fn order_of_actions() {
+    use wire::Action::{Allow, Deny};
+    let all = || vec![rule(vec![])];
+    let dry = |policy: wire::Authorization| wire::Authorization { dry_run: true, ..policy };
+    for (what, policies, expect) in [
+        ("none", vec![], ""),
+        ("one that allows", vec![policy("a", Allow, all())], ""),
+        ("one that allows nothing", vec![policy("a", Allow, vec![])], "policy shop/a does not allow it"),
+        (
+            "two that allow nothing",
+            vec![policy("a", Allow, vec![]), policy("b", Allow, vec![])],
+            "neither policy shop/a nor 1 more allow it",
+        ),
+        ("one of two allows", vec![policy("a", Allow, vec![]), policy("b", Allow, all())], ""),
+        (
+            "one allows, one denies",
+            vec![policy("a", Allow, all()), policy("d", Deny, all())],
+            "policy shop/d denies it by its rule 0",
+        ),
+        ("one denies nothing", vec![policy("d", Deny, vec![])], ""),
+        ("dry runs", vec![dry(policy("a", Allow, vec![])), dry(policy("d", Deny, all()))], ""),
+    ] {
+        let said = match decide(&applying(&policies), &connection(false)) {
+            Decision::Allow => String::new(),
+            Decision::Deny(denial) => denial.to_string(),
+        };
+        assert_eq!(said, expect, "{what}");
+    }
+}
+
+#[test]
+fn what_is_not_known_denies_and_says_so() {
+    let mut unknown = applying(&[]);
+    unknown.unknown = Some("shop/p".into());
+    let Decision::Deny(denial) = decide(&unknown, &connection(false)) else { panic!("allowed") };
+    assert_eq!(denial.to_string(), "the pod is subject to policy shop/p, which is not known");
+    let plain = wire::Match { not_principals: vec![present()], ..Default::default() };
+    let strict = applying(&[policy("strict", wire::Action::Deny, one(plain))]);
+    let Decision::Deny(denial) = decide(&strict, &connection(true)) else { panic!("allowed") };
+    let expect = "policy shop/strict denies it by its rule 0; the client did not use mutual TLS";
+    assert_eq!(denial.to_string(), expect);
+}
+
+#[test]
+fn bad_fields_refuse_the_resource() {
+    let m = wire::Match::default;
+    for (one, expect) in [
+        (wire::Match { destination_ports: vec![70_000], ..m() }, "70000 is no port"),
+        (wire::Match { source_ips: vec![prefix(&[10, 0, 0, 1], 33)], ..m() }, "prefix length 33 of 10.0.0.1"),
+        (wire::Match { source_ips: vec![prefix(&[10], 8)], ..m() }, "an address of 1 bytes"),
+        (
+            wire::Match { principals: vec![wire::StringMatch::default()], ..m() },
+            "principals has a match without",
+        ),
+    ] {
+        let policy = policy("p", wire::Action::Deny, self::one(one));
+        let error = convert::authz::convert(&policy, &mut Names::default()).unwrap_err().to_string();
+        assert!(error.contains(expect), "{error}");
+    }
+}

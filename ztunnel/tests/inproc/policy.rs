@@ -1,0 +1,138 @@
+//! Policy at the door of a pod: who is let in, and who has to go when it changes.
+
+use std::io::ErrorKind;
+
+use mesh_core::proto::AUTHORIZATION_TYPE;
+use mesh_core::proto::security::{self, string_match::MatchType};
+use mesh_core::proto::workload::{self, address::Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::agent::{address, authorization};
+use crate::world::{CLIENT, SERVER, TestPod, World, eventually, line};
+
+/// Istio's converted PeerAuthentication.
+const STRICT: &str = "istio-system/istio_converted_static_strict";
+
+/// A DENY policy for those who name it.
+fn deny(key: &str, matches: security::Match) -> mesh_core::proto::discovery::Resource {
+    let (namespace, name) = key.split_once('/').unwrap();
+    let rule = security::Rule { clauses: vec![security::Clause { matches: vec![matches] }] };
+    authorization(&security::Authorization {
+        name: name.into(),
+        namespace: namespace.into(),
+        scope: security::Scope::WorkloadSelector.into(),
+        action: security::Action::Deny.into(),
+        rules: vec![rule],
+        ..Default::default()
+    })
+}
+
+fn text(match_type: MatchType) -> security::StringMatch {
+    security::StringMatch { match_type: Some(match_type) }
+}
+
+fn strict() -> mesh_core::proto::discovery::Resource {
+    let anyone = vec![text(MatchType::Presence(security::Presence {}))];
+    deny(STRICT, security::Match { not_principals: anyone, ..Default::default() })
+}
+
+/// The server's workload, subject to these policies.
+fn subject(world: &World, policies: &[&str]) -> mesh_core::proto::discovery::Resource {
+    let Type::Workload(workload) = world.workload(SERVER) else { unreachable!() };
+    let authorization_policies = policies.iter().map(|name| (*name).to_owned()).collect();
+    address(Type::Workload(workload::Workload { authorization_policies, ..workload }))
+}
+
+/// Waits until ztunnel knows that the server is subject to a policy.
+async fn is_subject(world: &World, policy: &str) {
+    eventually("the pod is subject to it", async || {
+        let dump = world.dump().await;
+        let workloads = dump["workloads"].as_array().unwrap();
+        workloads.iter().any(|workload| workload["authorizationPolicies"][0] == policy)
+    })
+    .await;
+}
+
+async fn echoes(stream: &mut TcpStream) -> bool {
+    stream.write_all(b"?").await.is_ok() && stream.read_u8().await.is_ok_and(|byte| byte == b'?')
+}
+
+/// Connects in the clear to the pod's inbound listener and waits for what becomes of it.
+async fn plaintext(world: &World, pod: TestPod) -> ErrorKind {
+    let mut stream = world.dial(CLIENT, (world.pod_ip(pod), 8999).into()).await.unwrap();
+    stream.read(&mut [0; 1]).await.unwrap_err().kind()
+}
+
+#[tokio::test]
+async fn strict_refuses_plaintext_and_serves_the_mesh() {
+    let world = World::new().await;
+    let _application = world.application(SERVER).await;
+    let mut open = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut open).await;
+    world.xds.put([strict(), subject(&world, &[STRICT])]);
+    is_subject(&world, STRICT).await;
+    assert_eq!(plaintext(&world, SERVER).await, ErrorKind::ConnectionReset);
+    world
+        .logged(&[
+            &format!("policy {STRICT} denies it by its rule 0; the client did not use mutual TLS"),
+            "direction=\"inbound\"",
+            "dst.workload=\"server\"",
+            "reason=\"DENY\"",
+        ])
+        .await;
+    let denied =
+        ["reporter=\"destination\"", "response_flags=\"DENY\"", "destination_workload=\"server-deployment\""];
+    assert_eq!(world.metric("istio_tcp_connections_failed_total", &denied).await, 1);
+    assert!(echoes(&mut open).await, "what came by mutual TLS goes on");
+    let mut new = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    assert_eq!(line(&mut new).await, world.pod_ip(CLIENT).to_string());
+}
+
+#[tokio::test]
+async fn an_open_connection_that_policy_no_longer_allows_is_cut() {
+    let world = World::new().await;
+    let _application = world.application(SERVER).await;
+    let mut open = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut open).await;
+    let client = |name: &str| {
+        let principals = vec![text(MatchType::Exact(CLIENT.identity().replace("spiffe://", "")))];
+        deny(name, security::Match { principals, ..Default::default() })
+    };
+    // One that does not select the pod yet changes nothing.
+    world.xds.put([client("shop/no-client")]);
+    eventually("it is known", async || !world.dump().await["policies"].as_array().unwrap().is_empty()).await;
+    assert!(echoes(&mut open).await);
+    world.xds.put([subject(&world, &["shop/no-client"])]);
+    assert_eq!(open.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    world
+        .logged(&[
+            "policy has changed: policy shop/no-client denies it by its rule 0",
+            "direction=\"inbound\"",
+            "DENY",
+        ])
+        .await;
+    world.xds.put([subject(&world, &[])]);
+    world.xds.remove(AUTHORIZATION_TYPE, "shop/no-client");
+    eventually("it is gone", async || world.dump().await["policies"].as_array().unwrap().is_empty()).await;
+    let mut open = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut open).await;
+    assert!(echoes(&mut open).await);
+    // A policy's own change counts as well, here from one that is about nobody to one about everybody.
+    world.xds.put([authorization(&security::Authorization {
+        name: "nothing".into(),
+        namespace: "istio-system".into(),
+        ..Default::default()
+    })]);
+    assert_eq!(open.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    world.logged(&["policy has changed: policy istio-system/nothing does not allow it"]).await;
+}
+
+#[tokio::test]
+async fn a_policy_that_is_not_known_lets_nobody_in() {
+    let world = World::new().await;
+    world.xds.put([subject(&world, &["shop/later"])]);
+    is_subject(&world, "shop/later").await;
+    assert_eq!(plaintext(&world, SERVER).await, ErrorKind::ConnectionReset);
+    world.logged(&["the pod is subject to policy shop/later, which is not known"]).await;
+}
