@@ -38,8 +38,15 @@ enum Profile {
 
 pub(crate) fn demo(workspace: &Workspace, args: &Demo) -> Result<()> {
     prepare(workspace, &[Need::Build, Need::Lab], Profile::Dev)?;
-    let flags = [args.keep.then_some("--keep"), args.json.then_some("--json")];
-    become_lab(workspace, Profile::Dev, ["demo"].into_iter().chain(flags.into_iter().flatten()))
+    become_lab(workspace, Profile::Dev, args.words())
+}
+
+impl Demo {
+    /// What the lab is told.
+    fn words(&self) -> impl Iterator<Item = &'static str> {
+        let flags = [self.keep.then_some("--keep"), self.json.then_some("--json")];
+        ["demo"].into_iter().chain(flags.into_iter().flatten())
+    }
 }
 
 pub(crate) fn bench(workspace: &Workspace, args: &Bench) -> Result<()> {
@@ -83,4 +90,23 @@ fn lab(workspace: &Workspace, profile: Profile) -> PathBuf {
         Profile::Release => "release",
     };
     workspace.target.join(directory).join("ambit-lab")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use crate::Task;
+
+    #[test]
+    fn the_lab_is_told_what_the_task_was_told() {
+        for (line, expected) in [
+            (&["xtask", "demo"][..], &["demo"][..]),
+            (&["xtask", "demo", "--keep"], &["demo", "--keep"]),
+            (&["xtask", "demo", "--json", "--keep"], &["demo", "--keep", "--json"]),
+        ] {
+            let Task::Demo(demo) = Task::parse_from(line) else { panic!("{line:?} is another task") };
+            assert_eq!(demo.words().collect::<Vec<_>>(), expected);
+        }
+    }
 }

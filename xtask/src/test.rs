@@ -149,7 +149,10 @@ fn run_suites(workspace: &Workspace, chosen: &[String], filter: &[String]) -> Re
                     results.push(line.to_owned());
                 }
             })?;
-            succeeded &= status.success();
+            if !status.success() {
+                eprintln!("    `{}`: {status}", process::shown(&cargo));
+                succeeded = false;
+            }
         }
         // A renamed binary or a lost attribute must not pass for a success.
         succeeded &= !(filter.is_empty() && LAST.contains(&suite.as_str()) && results.is_empty());
