@@ -9,9 +9,6 @@ use mesh_tests::lab::{PATIENCE, PodRef};
 use mesh_tests::workload::{self, Workload};
 use mesh_tests::{Lab, eventually};
 
-/// Records that the agent captures a pod's traffic.
-pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
-
 /// The servers' HTTP port.
 pub(crate) const HTTP: u16 = 8080;
 pub(crate) const ECHO: u16 = 7000;
@@ -43,7 +40,7 @@ pub(crate) fn make(lab: &Lab) -> anyhow::Result<()> {
         lab.pod(pod).ready()?;
     }
     for pod in ["mesh/client", "mesh/near", "mesh/far", "mesh/echo"] {
-        enrolled(&lab.pod(pod))?;
+        lab.pod(pod).captured()?;
     }
     // Readiness has to get around before anybody counts.
     for pod in ["mesh/client", "plain/client"] {
@@ -55,15 +52,6 @@ pub(crate) fn make(lab: &Lab) -> anyhow::Result<()> {
         })?;
     }
     Ok(())
-}
-
-/// Wait until the pod is captured.
-pub(crate) fn enrolled(pod: &PodRef<'_>) -> anyhow::Result<()> {
-    eventually("the pod is captured", PATIENCE, || {
-        let value = pod.annotation(REDIRECTION)?;
-        anyhow::ensure!(value.as_deref() == Some("enabled"), "{REDIRECTION} is {value:?}");
-        Ok(())
-    })
 }
 
 /// What a server of the fixture answers.

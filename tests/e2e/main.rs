@@ -4,9 +4,13 @@
 mod ca;
 mod cluster;
 mod demo;
+mod fail_closed;
 mod fixture;
+mod interrupts;
 mod membership;
 mod outages;
+mod program;
 mod refusals;
+mod reuse;
 mod shared;
 mod traffic;

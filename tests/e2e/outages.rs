@@ -2,20 +2,14 @@
 
 use std::time::Duration;
 
-use mesh_tests::lab::{Background, PATIENCE};
+use mesh_tests::crash::{Blow, Stage};
+use mesh_tests::lab::PATIENCE;
 use mesh_tests::workload::Workload;
 use mesh_tests::{Lab, eventually};
 use nix::sys::signal::Signal;
 
-use crate::fixture::{ECHO, SOON, ask, enrolled};
+use crate::fixture::{ECHO, SOON, ask};
 use crate::shared::scenario;
-
-/// Connections and failures of `ambit-example dial`.
-fn dialled(mut dial: Background) -> anyhow::Result<(u64, serde_json::Value)> {
-    let output = dial.finish()?.ok("dial")?;
-    let result: serde_json::Value = serde_json::from_str(output.trim())?;
-    Ok((result["done"].as_u64().unwrap_or_default(), result["failed"].clone()))
-}
 
 fn echo(lab: &Lab) -> anyhow::Result<String> {
     Ok(format!("{}:{ECHO}", lab.pod("mesh/echo").address()?))
@@ -23,16 +17,22 @@ fn echo(lab: &Lab) -> anyhow::Result<String> {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_killed_ztunnel_refuses_no_connection() {
+fn killed_parts_refuse_no_connection_and_are_back_by_themselves() {
     scenario(|lab| {
-        let client = lab.pod("mesh/client");
+        let stage = Stage::set(lab, "crash")?;
+        for (blow, node) in [
+            (Blow::Ztunnel, 1),
+            (Blow::Ztunnel, 2),
+            (Blow::AgentThenZtunnel, 1),
+            (Blow::Both, 1),
+            (Blow::Both, 2),
+        ] {
+            let toll = stage.suffer(blow, node)?;
+            assert_eq!((toll.new.refused, toll.new.lost), (0, 0), "{blow:?} on n{node}: {toll}");
+        }
         for node in [1, 2] {
-            let dial = client.spawn(["ambit-example", "dial", "--seconds", "6", &echo(lab)?])?;
-            eventually("connections are being made", SOON, || lab.scrape(node, 15020, "/metrics").map(drop))?;
-            lab.daemon("ztunnel", node).kill_and_wait()?;
-            let (done, failed) = dialled(dial)?;
-            assert!(done > 50, "only {done} connections came about, failures: {failed}");
-            assert_eq!(failed["ConnectionRefused"], serde_json::Value::Null, "n{node}: {failed}");
+            let toll = stage.suffer(Blow::Agent, node)?;
+            assert!(toll.is_nothing(), "the agent of n{node} was missed: {toll}");
         }
         Ok(())
     });
@@ -40,23 +40,20 @@ fn a_killed_ztunnel_refuses_no_connection() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_killed_agent_leaves_traffic_alone_and_takes_the_sockets_back() {
+fn a_killed_agent_takes_the_sockets_back() {
     scenario(|lab| {
         let client = lab.pod("mesh/client");
         let mut held = client.spawn(["ambit-example", "hold", &echo(lab)?])?;
         held.wait_for("ok 3", SOON)?;
-        let dial = client.spawn(["ambit-example", "dial", "--seconds", "8", &echo(lab)?])?;
         lab.daemon("node-agent", 1).kill_and_wait()?;
         lab.daemon("node-agent", 2).kill_and_wait()?;
-        let (done, failed) = dialled(dial)?;
-        assert_eq!(failed, serde_json::json!({}), "{done} connections came about");
         assert!(held.runs()?, "the open connection broke: {}", held.output());
         // The new agents hold the listeners: a ztunnel that dies now gets them from there.
         for node in [1, 2] {
             lab.daemon("ztunnel", node).kill_and_wait()?;
         }
         eventually("traffic goes on", PATIENCE, || ask(&client, "http://web/").map(drop))?;
-        enrolled(&Workload::new("mesh", "after-the-agents").on_node(1).start(lab)?)
+        Workload::new("mesh", "after-the-agents").on_node(1).start(lab)?.captured()
     });
 }
 
@@ -91,7 +88,7 @@ fn without_the_agent_no_pod_starts_unprotected() {
         }
         result?;
         agent.ready()?;
-        enrolled(lab.pod("mesh/waits-for-agent").ready()?)
+        lab.pod("mesh/waits-for-agent").ready()?.captured()
     });
 }
 
@@ -115,6 +112,6 @@ fn without_the_api_server_no_pod_starts_unprotected() {
         lab.api().set_watch_delay(None, Some(agent), Duration::ZERO);
         lab.api().set_available(true);
         result?;
-        enrolled(lab.pod("mesh/waits-for-api").ready()?)
+        lab.pod("mesh/waits-for-api").ready()?.captured()
     });
 }

@@ -9,6 +9,8 @@ use crate::fixture::{self, ECHO, HBONE, HTTP, ask, log_end, log_line, service_of
 use crate::shared::scenario;
 
 const CLIENT: &str = "spiffe://cluster.local/ns/mesh/sa/client";
+/// What the access log calls the peer's proved identity.
+const PROVED: &str = "src.identity";
 const WEB: &str = "spiffe://cluster.local/ns/mesh/sa/web";
 
 #[test]
@@ -26,7 +28,9 @@ fn captured_to_captured_on_another_node() {
         assert_eq!(captured.count(|packet| packet.has_port(HTTP)), 0);
         assert!(captured.count(|packet| packet.has_port(HBONE) && packet.source.ip() == source) > 0);
         for (node, direction) in [(1, "outbound"), (2, "inbound")] {
-            log_line(lab, node, ends[usize::from(node) - 1], &[direction, &target.to_string(), CLIENT, WEB])?;
+            let end = ends[usize::from(node) - 1];
+            let line = log_line(lab, node, end, &[direction, &target.to_string(), CLIENT, WEB])?;
+            assert!(line.contains(PROVED), "{line}");
         }
         Ok(())
     });
@@ -41,7 +45,9 @@ fn captured_to_captured_on_the_same_node() {
         let end = log_end(lab, 1)?;
         let answer = ask(&client, &format!("http://{target}:{HTTP}/"))?;
         assert_eq!(answer["client"], json!(source.to_string()));
-        log_line(lab, 1, end, &["outbound", &target.to_string()])?;
+        for direction in ["outbound", "inbound"] {
+            log_line(lab, 1, end, &[direction, &target.to_string(), CLIENT, WEB])?;
+        }
         Ok(())
     });
 }
@@ -73,7 +79,7 @@ fn uncaptured_to_captured_is_served_in_the_clear() {
         let answer = ask(&client, &format!("http://{}:{HTTP}/", far.address()?))?;
         assert_eq!(answer["client"], json!(source.to_string()));
         let line = log_line(lab, 2, end, &["inbound", &source.to_string()])?;
-        assert!(!line.contains("src.identity"), "no identity was proved: {line}");
+        assert!(!line.contains(PROVED), "no identity was proved: {line}");
         Ok(())
     });
 }
@@ -138,7 +144,7 @@ fn containers_of_a_pod_talk_over_localhost() {
         let pod = Workload::new("mesh", "pair").serve();
         let first = pod.container_object();
         let pair = pod.with("/spec/containers", json!([first, second])).start(lab)?;
-        fixture::enrolled(&pair)?;
+        pair.captured()?;
         let answer = ask(&pair.container("second"), &format!("http://localhost:{HTTP}/"))?;
         assert_eq!(answer["client"], "127.0.0.1");
         Ok(())
@@ -154,7 +160,7 @@ fn a_process_of_the_node_dials_loopback_in_the_pod_as_port_forward_does() {
             .serve()
             .with("/spec/containers/0/command", listening)
             .start(lab)?;
-        fixture::enrolled(&pod)?;
+        pod.captured()?;
         for host in ["127.0.0.1", "[::1]"] {
             let url = format!("http://{host}:{HTTP}/");
             let output = pod.exec_from_node(["curl", "-sS", "--fail", "--max-time", "5", &url])?;
@@ -181,7 +187,7 @@ fn every_byte_of_a_long_transfer_arrives_and_half_closes_pass_both_ways() {
             .port("tcp", 7001)
             .on_node(2)
             .start(lab)?;
-        fixture::enrolled(&greet)?;
+        greet.captured()?;
         let address = format!("{}:7001", greet.address()?);
         client.exec_ok(["ambit-example", "send", "--after-eof", "--bytes", "5000000", &address])?;
         mesh_tests::eventually("the server has counted what came after its end", fixture::SOON, || {

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use mesh_ebpf_abi::event::Counter;
-use mesh_tests::{netns, shell};
+use mesh_tests::shell;
 use node_agent::datapath::{Config, Datapath};
 
 use crate::family::over_both;
@@ -102,14 +102,13 @@ fn leaving_restores_everything() -> Result<()> {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_pod_that_died_can_leave() -> Result<()> {
-    over_both(|world| {
-        let (mut datapath, listeners) = world.enrolled(&[&world.a, &world.b])?;
-        drop(listeners);
-        netns::remove(world.a.netns.name());
-        datapath.leave(&world.a.uid)?;
-        ensure!(!world.pod_pins(&world.a).exists() && world.pod_pins(&world.b).exists());
-        Ok(())
-    })
+    let mut world = World::new()?;
+    let (mut datapath, listeners) = world.enrolled(&[&world.a, &world.b])?;
+    drop(listeners);
+    world.forget_a()?;
+    datapath.leave(&world.a.uid)?;
+    ensure!(!world.pod_pins(&world.a).exists() && world.pod_pins(&world.b).exists());
+    Ok(())
 }
 
 /// Pods that died while no agent ran are cleared away by the next one.

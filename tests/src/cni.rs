@@ -2,7 +2,7 @@
 //! of the one before, the other way round on deletion (CNI spec 1.0, section 3).
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -15,6 +15,8 @@ const CONFIGURATIONS: &str = "/etc/cni/net.d";
 const PLUGINS: &str = "/opt/cni/bin";
 const RESULTS: &str = "/var/lib/cni/results";
 const INTERFACE: &str = "eth0";
+/// Annotation of a pod that asks for a certain address, as IPAM plugins of several networks have one.
+pub const ADDRESS: &str = "lab.ambit/address";
 
 /// One pod's attachment to the node's network.
 #[derive(Clone, Debug)]
@@ -26,6 +28,8 @@ pub struct Attachment {
     pub container_id: String,
     /// The pod's network namespace as the node's processes see it.
     pub netns: PathBuf,
+    /// The address that the pod asks for.
+    pub address: Option<Ipv4Addr>,
 }
 
 /// What was configured at ADD: DEL uses the same, whatever the node's configuration has become (as libcni's cache).
@@ -116,7 +120,8 @@ fn call(
     request: &Value,
 ) -> anyhow::Result<Value> {
     let kind = request["type"].as_str().context("a plugin without a type")?;
-    let Attachment { namespace, name, uid, container_id, netns } = attachment;
+    let Attachment { namespace, name, uid, container_id, netns, address } = attachment;
+    let address = address.map(requested).unwrap_or_default();
     let mut command = node.command(&format!("{PLUGINS}/{kind}"))?;
     command
         .env("CNI_COMMAND", verb)
@@ -128,7 +133,7 @@ fn call(
             "CNI_ARGS",
             format!(
                 "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};\
-                 K8S_POD_INFRA_CONTAINER_ID={container_id};K8S_POD_UID={uid}"
+                 K8S_POD_INFRA_CONTAINER_ID={container_id};K8S_POD_UID={uid}{address}"
             ),
         );
     let output = shell::capture(command, &request.to_string())?;
@@ -149,6 +154,13 @@ fn call(
             output.stderr
         ),
     }
+}
+
+/// What host-local and bridge take for a request. The same address comes with the same hardware address: its neighbours
+/// remember that for half a minute, and would send there what is for the next pod of the address.
+fn requested(address: Ipv4Addr) -> String {
+    let [a, b, c, d] = address.octets();
+    format!(";IP={address};MAC=0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
 fn addresses(result: &Value) -> Vec<IpAddr> {
@@ -174,6 +186,11 @@ mod tests {
         assert_eq!(first, json!({ "cniVersion": "1.0.0", "name": "net", "type": "a", "x": 1 }));
         let second = request(&configuration, plugin, Some(&previous));
         assert_eq!(second["prevResult"], previous);
+    }
+
+    #[test]
+    fn an_address_that_is_asked_for_has_its_own_hardware_address() {
+        assert_eq!(requested(Ipv4Addr::new(10, 244, 2, 250)), ";IP=10.244.2.250;MAC=0a:58:0a:f4:02:fa");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The demo: seven claims about the mesh, each checked on a running cluster, with the evidence.
+//! The demo: claims about the mesh, each checked on a running cluster, with the evidence.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -8,9 +8,12 @@ use serde::Serialize;
 use crate::Lab;
 
 mod claims;
+mod crashes;
+mod keep;
+mod reuse;
 mod scene;
 
-pub use scene::Scene;
+use scene::Scene;
 
 #[derive(Debug, clap::Args)]
 pub struct Config {
@@ -46,7 +49,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     progress(&format!("lab {} runs; applying manifests/base and manifests/examples/payments", lab.name()));
     let scene = Scene::set(&lab)?;
     let mut claims = Vec::new();
-    for (id, title, check) in claims::ALL {
+    for &(id, title, check) in claims::ALL {
         progress(&format!("claim {id}: {title}"));
         let claim = judge(id, title, check(&scene));
         if !config.json {
@@ -56,20 +59,18 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     }
     let passed = claims.iter().all(|claim| claim.pass);
     let outcome = Outcome { claims, seconds: began.elapsed().as_secs_f64() };
+    if !passed {
+        eprintln!("{}", lab.story("ambit-system"));
+    }
     if config.json {
         println!("{}", serde_json::to_string(&outcome)?);
     } else {
         println!("{} in {:.0} s", if passed { "all claims hold" } else { "a claim FAILED" }, outcome.seconds);
     }
     if config.keep {
-        keep(&lab);
+        keep::until_interrupted(&lab);
     }
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Run the claims in a lab that is there already, as the end-to-end suite does.
-pub fn check_all(scene: &Scene<'_>) -> Vec<Claim> {
-    claims::ALL.iter().map(|(id, title, check)| judge(*id, title, check(scene))).collect()
 }
 
 fn judge(id: u8, title: &'static str, result: anyhow::Result<String>) -> Claim {
@@ -90,23 +91,4 @@ fn print(claim: &Claim) {
 /// Long steps are told, where they disturb nobody who reads the result.
 pub(crate) fn progress(text: &str) {
     eprintln!("... {text}");
-}
-
-fn keep(lab: &Lab) {
-    eprintln!(
-        "\nThe lab runs until Ctrl-C. In another shell:\n\n\
-         \x20 export KUBECONFIG={}\n\
-         \x20 kubectl get pods -A -o wide\n\
-         \x20 kubectl -n ambit-system logs ds/ztunnel\n\
-         \x20 kubectl label namespace payments istio.io/dataplane-mode-    # leave the mesh\n\
-         \x20 ip netns exec {}-fabric tcpdump -ni any port 15008          # what crosses the fabric\n\
-         \x20 ip netns exec {}-n1 curl -s 127.0.0.1:15020/metrics         # ztunnel of node n1\n",
-        lab.kubeconfig().display(),
-        lab.name(),
-        lab.name(),
-    );
-    loop {
-        // The lab's own signal handler removes it and ends the process.
-        std::thread::park();
-    }
 }

@@ -1,13 +1,16 @@
 //! `ambit-example`: the program in the example pods, the kubelet's prober, and the client of the suites.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
 
-mod dial;
+pub mod ask;
+pub mod dial;
 pub mod http;
 mod latency;
+mod ping;
 mod serve;
 mod stream;
 
@@ -55,13 +58,26 @@ enum Act {
         #[arg(long, default_value_t = 100)]
         every_ms: u64,
     },
-    /// Open connections one after the other and tell how each ended, as one JSON object.
+    /// Open connections to echo servers, one after the other, until told to stop; then tell how they ended, as one
+    /// JSON object.
     Dial {
-        address: String,
-        #[arg(long, default_value_t = 5)]
-        seconds: u64,
+        /// Taken in turns.
+        #[arg(required = true)]
+        addresses: Vec<String>,
+        /// So many at a time.
+        #[arg(long, default_value_t = 1)]
+        parallel: usize,
         #[arg(long, default_value_t = 10)]
         every_ms: u64,
+    },
+    /// Call several services in turns until told to stop; then tell, as one JSON object, who answered.
+    Ask {
+        /// `name=url`: what has to call itself `name` in its answer.
+        #[arg(required = true)]
+        targets: Vec<String>,
+        /// So many at a time.
+        #[arg(long, default_value_t = 1)]
+        parallel: usize,
     },
     /// Measure new connections to an echo server, in microseconds, as one JSON object.
     Latency {
@@ -75,6 +91,8 @@ enum Act {
         #[arg(long, default_value_t = 1000)]
         count: usize,
     },
+    /// Ping an IPv4 address once and wait for the echo.
+    Ping { address: Ipv4Addr },
     /// Send a datagram to an echo server and print what comes back.
     Datagram { address: String, text: String },
     /// Do nothing until told to stop.
@@ -83,7 +101,11 @@ enum Act {
 
 impl Example {
     pub async fn run(self) -> anyhow::Result<()> {
-        let work = async {
+        let stop = CancellationToken::new();
+        // What counts something comes to its own end when it is told to stop, the rest is dropped.
+        let counts = matches!(self.act, Act::Dial { .. } | Act::Ask { .. });
+        let told = stop.clone();
+        let work = async move {
             match self.act {
                 Act::Serve(config) => serve::run(config).await,
                 Act::Echo { listen, udp } => stream::echo(listen, udp).await,
@@ -99,20 +121,25 @@ impl Example {
                 Act::Hold { address, every_ms } => {
                     stream::hold(&address, Duration::from_millis(every_ms)).await
                 }
-                Act::Dial { address, seconds, every_ms } => {
-                    dial::run(&address, Duration::from_secs(seconds), Duration::from_millis(every_ms)).await
+                Act::Dial { addresses, parallel, every_ms } => {
+                    dial::run(addresses, parallel, Duration::from_millis(every_ms), &told).await
                 }
+                Act::Ask { targets, parallel } => ask::run(&targets, parallel, &told).await,
                 Act::Latency { address, count } => latency::connects(&address, count).await,
                 Act::Park { address, count } => latency::idle_connections(&address, count).await,
+                Act::Ping { address } => ping::once(address),
                 Act::Datagram { address, text } => dial::datagram(&address, &text).await,
                 Act::Idle => std::future::pending().await,
             }
         };
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::pin!(work);
         tokio::select! {
-            result = work => result,
-            _ = terminate.recv() => Ok(()),
-            _ = tokio::signal::ctrl_c() => Ok(()),
+            result = &mut work => return result,
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
         }
+        stop.cancel();
+        if counts { work.await } else { Ok(()) }
     }
 }

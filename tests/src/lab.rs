@@ -24,7 +24,7 @@ use crate::{cgroup, controllers, dns, eventually, kube_proxy, shell};
 mod bootstrap;
 mod pod_ref;
 
-pub use pod_ref::{Background, PodRef};
+pub use pod_ref::{Background, Held, PodRef, REDIRECTION};
 
 /// How long the lab waits for pods, unless a scenario says otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -71,7 +71,6 @@ impl Builder {
             .build()
             .context("start the runtime")?;
         let inside = runtime.enter();
-        end_on_signal(run.name().to_owned())?;
         let fabric = Fabric::create(&run)?;
         let control = fabric.router.run(|| Ok(TcpListener::bind((fabric::CONTROL, 6443))?));
         let for_host = TcpListener::bind("127.0.0.1:0")?;
@@ -331,28 +330,6 @@ impl Drop for Lab {
         }
         self.run.end();
     }
-}
-
-/// Ctrl-C and SIGTERM remove the run, then end the process as the signal would have. On a thread with a runtime of its
-/// own: a lab that hangs can still be interrupted.
-fn end_on_signal(run: String) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let inside = runtime.enter();
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    drop(inside);
-    std::thread::spawn(move || {
-        let code = runtime.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => 130,
-                _ = terminate.recv() => 143,
-            }
-        });
-        eprintln!("removing lab {run}");
-        crate::run::remove_while_it_runs(&run);
-        std::process::exit(code);
-    });
-    Ok(())
 }
 
 /// What the lab itself has to say: warnings, or what RUST_LOG asks for.

@@ -97,6 +97,22 @@ impl Node {
         Ok(self.mounts.try_clone()?)
     }
 
+    /// Run `work` on a thread of its own with the node's mounts.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+        let mounts = self.mounts()?;
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                let mut plan = Plan::new();
+                // setns into a mount namespace needs file system attributes of the thread's own.
+                plan.step(Step::Unshare(CloneFlags::CLONE_FS));
+                plan.step(Step::Enter(mounts, CloneFlags::CLONE_NEWNS));
+                plan.run()?;
+                work()
+            });
+            inside.join().map_err(|_| anyhow::anyhow!("a thread on node {} panicked", self.name))?
+        })
+    }
+
     /// A program as the kubelet would run it: in the node's network, mounts and the kubelet's cgroup.
     pub fn command(&self, program: &str) -> anyhow::Result<Command> {
         let mut plan = self.plan("kubelet")?;

@@ -13,10 +13,15 @@ use anyhow::Context as _;
 
 use crate::{cgroup, netns};
 
+mod interrupt;
+mod remains;
+
+pub use remains::remains;
+
 /// Where runs keep their directories.
 const RUNS: &str = "/run/ambit-lab";
 
-/// A live run; its drop removes what the run made.
+/// A live run; its drop removes what the run made, and so do SIGINT, SIGTERM and SIGHUP.
 #[derive(Debug)]
 pub struct Run {
     name: String,
@@ -33,14 +38,20 @@ impl Run {
             nix::unistd::geteuid().is_root(),
             "the lab makes network namespaces: run it as root (cargo xtask does)"
         );
-        sweep()?;
+        let turn = turn()?;
+        sweep_in(&turn)?;
         let name = format!("amb{:04x}", rand::random::<u16>());
+        let root = cgroup::mount_point()?;
+        // Before anything is made: whatever the moment, an interrupted run finds what it has to remove.
+        interrupt::register(&name)?;
+        tracing::info!("run {name} begins");
         let directory = Path::new(RUNS).join(&name);
         fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
         let lock = lock(&directory)?.with_context(|| format!("another lab is called {name}; try again"))?;
-        let cgroup = cgroup::mount_point()?.join(format!("ambit-{name}"));
-        fs::create_dir_all(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
-        Ok(Self { name, directory, cgroup, _lock: lock })
+        let cgroup = root.join(format!("ambit-{name}"));
+        let run = Self { name, directory, cgroup, _lock: lock };
+        fs::create_dir_all(&run.cgroup).with_context(|| format!("make {}", run.cgroup.display()))?;
+        Ok(run)
     }
 
     /// Unique on this machine, e.g. `amb3f2a`.
@@ -69,6 +80,7 @@ impl Run {
     /// Kill every process and remove everything. May be called twice.
     pub fn end(&self) {
         remove(&self.name);
+        interrupt::unregister(&self.name);
     }
 }
 
@@ -80,7 +92,17 @@ impl Drop for Run {
 
 /// Remove what runs left behind whose process is gone. Returns their names.
 pub fn sweep() -> anyhow::Result<Vec<String>> {
+    sweep_in(&turn()?)
+}
+
+/// Those who begin or sweep take turns: a run that has its directory but not yet its lock would be taken for dead.
+fn turn() -> anyhow::Result<nix::fcntl::Flock<File>> {
     fs::create_dir_all(RUNS).with_context(|| format!("make {RUNS}"))?;
+    let file = File::create(Path::new(RUNS).join("turn"))?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
+}
+
+fn sweep_in(_turn: &nix::fcntl::Flock<File>) -> anyhow::Result<Vec<String>> {
     let mut swept = Vec::new();
     for name in traces()? {
         let directory = Path::new(RUNS).join(&name);
@@ -132,7 +154,7 @@ fn lock(directory: &Path) -> anyhow::Result<Option<nix::fcntl::Flock<File>>> {
 }
 
 /// The same for a run whose kubelets go on: what they bring back is removed again, until they find nothing to work on.
-pub(crate) fn remove_while_it_runs(name: &str) {
+fn remove_while_it_runs(name: &str) {
     for _ in 0..50 {
         remove(name);
         if traces().is_ok_and(|runs| !runs.contains(name)) {
@@ -143,7 +165,7 @@ pub(crate) fn remove_while_it_runs(name: &str) {
 }
 
 /// Kill and remove everything of that name.
-pub(crate) fn remove(name: &str) {
+fn remove(name: &str) {
     match cgroup::mount_point() {
         Ok(root) => cgroup::remove_tree(&root.join(format!("ambit-{name}"))),
         Err(error) => tracing::warn!("cgroups of {name} stay: {error:#}"),

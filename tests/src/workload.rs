@@ -1,5 +1,7 @@
 //! Pods that a scenario describes in one line.
 
+use std::net::IpAddr;
+
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
@@ -93,6 +95,13 @@ impl Workload {
         self
     }
 
+    /// With this address, which has to be free on its node.
+    #[must_use]
+    pub fn at(mut self, address: IpAddr) -> Self {
+        self.object["metadata"]["annotations"][crate::cni::ADDRESS] = json!(address.to_string());
+        self
+    }
+
     /// Set any field by its path in the Pod, e.g. `/spec/hostNetwork`.
     #[must_use]
     pub fn with(mut self, pointer: &str, value: Value) -> Self {
@@ -149,7 +158,7 @@ pub fn named_service(lab: &Lab, namespace: &str, app: &str, port: u16, target: &
 
 /// A service account.
 pub fn service_account(lab: &Lab, namespace: &str, name: &str) -> anyhow::Result<()> {
-    lab.cluster().create(json!({
+    lab.cluster().ensure(json!({
         "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": name, "namespace": namespace },
     }))
 }

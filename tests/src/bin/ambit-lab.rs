@@ -1,7 +1,7 @@
 //! The lab on the command line: the demo, a lab to play with, and the removal of what dead runs left behind.
 
 use clap::{Parser, Subcommand};
-use mesh_tests::{bench, demo};
+use mesh_tests::{bench, crash, demo, reuse};
 
 /// A Kubernetes cluster of network namespaces, with the mesh in it. Needs root.
 #[derive(Debug, Parser)]
@@ -13,10 +13,14 @@ struct Command {
 
 #[derive(Debug, Subcommand)]
 enum Act {
-    /// Bring up a two-node mesh, check the seven claims, tear it down.
+    /// Bring up a two-node mesh, check the claims, tear it down.
     Demo(demo::Config),
     /// Measure pods in the mesh against the same pods outside of it, in one run.
     Bench(bench::Config),
+    /// Kill parts of the mesh under load, and count the connections that were refused, reset or lost.
+    Crashes(crash::Config),
+    /// Pass an address on from pod to pod under load, and count the calls that reached the wrong one.
+    Reuse(reuse::Config),
     /// Remove what runs left behind whose process is gone.
     Sweep,
 }
@@ -25,6 +29,8 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
     match Command::parse().act {
         Act::Demo(config) => demo::run(&config),
         Act::Bench(config) => bench::run(&config),
+        Act::Crashes(config) => crash::run(&config),
+        Act::Reuse(config) => reuse::run(&config),
         Act::Sweep => {
             let swept = mesh_tests::run::sweep()?;
             println!("removed {} dead runs {}", swept.len(), swept.join(" "));

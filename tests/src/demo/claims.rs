@@ -1,4 +1,4 @@
-//! The seven claims. Each returns its evidence, or an error that says what was missing.
+//! The claims. Each returns its evidence, or an error that says what was missing.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +17,7 @@ use crate::workload::Workload;
 type Check = fn(&Scene<'_>) -> anyhow::Result<String>;
 
 /// Number, title and check, in the order in which they are run.
-pub(super) const ALL: [(u8, &str, Check); 7] = [
+pub(super) const ALL: &[(u8, &str, Check)] = &[
     (1, "before enrolment a known marker is seen in the clear on the wire", in_the_clear),
     (
         2,
@@ -29,6 +29,9 @@ pub(super) const ALL: [(u8, &str, Check); 7] = [
     (5, "a new pod is in the mesh from its first packet", first_packet),
     (6, "a pod without the mesh reaches a permissive server, in the clear and counted as such", permissive),
     (7, "a peer with a certificate of another root is refused, and the log says why", foreign_root),
+    (8, "kill -9 of ztunnel under load: no connection is refused or lost", super::crashes::ztunnel),
+    (9, "kill -9 of the agent under load: nobody notices", super::crashes::agent),
+    (10, "an address that goes to another pod takes no traffic along", super::reuse::safe),
 ];
 
 /// The example's HTTP port, behind Service port 80.

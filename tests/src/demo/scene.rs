@@ -9,21 +9,18 @@ use crate::eventually;
 use crate::lab::{Lab, PATIENCE, PodRef};
 use crate::workload::Workload;
 
-/// Records that the agent captures a pod's traffic.
-const REDIRECTION: &str = "ambient.istio.io/redirection";
-
 /// The example's Deployments.
 const EXAMPLE: [&str; 5] =
     ["api-gateway", "payment-service-v1", "payment-service-v2", "account-service", "validation-service"];
 
 /// The stage of the demo.
-pub struct Scene<'a> {
-    pub lab: &'a Lab,
+pub(super) struct Scene<'a> {
+    pub(super) lab: &'a Lab,
 }
 
 impl<'a> Scene<'a> {
     /// Install the mesh and the examples, outside of the mesh for now.
-    pub fn set(lab: &'a Lab) -> anyhow::Result<Self> {
+    pub(super) fn set(lab: &'a Lab) -> anyhow::Result<Self> {
         lab.apply_manifests("base")?;
         lab.apply_manifests("examples/payments")?;
         lab.wait_ready("ambit-system")?;
@@ -41,24 +38,24 @@ impl<'a> Scene<'a> {
     }
 
     #[must_use]
-    pub fn gateway(&self) -> PodRef<'a> {
+    pub(super) fn gateway(&self) -> PodRef<'a> {
         self.lab.pod("payments/api-gateway")
     }
 
     /// The pod of one version of the payment service.
     #[must_use]
-    pub fn payment(&self, version: &str) -> PodRef<'a> {
+    pub(super) fn payment(&self, version: &str) -> PodRef<'a> {
         self.lab.pod(&format!("payments/payment-service-{version}"))
     }
 
     /// A text that appears nowhere by chance.
     #[must_use]
-    pub fn marker(&self, claim: u8) -> String {
+    pub(super) fn marker(&self, claim: u8) -> String {
         format!("ambit-marker-{claim}-{:016x}", rand::random::<u64>())
     }
 
     /// Make `count` payments from a pod, each marked; what the payment service answered.
-    pub fn pay(&self, from: &PodRef<'_>, marker: &str, count: usize) -> anyhow::Result<Vec<Value>> {
+    pub(super) fn pay(&self, from: &PodRef<'_>, marker: &str, count: usize) -> anyhow::Result<Vec<Value>> {
         let header = format!("x-note: {marker}");
         let url = "http://payment-service.payments/payments";
         let line = ["curl", "-sS", "--fail", "--max-time", "10", "-H", &header, url];
@@ -66,20 +63,15 @@ impl<'a> Scene<'a> {
     }
 
     /// Put the namespace into the mesh and wait until each of its pods is captured.
-    pub fn enrol(&self) -> anyhow::Result<()> {
+    pub(super) fn enrol(&self) -> anyhow::Result<()> {
         self.lab.label_namespace("payments", "istio.io/dataplane-mode=ambient")?;
-        eventually("every pod of payments is captured", PATIENCE, || {
-            for name in EXAMPLE {
-                let value = self.lab.pod(&format!("payments/{name}")).annotation(REDIRECTION)?;
-                anyhow::ensure!(value.as_deref() == Some("enabled"), "{name}: {REDIRECTION} is {value:?}");
-            }
-            Ok(())
-        })
-        .map_err(|error| error.context(self.lab.story("ambit-system")))
+        let captured =
+            || EXAMPLE.iter().try_for_each(|name| self.lab.pod(&format!("payments/{name}")).captured());
+        captured().map_err(|error| error.context(self.lab.story("ambit-system")))
     }
 
     /// Uid and restarts of each pod of the example: unchanged means none was restarted.
-    pub fn incarnations(&self) -> anyhow::Result<BTreeSet<(String, i32)>> {
+    pub(super) fn incarnations(&self) -> anyhow::Result<BTreeSet<(String, i32)>> {
         EXAMPLE
             .iter()
             .map(|name| {
@@ -90,12 +82,12 @@ impl<'a> Scene<'a> {
     }
 
     /// The access log of the ztunnel of a node.
-    pub fn access_log(&self, node: u8) -> anyhow::Result<String> {
+    pub(super) fn access_log(&self, node: u8) -> anyhow::Result<String> {
         self.lab.daemon("ztunnel", node).logs()
     }
 
     /// The addresses of the payment service's pods.
-    pub fn payment_addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
+    pub(super) fn payment_addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
         ["v1", "v2"].iter().map(|version| self.payment(version).address()).collect()
     }
 }

@@ -1,12 +1,14 @@
 //! Clients that only want to know whether a connection comes about.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio_util::sync::CancellationToken;
 
 use super::http;
 
@@ -35,21 +37,82 @@ async fn round_trip(address: &str) -> std::io::Result<()> {
     stream.read_exact(&mut back).await.map(drop)
 }
 
-pub(super) async fn run(address: &str, length: Duration, every: Duration) -> anyhow::Result<()> {
-    let end = tokio::time::Instant::now() + length;
-    let (mut done, mut failed) = (0, BTreeMap::<String, u32>::new());
-    let mut longest = Duration::ZERO;
-    while tokio::time::Instant::now() < end {
-        let began = tokio::time::Instant::now();
-        match tokio::time::timeout(Duration::from_secs(15), round_trip(address)).await {
-            Ok(Ok(())) => done += 1,
-            Ok(Err(error)) => *failed.entry(format!("{:?}", error.kind())).or_default() += 1,
-            Err(_) => *failed.entry("Timeout".to_owned()).or_default() += 1,
-        }
-        longest = longest.max(began.elapsed());
-        tokio::time::sleep(every).await;
+/// How the connections of `dial` ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dialled {
+    /// Made a round trip.
+    pub done: u32,
+    /// Were refused.
+    pub refused: u32,
+    /// Came about, and ended before their round trip.
+    pub reset: u32,
+    /// Did not end within 15 s.
+    pub lost: u32,
+    /// Failed in another way, by the kind of error.
+    pub other: BTreeMap<String, u32>,
+    /// Milliseconds of the one that took longest.
+    pub longest_ms: u64,
+}
+
+impl Dialled {
+    /// Those that made no round trip.
+    #[must_use]
+    pub fn failed(&self) -> u32 {
+        self.refused + self.reset + self.lost + self.other.values().sum::<u32>()
     }
-    println!("{}", json!({ "done": done, "failed": failed, "longest_ms": longest.as_millis() }));
+
+    fn count(&mut self, result: std::io::Result<()>, took: Duration) {
+        use std::io::ErrorKind;
+        let number = match result {
+            Ok(()) => &mut self.done,
+            Err(error) => match error.kind() {
+                ErrorKind::ConnectionRefused => &mut self.refused,
+                ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => {
+                    &mut self.reset
+                }
+                ErrorKind::TimedOut => &mut self.lost,
+                other => self.other.entry(format!("{other:?}")).or_default(),
+            },
+        };
+        *number += 1;
+        self.longest_ms = self.longest_ms.max(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+    }
+}
+
+/// Prints `answered` after the first round trip, and the counts as its last line.
+pub(super) async fn run(
+    addresses: Vec<String>,
+    parallel: usize,
+    every: Duration,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let dialled = Arc::new(Mutex::new(Dialled::default()));
+    let mut workers = tokio::task::JoinSet::new();
+    for number in 0..parallel.max(1) {
+        let (addresses, dialled, stop) = (addresses.clone(), dialled.clone(), stop.clone());
+        workers.spawn(async move {
+            for address in addresses.iter().cycle().skip(number % addresses.len().max(1)) {
+                if stop.is_cancelled() {
+                    return;
+                }
+                let began = tokio::time::Instant::now();
+                let limit = Duration::from_secs(15);
+                let result = tokio::time::timeout(limit, round_trip(address)).await;
+                let result = result.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+                {
+                    let mut dialled = dialled.lock().unwrap_or_else(PoisonError::into_inner);
+                    if result.is_ok() && dialled.done == 0 {
+                        println!("answered");
+                    }
+                    dialled.count(result, began.elapsed());
+                }
+                tokio::time::sleep(every).await;
+            }
+        });
+    }
+    while workers.join_next().await.is_some() {}
+    let dialled = dialled.lock().unwrap_or_else(PoisonError::into_inner);
+    println!("{}", serde_json::to_string(&*dialled)?);
     Ok(())
 }
 
@@ -65,4 +128,29 @@ pub(super) async fn datagram(address: &str, text: &str) -> anyhow::Result<()> {
         }
     }
     anyhow::bail!("no datagram came back from {address}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn each_end_is_counted_once() {
+        let mut dialled = Dialled::default();
+        for kind in [
+            ErrorKind::ConnectionRefused,
+            ErrorKind::ConnectionReset,
+            ErrorKind::UnexpectedEof,
+            ErrorKind::TimedOut,
+            ErrorKind::HostUnreachable,
+        ] {
+            dialled.count(Err(Error::from(kind)), Duration::from_millis(7));
+        }
+        dialled.count(Ok(()), Duration::from_millis(3));
+        assert_eq!((dialled.done, dialled.refused, dialled.reset, dialled.lost), (1, 1, 2, 1));
+        assert_eq!(dialled.other, BTreeMap::from([("HostUnreachable".to_owned(), 1)]));
+        assert_eq!((dialled.failed(), dialled.longest_ms), (5, 7));
+    }
 }

@@ -39,6 +39,7 @@ pub(super) async fn supervise(worker: &Worker, container: &Container, restart: R
     let live = &worker.live;
     let mut pause = BACKOFF;
     loop {
+        live.released().await;
         let began = std::time::Instant::now();
         let code = match start(worker, container) {
             Ok(mut child) => {

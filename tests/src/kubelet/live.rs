@@ -27,6 +27,7 @@ pub struct Live {
     pod: Mutex<Pod>,
     state: Mutex<State>,
     stop: watch::Sender<Option<Duration>>,
+    held: watch::Sender<bool>,
 }
 
 /// What changes while it lives.
@@ -93,6 +94,7 @@ impl Live {
             pod: Mutex::new(pod),
             state: Mutex::default(),
             stop: watch::Sender::new(None),
+            held: watch::Sender::new(false),
         }
     }
 
@@ -228,6 +230,17 @@ impl Live {
             }
             sooner
         });
+    }
+
+    /// While it is held, a container of it that ends is not started again.
+    pub fn hold(&self, held: bool) {
+        self.held.send_replace(held);
+    }
+
+    /// Resolves when it is not held.
+    pub(super) async fn released(&self) {
+        // The sender is this one's own, so it is there.
+        let _ = self.held.subscribe().wait_for(|held| !held).await;
     }
 
     /// Resolves when it has to end.

@@ -13,7 +13,7 @@ use nix::sched::CloneFlags;
 use super::live::{Live, Network};
 use crate::cni::{self, Attachment};
 use crate::netns::Netns;
-use crate::sandbox::{Plan, Step};
+use crate::sandbox::Step;
 
 /// A sandbox that exists; [`Sandbox::remove`] takes it down.
 #[derive(Debug)]
@@ -39,12 +39,14 @@ pub(super) fn create(live: &Live) -> anyhow::Result<Sandbox> {
         let network = Network { netns: Arc::new(netns), addresses: vec![IpAddr::V4(node.address())] };
         return Ok(Sandbox { attachment: None, network });
     }
+    let address = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(cni::ADDRESS));
     let attachment = Attachment {
         namespace: pod.metadata.namespace.unwrap_or_default(),
         name: pod.metadata.name.unwrap_or_default(),
         uid: live.uid().to_owned(),
         netns: PathBuf::from(format!("/var/run/netns/cni-{}", &id[..16])),
         container_id: id,
+        address: address.map(|text| text.parse()).transpose().context(cni::ADDRESS)?,
     };
     let netns = Arc::new(namespace(live, &attachment)?);
     let attached = cni::add(node, &attachment).and_then(|addresses| {
@@ -75,7 +77,7 @@ fn remove(live: &Live, attachment: &Attachment) {
     }
     crate::cgroup::remove_tree(&live.cgroup().join(&attachment.container_id));
     let path = attachment.netns.clone();
-    let unmounted = in_node(live, move || {
+    let unmounted = live.node().inside(move || {
         nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH)?;
         fs::remove_file(&path)?;
         Ok(())
@@ -93,29 +95,13 @@ fn remove(live: &Live, attachment: &Attachment) {
 fn namespace(live: &Live, attachment: &Attachment) -> anyhow::Result<Netns> {
     let path = attachment.netns.clone();
     let name = format!("pod {}", live.full_name());
-    in_node(live, move || {
+    live.node().inside(move || {
         nix::sched::unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
         fs::File::create(&path).with_context(|| format!("make {}", path.display()))?;
         let own = "/proc/thread-self/ns/net";
         nix::mount::mount(Some(own), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .with_context(|| format!("mount the network namespace at {}", path.display()))?;
         Netns::open(&name, &path)
-    })
-}
-
-/// Run `work` on a thread of its own with the node's mounts.
-fn in_node<T: Send>(live: &Live, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
-    let mounts = live.node().mounts()?;
-    std::thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            let mut plan = Plan::new();
-            // setns into a mount namespace needs file system attributes of the thread's own.
-            plan.step(Step::Unshare(CloneFlags::CLONE_FS));
-            plan.step(Step::Enter(mounts, CloneFlags::CLONE_NEWNS));
-            plan.run()?;
-            work()
-        });
-        inside.join().map_err(|_| anyhow::anyhow!("a thread on node {} panicked", live.node().name()))?
     })
 }
 

@@ -19,6 +19,9 @@ use crate::shell::{self, Output};
 /// How long a program inside a pod may take, in seconds.
 const EXEC_SECONDS: &str = "60";
 
+/// Annotation that records that the agent captures a pod's traffic.
+pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+
 /// A pod, looked up anew at each use.
 #[derive(Clone)]
 pub struct PodRef<'a> {
@@ -79,6 +82,15 @@ impl<'a> PodRef<'a> {
         Ok(self)
     }
 
+    /// Wait until the agent has recorded that it is captured.
+    pub fn captured(&self) -> anyhow::Result<()> {
+        eventually(&format!("pod {}/{} is captured", self.namespace, self.name), PATIENCE, || {
+            let value = self.annotation(REDIRECTION)?;
+            anyhow::ensure!(value.as_deref() == Some("enabled"), "{REDIRECTION} is {value:?}");
+            Ok(())
+        })
+    }
+
     /// Its name in full.
     pub fn name(&self) -> anyhow::Result<String> {
         Ok(self.object()?.metadata.name.unwrap_or_default())
@@ -127,7 +139,11 @@ impl<'a> PodRef<'a> {
 
     /// Start a program inside and go on; it is killed when the result is dropped.
     pub fn spawn<'s>(&self, line: impl IntoIterator<Item = &'s str>) -> anyhow::Result<Background> {
-        Background::start(self.lab, self.command(line)?)
+        let mut words = line.into_iter();
+        let program = words.next().context("no program")?;
+        let mut command = self.live()?.command(self.container.as_deref(), program)?;
+        command.args(words);
+        Background::start(self.lab, command)
     }
 
     /// Run a program of the node in the pod's network namespace, as the kubelet's port-forward is one.
@@ -149,10 +165,20 @@ impl<'a> PodRef<'a> {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).context("send a signal")
     }
 
+    /// How often its container was started again.
+    pub fn restarts(&self) -> anyhow::Result<i32> {
+        Ok(self.live()?.restarts(self.container.as_deref()))
+    }
+
     /// Kill it as the kernel would, and wait until the kubelet has started it again and it is ready.
     pub fn kill_and_wait(&self) -> anyhow::Result<()> {
-        let before = self.live()?.restarts(self.container.as_deref());
+        let before = self.restarts()?;
         self.signal(Signal::SIGKILL)?;
+        self.restarted(before)
+    }
+
+    /// Wait until it was restarted more often than `before`, and is ready.
+    pub fn restarted(&self, before: i32) -> anyhow::Result<()> {
         eventually("the killed container runs again", PATIENCE, || {
             let live = self.live()?;
             let restarts = live.restarts(self.container.as_deref());
@@ -163,6 +189,42 @@ impl<'a> PodRef<'a> {
             Ok(())
         })?;
         self.ready().map(drop)
+    }
+
+    /// Kill it as the kernel would; the kubelet does not start it again as long as the result is there.
+    pub fn kill_and_hold(&self) -> anyhow::Result<Held<'a>> {
+        let held = Held { pod: self.clone(), live: self.live()? };
+        held.live.hold(true);
+        self.signal(Signal::SIGKILL)?;
+        eventually("the killed container is gone", PATIENCE, || {
+            anyhow::ensure!(held.live.pid(self.container.as_deref()).is_none(), "it runs");
+            Ok(())
+        })?;
+        Ok(held)
+    }
+}
+
+/// A pod whose container was killed and stays away until this is dropped.
+pub struct Held<'a> {
+    pod: PodRef<'a>,
+    live: Arc<Live>,
+}
+
+impl Held<'_> {
+    /// Let it come back, and wait until it is ready.
+    pub fn release(self) -> anyhow::Result<()> {
+        self.live.hold(false);
+        eventually("the container that was held runs", PATIENCE, || {
+            anyhow::ensure!(self.live.pid(self.pod.container.as_deref()).is_some(), "it does not run");
+            Ok(())
+        })?;
+        self.pod.ready().map(drop)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.live.hold(false);
     }
 }
 
@@ -203,21 +265,23 @@ impl Background {
         Ok(self.child.try_wait()?.is_none())
     }
 
-    /// Wait for its end; what it wrote, and whether it went well.
+    /// Ask it to come to its end with SIGTERM, and wait for that; what it wrote, and whether it went well.
     pub fn finish(&mut self) -> anyhow::Result<Output> {
-        let code = self.child.wait()?.code().unwrap_or(-1);
-        Ok(Output { code, stdout: self.output(), stderr: String::new() })
+        if self.runs()? {
+            let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
+            nix::sys::signal::kill(pid, Signal::SIGTERM).context("ask a program to end")?;
+        }
+        let status = eventually("a program that was asked to end has ended", PATIENCE, || {
+            self.child.try_wait()?.with_context(|| format!("it runs; it wrote {}", self.output()))
+        })?;
+        Ok(Output { code: status.code().unwrap_or(-1), stdout: self.output(), stderr: String::new() })
     }
 }
 
 impl Drop for Background {
     fn drop(&mut self) {
-        // `timeout` hands SIGTERM on; a program that has ended is fine.
-        if let Ok(pid) = i32::try_from(self.child.id())
-            && matches!(self.child.try_wait(), Ok(None))
-        {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM);
-        }
+        // One that has ended is fine.
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
