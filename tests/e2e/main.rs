@@ -12,5 +12,6 @@ mod outages;
 mod program;
 mod refusals;
 mod reuse;
+mod rights;
 mod shared;
 mod traffic;

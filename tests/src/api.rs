@@ -39,6 +39,7 @@ mod token;
 mod validate;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,6 +97,23 @@ pub enum Availability {
     Refuse,
     /// Answers each request with this HTTP status and ends open watches.
     Fail(u16),
+}
+
+/// What a user asked of the server.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Asked {
+    /// `get`, `list`, `watch`, `create`, …
+    pub verb: String,
+    /// Empty for the core group.
+    pub group: String,
+    /// Plural, with its subresource: `pods/status`. The path, when it names no resource.
+    pub resource: String,
+    /// Empty for the cluster's scope.
+    pub namespace: String,
+    /// Empty for collections, and for what is created.
+    pub name: String,
+    /// Whether the user may.
+    pub granted: bool,
 }
 
 /// Supplies what `kubectl logs` prints: namespace, pod and container to text, or `None` when it has none.
@@ -202,6 +220,11 @@ impl ApiServer {
     /// Sets how requests are treated from now on.
     pub fn set_availability(&self, availability: Availability) {
         self.shared.availability.send_replace(availability);
+    }
+
+    /// What a user (`system:serviceaccount:ns:name`) has asked for over HTTP until now.
+    pub fn asked_by(&self, user: &str) -> BTreeSet<Asked> {
+        self.shared.asked(user)
     }
 
     /// Forgets the history of changes: a watch that has to resume from before gets 410 Gone.

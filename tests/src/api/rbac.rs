@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::Asked;
 use super::cluster::Cluster;
 use super::meta::{items, namespace, text};
 use super::status::Status;
@@ -41,6 +42,13 @@ impl Attributes {
             user.name, self.verb, self.group
         );
         Status::forbidden(&self.resource, &self.group, &self.name, &why)
+    }
+
+    /// The same for whoever looks at what was asked.
+    pub(super) fn asked(&self, granted: bool) -> Asked {
+        let Self { verb, group, namespace, name, path, .. } = self.clone();
+        let resource = path.unwrap_or_else(|| self.full_resource());
+        Asked { verb, group, resource, namespace, name, granted }
     }
 
     fn full_resource(&self) -> String {

@@ -50,8 +50,9 @@ pub(super) async fn request(
     };
     let (accept, content_type) = (header(ACCEPT), header(CONTENT_TYPE));
     {
-        let cluster = server.shared.cluster();
-        if !cluster.allows(user, &request.attributes) {
+        let granted = server.shared.cluster().allows(user, &request.attributes);
+        server.shared.note(&user.name, request.attributes.asked(granted));
+        if !granted {
             return Err(request.attributes.refusal(user));
         }
     }

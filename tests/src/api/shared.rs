@@ -1,13 +1,14 @@
 //! What every connection and in-process client shares: the cluster's state behind one lock, the signal that it
 //! changed, and the knobs with which tests make the server slow or unavailable.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch::{Receiver, Sender};
 
 use super::cluster::Cluster;
-use super::{Availability, LogSource};
+use super::{Asked, Availability, LogSource};
 
 /// State and knobs of one server.
 pub(super) struct Shared {
@@ -18,6 +19,8 @@ pub(super) struct Shared {
     /// Counts calls to close all watches.
     pub(super) closed_watches: Sender<u64>,
     logs: Mutex<Option<Arc<LogSource>>>,
+    /// By user: what was asked for, and whether it was granted.
+    asked: Mutex<HashMap<String, BTreeSet<Asked>>>,
 }
 
 impl Shared {
@@ -29,6 +32,7 @@ impl Shared {
             availability: Sender::new(Availability::Up),
             closed_watches: Sender::new(0),
             logs: Mutex::new(None),
+            asked: Mutex::default(),
         }
     }
 
@@ -45,6 +49,18 @@ impl Shared {
         drop(cluster);
         self.changed.send_if_modified(|seen| std::mem::replace(seen, version.max(*seen)) < version);
         result
+    }
+
+    /// Notes what a user asked for.
+    pub(super) fn note(&self, user: &str, asked: Asked) {
+        let mut all = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(user.to_owned()).or_default().insert(asked);
+    }
+
+    /// What a user has asked for.
+    pub(super) fn asked(&self, user: &str) -> BTreeSet<Asked> {
+        let all = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(user).cloned().unwrap_or_default()
     }
 
     /// What answers requests for logs, if anything.
