@@ -50,6 +50,9 @@ spec:
               a: {type: string}
               b: {type: string}
             not: {required: [a, b]}
+            x-kubernetes-validations:
+            - {rule: "self.mode != 'Fast' || self.size < 5", messageExpression: "'too large for ' + self.mode", fieldPath: .size}
+            - {rule: "!has(oldSelf.name) || has(self.name)", message: name may not be removed, reason: FieldValueForbidden}
           status:
             type: object
             x-kubernetes-preserve-unknown-fields: true
@@ -114,7 +117,7 @@ fn objects_are_checked_against_their_schema() {
     for (spec, expect) in [
         ("size: 3, port: 80, any: {x: {y: 1}}", "created"),
         ("size: 3, port: http", "created"),
-        ("mode: Fast", "The Thing \"t\" is invalid: spec.size: Required value"),
+        ("mode: Fast", "spec.size: Required value"),
         ("size: 0", "spec.size: Invalid value: 0: spec.size in body should be greater than or equal to 1"),
         (
             "size: x",
@@ -139,6 +142,18 @@ fn objects_are_checked_against_their_schema() {
     }
     cluster.kubectl_with("create --validate=false -f -", &thing("t", "size: 3, sise: 3, mode: null"));
     assert_eq!(cluster.kubectl("get th t -o jsonpath={.spec}"), r#"{"mode":"Safe","size":3}"#);
+    for (spec, expect) in [
+        (
+            "size: 9, mode: Fast",
+            "The Thing \"r\" is invalid: spec.size: Invalid value: \"object\": too large for Fast",
+        ),
+        ("size: x, mode: Fast", "some validation rules were not checked because the object was invalid"),
+    ] {
+        holds(&cluster.refused("admin", "create -f -", &thing("r", spec)), &[expect]);
+    }
+    cluster.kubectl_with("create -f -", &thing("r", "size: 3, name: a"));
+    let refused = cluster.refused("admin", r#"patch th r --type=merge -p '{"spec":{"name":null}}'"#, "");
+    holds(&refused, &["The Thing \"r\" is invalid: spec: Forbidden: name may not be removed"]);
     let refused = cluster.refused("admin", r#"patch th t --type=merge -p '{"spec":{"size":99}}'"#, "");
     holds(&refused, &["should be less than or equal to 9"]);
 }
@@ -173,6 +188,7 @@ fn definitions_are_checked() {
         ("pattern: '^[a-z]+$'", "pattern: '('", "must be a valid regular expression"),
         ("a: {type: string}", "a: {format: x}", "properties[a].type: Required value: must not be empty"),
         ("default: Safe", "default: 3", "properties[mode].default"),
+        ("self.mode != 'Fast'", "self.mode ~= 'Fast'", "compilation failed"),
         (
             "minimum: 1",
             "minimun: 1",

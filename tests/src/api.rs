@@ -24,6 +24,7 @@ mod pki;
 mod rbac;
 mod request;
 mod review;
+mod rules;
 mod schema;
 mod select;
 mod serve;

@@ -13,6 +13,8 @@ use regex::Regex;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
+use super::rules::Rule;
+
 /// One node of a schema. Below `all_of` and its like only the checks of values count.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -59,6 +61,8 @@ pub(super) struct Schema {
     pub(super) list_type: ListType,
     #[serde(rename = "x-kubernetes-list-map-keys")]
     pub(super) list_map_keys: Vec<String>,
+    #[serde(rename = "x-kubernetes-validations")]
+    pub(super) rules: Vec<Rule>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -124,10 +128,15 @@ impl Schema {
 
     /// The schema of a property, named or not.
     pub(super) fn property(&self, name: &str) -> Option<&Schema> {
-        self.properties.get(name).or(match &self.additional_properties {
-            Some(Additional::Schema(schema)) => Some(&**schema),
+        self.properties.get(name).or_else(|| self.additional())
+    }
+
+    /// The schema of the properties that are not named.
+    pub(super) fn additional(&self) -> Option<&Schema> {
+        match &self.additional_properties {
+            Some(Additional::Schema(schema)) => Some(schema),
             _ => None,
-        })
+        }
     }
 
     /// Whether properties that are not named are kept whatever they are.

@@ -7,7 +7,8 @@ use super::kinds::Kind;
 use super::meta::{items, name, text};
 use super::select::Selector;
 use super::status::Status;
-use super::{definition, structure};
+use super::structure::{self, Schema};
+use super::{definition, rules};
 
 /// Faults found: field path and what is wrong.
 type Faults = Vec<(String, String)>;
@@ -17,7 +18,7 @@ pub(super) fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<
     let mut faults = Vec::new();
     metadata(kind, object, &mut faults);
     if let Some(custom) = &kind.custom {
-        faults.extend(structure::check::faults(&custom.schema, object, ""));
+        faults.extend(custom_faults(kind, &custom.schema, object, old));
     } else {
         match kind.kind.as_str() {
             "Pod" => pod_spec(&object["spec"], "spec", &mut faults),
@@ -40,6 +41,20 @@ pub(super) fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<
     } else {
         Err(Status::invalid(&kind.kind, &kind.group, name(object), &faults))
     }
+}
+
+/// Rules are for objects that are otherwise right.
+fn custom_faults(kind: &Kind, schema: &Schema, object: &Value, old: Option<&Value>) -> Faults {
+    let mut faults = structure::check::faults(schema, object, "");
+    if faults.is_empty() {
+        return rules::faults(schema, object, old.map(|old| definition::serve(kind, old)).as_ref());
+    }
+    if rules::exist(schema) {
+        let why = "some validation rules were not checked because the object was invalid; correct the existing \
+                   errors to complete validation";
+        faults.push(("<nil>".to_owned(), format!("Invalid value: \"null\": {why}")));
+    }
+    faults
 }
 
 fn require(value: &Value, field: String, faults: &mut Faults) {

@@ -126,6 +126,7 @@ fn values(schema: &Schema, outer: &Schema, path: &str, typed: bool, found: &mut 
         ("x-kubernetes-preserve-unknown-fields", schema.preserve_unknown),
         ("x-kubernetes-int-or-string", schema.int_or_string),
         ("x-kubernetes-embedded-resource", schema.embedded),
+        ("x-kubernetes-validations", !schema.rules.is_empty()),
         ("x-kubernetes-list-type", schema.list_type != ListType::Atomic),
     ] {
         if set {

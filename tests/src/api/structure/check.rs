@@ -41,7 +41,8 @@ fn check(schema: &Schema, value: &Value, path: &str, faults: &mut Faults) {
     junctions(schema, value, path, faults);
 }
 
-fn fault(path: &str, why: &str) -> (String, String) {
+/// A fault at a path, which is empty for the object itself.
+pub(in super::super) fn fault(path: &str, why: &str) -> (String, String) {
     (if path.is_empty() { "<nil>" } else { path }.to_owned(), why.to_owned())
 }
 
