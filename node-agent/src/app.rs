@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::enrol::steps::{FindNetns, Hands};
 use crate::parts::Parts;
-use crate::{ca, cluster, cni, drops, enrol, metrics, model, netns_of_pod, pods, watch, xds};
+use crate::{ca, cluster, cni, drops, enrol, metrics, model, netns_of_pod, pods, upkeep, watch, xds};
 
 /// Runs the agent of a node until SIGTERM.
 ///
@@ -55,6 +55,7 @@ pub async fn run_ca(config: ca::Config) -> anyhow::Result<()> {
 async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     let readiness = Readiness::new();
     let (synced, open) = (readiness.gate("watches"), readiness.gate("datapath"));
+    let pinned = readiness.gate("pins");
     let chained = config.cni.cni_install.then(|| readiness.gate("cni"));
     // First of all: another agent may be running on this node.
     let status_socket = status::bind(config.status_address).await?;
@@ -90,6 +91,7 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     parts.try_spawn("xDS", xds::server::serve(sockets.xds, feed, stop.clone()));
     parts.spawn("pod protocol", served.serve(sockets.pods, flag_map, stop.clone()));
     parts.spawn("enrolment", enrolment.run(stop.clone()));
+    parts.spawn("upkeep", upkeep::run(kernel.clone(), upkeep::PERIOD, pinned, stop.clone()));
     parts.spawn("drops", drops::run(kernel, dropped, stop.clone()));
     parts.spawn("CNI server", cni::server::serve_bound(sockets.cni, Arc::new(desk), stop.clone()));
     if let Some(chained) = chained {

@@ -10,6 +10,8 @@
 mod attach;
 mod bpf;
 mod cgroup;
+mod error;
+mod held;
 mod listeners;
 mod load;
 mod logs;
@@ -20,6 +22,7 @@ mod pins;
 mod pod;
 mod rules;
 mod sysctls;
+mod versions;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -31,12 +34,15 @@ use mesh_ebpf_abi::event::{Counter, DropEvent};
 use tracing::{info, warn};
 
 use bpf::{Hook, Target};
+pub use error::{DatapathError, PodError};
+use held::Held;
 pub use load::OBJECT;
 use load::Programs;
 use maps::Maps;
 use pins::Pins;
 use pod::{Failed, Pod};
 pub use rules::Numbers;
+use versions::Others;
 
 /// Where the datapath lives on this node, and the numbers it uses inside the pods.
 #[derive(Clone, Debug, clap::Args)]
@@ -72,10 +78,8 @@ pub struct PodSpec {
 pub struct Survivor {
     /// Kubernetes pod UID.
     pub uid: String,
-    /// The addresses it was enrolled with.
+    /// The addresses it was enrolled with; none where that was by an agent with other layouts.
     pub addresses: Vec<IpAddr>,
-    /// Its number in the maps (see `mesh_ebpf_abi`).
-    pub slot: u32,
 }
 
 /// The sockets that the kernel steers a pod's connections to, opened inside its network namespace.
@@ -113,103 +117,6 @@ impl Listeners {
     }
 }
 
-/// Why the datapath cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum DatapathError {
-    /// The agent was built without `cargo xtask ebpf`.
-    #[error("this agent was built without its eBPF programs; run `cargo xtask ebpf` and build it again")]
-    NoObject,
-    /// The embedded object lacks a program.
-    #[error(
-        "the embedded eBPF object has no program {name}; run `cargo xtask ebpf` and build the agent again"
-    )]
-    NoProgram {
-        /// Its name.
-        name: &'static str,
-    },
-    /// The embedded object lacks a map.
-    #[error("the embedded eBPF object has no map {name}; run `cargo xtask ebpf` and build the agent again")]
-    NoMap {
-        /// Its name.
-        name: &'static str,
-    },
-    /// The object could not be parsed, or a map not made.
-    #[error("cannot load the eBPF object (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed)")]
-    Object(#[source] Box<aya::EbpfError>),
-    /// A program was refused; the source has the verifier's log.
-    #[error("the kernel refused the eBPF program {name}")]
-    Program {
-        /// Its name.
-        name: &'static str,
-        /// What the verifier said.
-        source: Box<aya::programs::ProgramError>,
-    },
-    /// A pinned map has another layout.
-    #[error("the pinned map {name} is not of this version; was something else pinned there?")]
-    Map {
-        /// Its name.
-        name: &'static str,
-        /// What differs.
-        source: Box<aya::maps::MapError>,
-    },
-    /// A pin could not be made or opened.
-    #[error("cannot pin {name}")]
-    Pin {
-        /// The map, program or link.
-        name: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The kernel has no tcx.
-    #[error("this kernel cannot attach the egress guard (tcx, Linux 6.6 or later)")]
-    NoTcx(#[source] io::Error),
-    /// The log of a debug build of the programs cannot be read.
-    #[error("cannot read what the eBPF programs log")]
-    Log(#[source] io::Error),
-    /// bpffs is not there.
-    #[error("{path} cannot hold pins; mount one with `mount -t bpf bpf {path}` or set AMBIT_BPFFS")]
-    Bpffs {
-        /// Where it should be.
-        path: PathBuf,
-        /// What is there.
-        source: io::Error,
-    },
-    /// There is no cgroup of version 2.
-    #[error("no cgroup2 mount in {mountinfo}; mount one or set AMBIT_CGROUP_ROOT")]
-    NoCgroup2 {
-        /// Where it was looked for.
-        mountinfo: PathBuf,
-    },
-    /// The cgroup cannot be opened or attached to.
-    #[error("cannot capture connections in the cgroup {path}")]
-    Cgroup {
-        /// The cgroup.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// What an earlier agent left cannot be read or updated.
-    #[error("cannot take over what an earlier agent pinned in {path}")]
-    TakeOver {
-        /// The bpf file system.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
-/// Why a pod could not be prepared, captured or let go.
-#[derive(Debug, thiserror::Error)]
-#[error("pod {uid}: cannot {step}")]
-pub struct PodError {
-    /// The pod.
-    pub uid: String,
-    /// What was being done, for example "attach the guard".
-    pub step: &'static str,
-    /// What the kernel answered.
-    pub source: io::Error,
-}
-
 /// The loaded programs and the pods they capture.
 pub struct Datapath {
     config: Config,
@@ -217,6 +124,8 @@ pub struct Datapath {
     programs: Programs,
     maps: Maps,
     pods: HashMap<String, Pod>,
+    held: Held,
+    others: Others,
 }
 
 impl Datapath {
@@ -232,8 +141,13 @@ impl Datapath {
         attach_connect(&pins, &programs, &root)
             .map_err(|source| DatapathError::Cgroup { path: root.clone(), source })?;
         info!(cgroup = %root.display(), bpffs = %config.bpffs.display(), "datapath open");
-        let mut datapath = Self { config: config.clone(), pins, programs, maps, pods: HashMap::new() };
+        let take_over = |source| DatapathError::TakeOver { path: config.bpffs.clone(), source };
+        let others = Others::find(pins.root()).map_err(take_over)?;
+        let (config, pods, held) = (config.clone(), HashMap::new(), Held::default());
+        let mut datapath = Self { config, pins, programs, maps, pods, held, others };
         datapath.take_over()?;
+        let pinned = datapath.held.refresh(datapath.pins.root());
+        pinned.map_err(|source| DatapathError::TakeOver { path: datapath.config.bpffs.clone(), source })?;
         Ok(datapath)
     }
 
@@ -247,12 +161,46 @@ impl Datapath {
     /// network namespace.
     pub fn surviving(&self) -> Vec<Survivor> {
         let captured = self.pods.iter().filter(|(_, pod)| pod.captured());
-        let survivor = |(uid, pod): (&String, &Pod)| Survivor {
-            uid: uid.clone(),
-            addresses: maps::ips(&pod.record),
-            slot: pod.slot,
-        };
-        captured.map(survivor).collect()
+        let survivor =
+            |(uid, pod): (&String, &Pod)| Survivor { uid: uid.clone(), addresses: maps::ips(&pod.record) };
+        let mut survivors: Vec<_> = captured.map(survivor).collect();
+        for uid in self.others.pods().unwrap_or_default() {
+            if !self.pods.get(&uid).is_some_and(Pod::captured) {
+                survivors.push(Survivor { uid, addresses: Vec::new() });
+            }
+        }
+        survivors
+    }
+
+    /// The pods that an earlier agent began to prepare and did not capture: nothing of their traffic is changed, and
+    /// rules, routes or settings may be left in their network namespaces. Each wants `clear`.
+    pub fn unfinished(&self) -> Vec<String> {
+        let unfinished = self.pods.iter().filter(|(_, pod)| !pod.captured() && pod.netns.is_none());
+        unfinished.map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// Removes what is left of an unfinished pod, whose network namespace this is; none: it is gone.
+    ///
+    /// # Errors
+    /// When something of it could not be removed.
+    pub fn clear(&mut self, uid: &str, netns: Option<OwnedFd>) -> Result<(), PodError> {
+        if let Some(pod) = self.pods.get_mut(uid) {
+            let cookie = pod.record.netns_cookie;
+            let same =
+                |netns: &OwnedFd| netns::within(netns.as_fd(), netns::cookie).is_ok_and(|now| now == cookie);
+            pod.netns = netns.filter(same);
+        }
+        self.leave(uid)
+    }
+
+    /// Puts back what was pinned and is not any more, as after bpffs was unmounted: until then nothing would be left of
+    /// capture without this process. How much that was.
+    ///
+    /// # Errors
+    /// When there is no bpffs to pin in.
+    pub fn keep_pins(&mut self) -> io::Result<usize> {
+        Pins::create(&self.config.bpffs)?;
+        self.held.restore()
     }
 
     /// Makes routes, rules and listeners in the pod's network namespace; nothing is captured yet.
@@ -288,6 +236,11 @@ impl Datapath {
             let released = pod.release(&self.pins, &mut self.maps);
             undone(uid, released);
         }
+        let pinned = pod::step("hold its pins", self.held.refresh(&self.pins.pod(uid)));
+        // Now that ours are there: those of another version would drop what they do not know.
+        let result = result.and(pinned);
+        let result =
+            result.and_then(|()| pod::step("take it from another version", self.others.release(uid)));
         result.map_err(|failed| failed.of(uid))
     }
 
@@ -297,8 +250,11 @@ impl Datapath {
     /// # Errors
     /// When something of the pod could not be removed; it is then no longer captured all the same.
     pub fn leave(&mut self, uid: &str) -> Result<(), PodError> {
-        let Some(mut pod) = self.pods.remove(uid) else { return Ok(()) };
-        let released = pod.release(&self.pins, &mut self.maps);
+        let others = pod::step("take it from another version", self.others.release(uid));
+        let Some(mut pod) = self.pods.remove(uid) else { return others.map_err(|failed| failed.of(uid)) };
+        let released = others.and(pod.release(&self.pins, &mut self.maps));
+        // Those whose pins are gone.
+        self.held.detach(&self.pins.pod(uid));
         let dismantled = pod.dismantle(&self.config, &mut self.maps);
         released.and(dismantled).map_err(|failed| failed.of(uid))
     }
@@ -349,12 +305,11 @@ impl Datapath {
             let steer = || load::steer(&self.pins, slot).map_err(io::Error::other);
             let whole = pod.captured()
                 && pod::take_over(&uid, &self.pins, &self.programs, steer, steer_tag).map_err(take_over)?;
-            if whole {
-                self.pods.insert(uid, pod);
-            } else {
-                let released = pod.release(&self.pins, &mut self.maps);
-                undone(&uid, released.and(pod.dismantle(&self.config, &mut self.maps)));
+            if !whole {
+                undone(&uid, pod.release(&self.pins, &mut self.maps));
             }
+            // Its record is kept also then: it knows what is to be restored inside of the pod.
+            self.pods.insert(uid, pod);
         }
         Ok(())
     }

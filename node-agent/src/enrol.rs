@@ -173,6 +173,7 @@ impl<C: Cluster> Enrolment<C> {
     }
 
     async fn take_over(&mut self) {
+        self.hands.clear_unfinished().await;
         match self.hands.kernel.run(|kernel| kernel.surviving()).await {
             Ok(survivors) if survivors.is_empty() => {}
             Ok(survivors) => {

@@ -18,5 +18,6 @@ pub mod model;
 pub mod netns_of_pod;
 pub mod parts;
 pub mod pods;
+pub mod upkeep;
 pub mod watch;
 pub mod xds;

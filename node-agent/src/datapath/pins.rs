@@ -34,6 +34,11 @@ impl Pins {
         Ok(pins)
     }
 
+    /// The directory of all of them.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Pin of a map.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.root.join("maps").join(name)

@@ -1,6 +1,6 @@
 //! One pod's way in and out, step by step.
 //!
-//! In: settings, routes, record, listeners (`furnish`), then inbound steering, capture of connect(), the flags on
+//! In: record, settings, routes, listeners (`furnish`), then inbound steering, capture of connect(), the flags on
 //! older connections and the guard (`capture`). That order is what makes it safe: when the guard comes, every
 //! connection is either the proxy's, bound to lo, or flagged as older. Out is the reverse.
 //! **Invariant:** undoing is idempotent and works on what a crash left half done.
@@ -109,7 +109,7 @@ impl Pod {
         self.sources.iter().fold(0, |all, ip| all | if ip.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 })
     }
 
-    /// Settings, routes, record and listeners. `kept` are used if they are of this network namespace.
+    /// Record, settings, routes and listeners. `kept` are used if they are of this network namespace.
     ///
     /// # Errors
     /// When a step fails; `dismantle` undoes those before it.
@@ -122,13 +122,15 @@ impl Pod {
         let netns = step("enter its network namespace", self.netns())?;
         let sources = netns::within(netns.as_fd(), || self.sources(&config.proc));
         self.sources = step("read its addresses", sources)?;
-        let before = step("set its sysctls", netns::within(netns.as_fd(), || sysctls::set(&config.proc)))?;
         if self.record.sysctls[0] < 0 {
-            self.record.sysctls = before;
+            let current = netns::within(netns.as_fd(), || sysctls::current(&config.proc));
+            self.record.sysctls = step("read its sysctls", current)?;
         }
+        // Before anything is changed: an agent that dies from now on leaves word of what there is to undo.
+        step("write its record", maps.remember(self.slot, &self.record))?;
+        step("set its sysctls", netns::within(netns.as_fd(), || sysctls::set(&config.proc)))?;
         let add = || self.sources.iter().try_for_each(|source| rules::add(config.numbers, *source));
         step("add its rules and routes", netns::within(netns.as_fd(), add))?;
-        step("write its record", maps.remember(self.slot, &self.record))?;
         let kept = kept.filter(|kept| listeners::belong(kept, self.record.netns_cookie));
         let v6 = self.families() & FAMILY_V6 != 0;
         let open = || listeners::open(kept, v6, &mut |socket| maps.flag(socket));
@@ -193,20 +195,23 @@ impl Pod {
         guard.and(connect).and(steer).and(directory)
     }
 
-    /// The rest: record, listeners' slots, rules, routes and settings. A network namespace that is gone, or not
-    /// known, took the last three with it.
+    /// The rest: rules, routes and settings, listeners' slots, record. A network namespace that is gone, or not
+    /// known, took the first three with it.
     ///
     /// # Errors
     /// The first one; the other steps are done.
     pub(super) fn dismantle(&self, config: &Config, maps: &mut Maps) -> Result<(), Failed> {
+        let inside = |netns: &OwnedFd| {
+            netns::within(netns.as_fd(), || {
+                let remove = |result: io::Result<()>, ip| result.and(rules::remove(config.numbers, ip));
+                let routes = self.primaries().fold(Ok(()), remove);
+                routes.and(sysctls::restore(&config.proc, self.record.sysctls))
+            })
+        };
+        let inside = self.netns.as_ref().map_or(Ok(()), inside);
+        // Last: it is what an agent that dies meanwhile leaves to the next.
         let forgotten = step("remove its record", maps.forget(self.slot, &self.record));
-        let Some(netns) = &self.netns else { return forgotten };
-        let inside = netns::within(netns.as_fd(), || {
-            let remove = |result: io::Result<()>, ip| result.and(rules::remove(config.numbers, ip));
-            let routes = self.primaries().fold(Ok(()), remove);
-            routes.and(sysctls::restore(&config.proc, self.record.sysctls))
-        });
-        forgotten.and(step("restore its routes and sysctls", inside))
+        step("restore its routes and sysctls", inside).and(forgotten)
     }
 
     fn netns(&self) -> io::Result<OwnedFd> {

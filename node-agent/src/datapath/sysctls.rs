@@ -14,27 +14,29 @@ pub(super) fn has_ipv6(proc: &Path) -> bool {
     read(proc, "net/ipv6/conf/lo/disable_ipv6").is_ok_and(|disabled| disabled == 0)
 }
 
-/// Sets them in the calling thread's network namespace; returns what they were, -1 for unused places.
+/// What they are in the calling thread's network namespace, -1 for unused places.
 ///
 /// # Errors
-/// When one cannot be set, for example because /proc/sys is read-only; those before it are restored.
-pub(super) fn set(proc: &Path) -> io::Result<[i32; 4]> {
-    let mut before = [-1; 4];
-    for (index, name) in NAMES.iter().enumerate() {
-        if name.starts_with("net/ipv6/") && !path(proc, name).exists() {
-            continue; // a kernel without IPv6
-        }
-        let result = read(proc, name).and_then(|value| {
-            before[index] = value;
-            write(proc, name, 1)
-        });
-        if let Err(error) = result {
-            restore(proc, before)?;
-            let path = path(proc, name);
-            return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())));
-        }
+/// When one cannot be read.
+pub(super) fn current(proc: &Path) -> io::Result<[i32; 4]> {
+    let mut current = [-1; 4];
+    for (place, name) in current.iter_mut().zip(names(proc)) {
+        *place = read(proc, name)?;
     }
-    Ok(before)
+    Ok(current)
+}
+
+/// Sets them in the calling thread's network namespace.
+///
+/// # Errors
+/// When one cannot be set, for example because /proc/sys is read-only; `restore` undoes those before it.
+pub(super) fn set(proc: &Path) -> io::Result<()> {
+    names(proc).try_for_each(|name| write(proc, name, 1))
+}
+
+/// Those that the kernel has: without IPv6, none of that.
+fn names(proc: &Path) -> impl Iterator<Item = &'static str> {
+    NAMES.into_iter().filter(|name| !name.starts_with("net/ipv6/") || path(proc, name).exists())
 }
 
 /// Sets them to what they were.
@@ -52,14 +54,18 @@ pub(super) fn restore(proc: &Path, before: [i32; 4]) -> io::Result<()> {
 }
 
 fn read(proc: &Path, name: &str) -> io::Result<i32> {
-    let text = fs::read_to_string(path(proc, name))?;
+    let text = fs::read_to_string(path(proc, name)).map_err(|error| told(proc, name, &error))?;
     text.trim()
         .parse()
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("not a number: {text:?}")))
 }
 
 fn write(proc: &Path, name: &str, value: i32) -> io::Result<()> {
-    fs::write(path(proc, name), value.to_string())
+    fs::write(path(proc, name), value.to_string()).map_err(|error| told(proc, name, &error))
+}
+
+fn told(proc: &Path, name: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path(proc, name).display()))
 }
 
 fn path(proc: &Path, name: &str) -> PathBuf {

@@ -1,5 +1,6 @@
 //! The thread that owns the datapath: netlink, BPF and namespace changes block, and are done one after the other.
 
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -14,6 +15,18 @@ use crate::datapath::{Datapath, Listeners, PodError, PodSpec, Survivor};
 pub trait Kernel: Send + 'static {
     /// See [`Datapath::surviving`].
     fn surviving(&self) -> Vec<Survivor>;
+    /// See [`Datapath::unfinished`].
+    fn unfinished(&self) -> Vec<String>;
+    /// See [`Datapath::clear`].
+    ///
+    /// # Errors
+    /// As there.
+    fn clear(&mut self, uid: &str, netns: Option<OwnedFd>) -> Result<(), PodError>;
+    /// See [`Datapath::keep_pins`].
+    ///
+    /// # Errors
+    /// As there.
+    fn keep_pins(&mut self) -> std::io::Result<usize>;
     /// See [`Datapath::prepare`].
     ///
     /// # Errors
@@ -45,6 +58,18 @@ pub struct Drops {
 impl Kernel for Datapath {
     fn surviving(&self) -> Vec<Survivor> {
         Datapath::surviving(self)
+    }
+
+    fn unfinished(&self) -> Vec<String> {
+        Datapath::unfinished(self)
+    }
+
+    fn clear(&mut self, uid: &str, netns: Option<OwnedFd>) -> Result<(), PodError> {
+        Datapath::clear(self, uid, netns)
+    }
+
+    fn keep_pins(&mut self) -> std::io::Result<usize> {
+        Datapath::keep_pins(self)
     }
 
     fn prepare(&mut self, pod: &PodSpec, kept: Option<Listeners>) -> Result<Listeners, PodError> {

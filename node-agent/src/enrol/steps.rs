@@ -211,6 +211,30 @@ impl<C: Cluster> Hands<C> {
         }
     }
 
+    /// Removes what an earlier agent left in pods that it had begun to enrol. They are not captured: whether they are to
+    /// be is decided anew.
+    pub async fn clear_unfinished(&self) {
+        let unfinished = self.kernel.run(|kernel| kernel.unfinished()).await.unwrap_or_default();
+        for uid in unfinished {
+            let netns = match self.find(&uid).await {
+                Ok(netns) => Some(netns),
+                Err(EnrolError::Netns(NotFound::NoProcess { .. })) => None,
+                Err(error) => {
+                    warn!(uid, "cannot clear what is left of an enrolment: {}", chain(&error));
+                    continue;
+                }
+            };
+            let owned = uid.clone();
+            match self.kernel.run(move |kernel| kernel.clear(&owned, netns)).await {
+                Ok(Ok(())) => {
+                    info!(uid, "an earlier agent did not finish the pod's enrolment; it is as before")
+                }
+                Ok(Err(error)) => warn!(uid, "cannot clear what is left of an enrolment: {}", chain(&error)),
+                Err(dead) => warn!(uid, "{dead}"),
+            }
+        }
+    }
+
     fn patched(&self, what: &str, result: Result<(), ClusterError>) -> Outcome {
         match result {
             // Nothing to say it on: the pod's end is noticed elsewhere.

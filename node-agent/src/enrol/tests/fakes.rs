@@ -1,6 +1,6 @@
 //! A kernel, an API server and a ztunnel that do as they are told, and write down what they did.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,6 +64,10 @@ impl Faults {
         Self { journal: Arc::clone(journal), next, go_on }
     }
 
+    pub(super) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
     /// The next step whose name begins so goes wrong, once.
     pub(super) fn set(&self, step: &str, fault: Fault) {
         *self.next.lock().unwrap() = Some((step.to_owned(), fault));
@@ -97,12 +101,18 @@ impl Faults {
 pub(super) struct FakeKernel {
     pub(super) faults: Faults,
     pub(super) captured: BTreeMap<String, Vec<IpAddr>>,
+    pub(super) unfinished: BTreeSet<String>,
     pub(super) runtime: Handle,
 }
 
 impl FakeKernel {
     pub(super) fn new(faults: &Faults) -> Self {
-        Self { faults: faults.clone(), captured: BTreeMap::new(), runtime: Handle::current() }
+        Self {
+            faults: faults.clone(),
+            captured: BTreeMap::new(),
+            unfinished: BTreeSet::new(),
+            runtime: Handle::current(),
+        }
     }
 
     fn does(&self, uid: &str, step: String) -> Result<(), PodError> {
@@ -116,9 +126,23 @@ impl Kernel for FakeKernel {
         let survivor = |(uid, addresses): (&String, &Vec<IpAddr>)| Survivor {
             uid: uid.clone(),
             addresses: addresses.clone(),
-            slot: 0,
         };
         self.captured.iter().map(survivor).collect()
+    }
+
+    fn unfinished(&self) -> Vec<String> {
+        self.unfinished.iter().cloned().collect()
+    }
+
+    fn clear(&mut self, uid: &str, netns: Option<OwnedFd>) -> Result<(), PodError> {
+        note(&self.faults.journal, format!("clear {uid}, alive: {}", netns.is_some()));
+        self.unfinished.remove(uid);
+        Ok(())
+    }
+
+    fn keep_pins(&mut self) -> std::io::Result<usize> {
+        let kept = self.runtime.block_on(self.faults.does("keep pins"));
+        if kept { Ok(0) } else { Err(std::io::Error::other(WISH)) }
     }
 
     fn prepare(&mut self, pod: &PodSpec, kept: Option<Listeners>) -> Result<Listeners, PodError> {

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use mesh_core::readiness::Readiness;
 use tokio::sync::mpsc;
 
 use super::fakes::*;
@@ -13,6 +14,7 @@ use crate::enrol::cni::Desk;
 use crate::enrol::kernel::{self, Dead, Unwell};
 use crate::enrol::*;
 use crate::index::tests::config;
+use crate::upkeep;
 
 #[tokio::test]
 async fn a_step_that_panics_is_a_failure_and_is_tried_again() {
@@ -102,4 +104,43 @@ async fn a_survivor_waits_for_the_ztunnel_that_has_its_listeners() {
     let entries = world.story("uid-a");
     assert!(entries.contains(&"prepare uid-a [10.0.0.9] kept listeners".to_owned()), "{entries:?}");
     assert!(!entries.contains(&"ztunnel adds uid-a".to_owned()), "{entries:?}");
+}
+
+#[tokio::test]
+async fn readiness_falls_while_nothing_is_pinned() {
+    let faults = Faults::new(&Journal::default());
+    let kernel = kernel::spawn(FakeKernel::new(&faults)).unwrap();
+    let readiness = Readiness::new();
+    let gate = readiness.gate("pins");
+    faults.set("keep pins", Fault::Error);
+    for expect in
+        [vec![format!("pins (capture would end with this agent, bpffs holds no pins: {WISH})")], vec![]]
+    {
+        // Long enough for one look.
+        let period = Duration::from_secs(3600);
+        let upkeep = upkeep::run(kernel.clone(), period, gate.clone(), CancellationToken::new());
+        let looked = async {
+            while readiness.pending() != expect {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = upkeep => panic!("it ended by itself"),
+            looked = tokio::time::timeout(PATIENCE, looked) => assert!(looked.is_ok(), "{:?}", readiness.pending()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_an_earlier_agent_did_not_finish_is_cleared_first() {
+    let faults = Faults::new(&Journal::default());
+    let world = World::new("unfinished", &[]);
+    let fake = FakeKernel::new(&faults);
+    let unfinished = ["uid-a".to_owned(), "uid-gone".to_owned()].into();
+    let kernel = kernel::spawn(FakeKernel { unfinished, ..fake }).unwrap();
+    let hands = Hands { kernel, ..world.hands.clone() };
+    hands.clear_unfinished().await;
+    assert_eq!(*faults.journal().borrow(), ["clear uid-a, alive: true", "clear uid-gone, alive: false"]);
+    hands.clear_unfinished().await;
+    assert_eq!(faults.journal().borrow().len(), 2, "there is nothing left to clear");
 }
