@@ -14,4 +14,5 @@ mod refusals;
 mod reuse;
 mod rights;
 mod shared;
+mod starts;
 mod traffic;

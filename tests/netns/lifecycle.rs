@@ -187,14 +187,14 @@ fn without_a_setting_the_cgroup_is_found() -> Result<()> {
 
 /// What enrolment changes inside a pod.
 #[derive(Debug, PartialEq, Eq)]
-struct Traces {
+pub(crate) struct Traces {
     rules: String,
     routes: String,
     sysctls: Vec<String>,
 }
 
 impl Traces {
-    fn of(pod: &Pod) -> Result<Self> {
+    pub(crate) fn of(pod: &Pod) -> Result<Self> {
         let ip = |what: &[&str]| shell::run("ip", ["-n", pod.netns.name()].iter().chain(what));
         let sysctls = ["ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"];
         Ok(Self {
@@ -205,7 +205,7 @@ impl Traces {
     }
 }
 
-fn nothing_pinned(world: &World) -> Result<()> {
+pub(crate) fn nothing_pinned(world: &World) -> Result<()> {
     let links = world.pod_pins(&world.a);
     let links = links.parent().unwrap_or(&links);
     let mut names: Vec<_> = fs::read_dir(links)?

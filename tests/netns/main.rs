@@ -1,12 +1,16 @@
 //! The datapath in the kernel it is for: two pods, a router, the real `Datapath`, and one test for each trap.
 
+mod cycles;
 mod fail_closed;
 mod family;
+mod faults;
 mod guard;
 mod inbound;
+mod kinds;
 mod lifecycle;
 mod local;
 mod outbound;
 mod packets;
 mod proxy;
+mod upheaval;
 mod world;

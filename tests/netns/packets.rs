@@ -41,9 +41,16 @@ impl Sniffer {
         Ok(Self { socket: world.router.run(open)?, family: world.family })
     }
 
-    /// The TCP segments from `pod` that crossed until now. A datagram is sent after them and waited for, so what has
-    /// not been seen when it arrives was never sent.
+    /// The TCP segments from the pod's address that crossed until now.
     pub(crate) fn tcp_from(&mut self, pod: &Pod, to: IpAddr) -> Result<Vec<Segment>> {
+        let mut seen = self.all_until(pod, to)?;
+        seen.retain(|segment| segment.from.ip() == pod.address);
+        Ok(seen)
+    }
+
+    /// The TCP segments that crossed until now. A datagram from the pod is sent after them and waited for, so what has
+    /// not been seen when it arrives was never sent.
+    pub(crate) fn all_until(&mut self, pod: &Pod, to: IpAddr) -> Result<Vec<Segment>> {
         pod.run(|| {
             let socket = UdpSocket::bind(self.family.anywhere(0))?;
             Ok(socket.send_to(b"marker", (to, MARKER)).map(drop)?)
@@ -57,7 +64,6 @@ impl Sniffer {
             }
             bail!("{seen:?}")
         })?;
-        seen.retain(|segment: &Segment| segment.from.ip() == pod.address);
         Ok(seen)
     }
 

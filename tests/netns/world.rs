@@ -103,6 +103,8 @@ impl World {
     pub(crate) fn of(family: Family) -> Result<Self> {
         // A test that failed before poisoned nothing: its world is gone.
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // A process's first one makes sockets that it keeps, and these keep the network namespace that they are made in.
+        drop(tokio::runtime::Builder::new_current_thread().enable_all().build()?);
         let id = std::process::id();
         let name = |part: &str| format!("dp{id}-{part}");
         let bpffs = std::env::temp_dir().join(name("bpffs"));
@@ -123,30 +125,59 @@ impl World {
     }
 
     fn build(&mut self) -> Result<()> {
-        for (pod, net) in [(&self.a, 1), (&self.b, 2)] {
-            let router = self.router.name();
-            for netns in [&self.router, &pod.netns] {
-                // Addresses can be used at once.
-                netns.sysctl("ipv6/conf/default/accept_dad", "0")?;
-                netns.sysctl("ipv6/conf/all/accept_dad", "0")?;
-            }
-            pod.netns.ip(&format!(
-                "link add eth0 type veth peer name v{net} netns {router}\n\
-                 addr add 10.98.{net}.2/24 dev eth0\naddr add fd98:{net}::2/64 dev eth0\nlink set eth0 up\n"
-            ))?;
-            self.router.ip(&format!(
-                "addr add 10.98.{net}.1/24 dev v{net}\naddr add fd98:{net}::1/64 dev v{net}\nlink set v{net} up\n"
-            ))?;
-            pod.netns
-                .ip(&format!("route add default via 10.98.{net}.1\nroute add default via fd98:{net}::1\n"))?;
-        }
+        self.wire(&self.a, 1)?;
+        self.wire(&self.b, 2)?;
         self.router.sysctl("ipv4/ip_forward", "1")?;
         self.router.sysctl("ipv6/conf/all/forwarding", "1")?;
         fs::create_dir_all(&self.bpffs)?;
-        mount(Some("bpf"), &self.bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)
-            .context("mount bpffs")?;
+        self.mount_bpffs()?;
         fs::create_dir_all(&self.cgroup)?;
         join(&self.cgroup)
+    }
+
+    /// Joins a pod and the router by a veth pair.
+    pub(crate) fn wire(&self, pod: &Pod, net: u8) -> Result<()> {
+        let router = self.router.name();
+        // What was there before goes some time after its pod has.
+        mesh_tests::eventually("the name of the router's interface is free", PATIENCE, || {
+            let links = mesh_tests::shell::run("ip", ["-n", router, "link", "list"])?;
+            ensure!(!links.contains(&format!("v{net}@")), "{links}");
+            Ok(())
+        })?;
+        for netns in [&self.router, &pod.netns] {
+            // Addresses can be used at once.
+            netns.sysctl("ipv6/conf/default/accept_dad", "0")?;
+            netns.sysctl("ipv6/conf/all/accept_dad", "0")?;
+        }
+        pod.netns.ip(&format!(
+            "link add eth0 type veth peer name v{net} netns {router}\n\
+             addr add 10.98.{net}.2/24 dev eth0\naddr add fd98:{net}::2/64 dev eth0\nlink set eth0 up\n"
+        ))?;
+        self.router.ip(&format!(
+            "addr add 10.98.{net}.1/24 dev v{net}\naddr add fd98:{net}::1/64 dev v{net}\nlink set v{net} up\n"
+        ))?;
+        pod.netns.ip(&format!("route add default via 10.98.{net}.1\nroute add default via fd98:{net}::1\n"))
+    }
+
+    pub(crate) fn mount_bpffs(&self) -> Result<()> {
+        mount(Some("bpf"), &self.bpffs, Some("bpf"), MsFlags::empty(), None::<&str>).context("mount bpffs")
+    }
+
+    pub(crate) fn unmount_bpffs(&self) -> Result<()> {
+        umount2(&self.bpffs, MntFlags::MNT_DETACH).context("unmount bpffs")
+    }
+
+    /// What a reboot leaves of pods and pins: nothing. Both pods come up again, in other network namespaces.
+    pub(crate) fn reboot(&mut self) -> Result<()> {
+        self.unmount_bpffs()?;
+        self.mount_bpffs()?;
+        for pod in [&mut self.a, &mut self.b] {
+            let name = pod.netns.name().to_owned();
+            netns::remove(&name);
+            pod.netns = Netns::create(&name)?;
+        }
+        self.wire(&self.a, 1)?;
+        self.wire(&self.b, 2)
     }
 
     pub(crate) fn config(&self) -> Config {
@@ -179,7 +210,12 @@ impl World {
 
     /// Directory of a pod's pinned links.
     pub(crate) fn pod_pins(&self, pod: &Pod) -> PathBuf {
-        self.bpffs.join("ambit").join(format!("v{}", mesh_ebpf_abi::ABI_VERSION)).join("links").join(&pod.uid)
+        self.version().join("links").join(&pod.uid)
+    }
+
+    /// Directory of all that this version pins.
+    pub(crate) fn version(&self) -> PathBuf {
+        self.bpffs.join("ambit").join(format!("v{}", mesh_ebpf_abi::ABI_VERSION))
     }
 
     /// A datapath with the pods captured.

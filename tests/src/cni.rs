@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -39,15 +40,28 @@ struct Cached {
     result: Value,
 }
 
-/// Set up `lo` and `eth0`; the addresses of `eth0`.
-pub fn add(node: &Node, attachment: &Attachment) -> anyhow::Result<Vec<IpAddr>> {
+/// What an ADD came to.
+#[derive(Clone, Debug)]
+pub struct Added {
+    /// Of `eth0`.
+    pub addresses: Vec<IpAddr>,
+    /// How long the mesh's plugin took, where it is one of them.
+    pub enrolment: Option<Duration>,
+}
+
+/// Set up `lo` and `eth0`.
+pub fn add(node: &Node, attachment: &Attachment) -> anyhow::Result<Added> {
     let configuration = configuration(node)?;
     let loopback = json!({ "cniVersion": "1.0.0", "name": "lo", "type": "loopback" });
     call(node, "ADD", "lo", attachment, &loopback)?;
-    let mut result = None;
+    let (mut result, mut enrolment) = (None, None);
     for plugin in plugins(&configuration) {
         let request = request(&configuration, plugin, result.as_ref());
+        let began = Instant::now();
         result = Some(call(node, "ADD", INTERFACE, attachment, &request)?);
+        if plugin["type"] == node_agent::cni::plugin::TYPE {
+            enrolment = Some(began.elapsed());
+        }
     }
     let result = result.context("the network configuration has no plugins")?;
     let addresses = addresses(&result);
@@ -55,7 +69,7 @@ pub fn add(node: &Node, attachment: &Attachment) -> anyhow::Result<Vec<IpAddr>> 
     let cache = cache(node, attachment);
     fs::create_dir_all(cache.parent().unwrap_or(Path::new("/")))?;
     fs::write(cache, serde_json::to_vec(&Cached { configuration, result })?)?;
-    Ok(addresses)
+    Ok(Added { addresses, enrolment })
 }
 
 /// Take it down again; also after an ADD that failed half-way. The first error is returned after all were tried.

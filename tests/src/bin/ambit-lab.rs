@@ -1,7 +1,7 @@
 //! The lab on the command line: the demo, a lab to play with, and the removal of what dead runs left behind.
 
 use clap::{Parser, Subcommand};
-use mesh_tests::{bench, crash, demo, reuse};
+use mesh_tests::{bench, crash, crowd, demo, reuse};
 
 /// A Kubernetes cluster of network namespaces, with the mesh in it. Needs root.
 #[derive(Debug, Parser)]
@@ -21,6 +21,8 @@ enum Act {
     Crashes(crash::Config),
     /// Pass an address on from pod to pod under load, and count the calls that reached the wrong one.
     Reuse(reuse::Config),
+    /// Measure how long enrolment takes for each of many pods that are created at once.
+    Crowd(crowd::Config),
     /// Remove what runs left behind whose process is gone.
     Sweep,
 }
@@ -31,6 +33,7 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         Act::Bench(config) => bench::run(&config),
         Act::Crashes(config) => crash::run(&config),
         Act::Reuse(config) => reuse::run(&config),
+        Act::Crowd(config) => crowd::run(&config),
         Act::Sweep => {
             let swept = mesh_tests::run::sweep()?;
             println!("removed {} dead runs {}", swept.len(), swept.join(" "));

@@ -46,6 +46,8 @@ pub(super) struct State {
 pub(super) struct Network {
     pub(super) netns: Arc<Netns>,
     pub(super) addresses: Vec<IpAddr>,
+    /// How long the mesh's plugin took.
+    pub(super) enrolment: Option<Duration>,
 }
 
 /// One container, from its first attempt to start.
@@ -123,6 +125,12 @@ impl Live {
             meta.namespace.as_deref().unwrap_or_default(),
             meta.name.as_deref().unwrap_or_default()
         )
+    }
+
+    /// How long the mesh's CNI plugin took to enrol it; none: there is no such plugin, or no sandbox yet.
+    #[must_use]
+    pub fn enrolment(&self) -> Option<Duration> {
+        self.state().network.as_ref().and_then(|network| network.enrolment)
     }
 
     /// The pod's own address, once it has a sandbox.

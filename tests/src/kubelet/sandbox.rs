@@ -36,7 +36,8 @@ pub(super) fn create(live: &Live) -> anyhow::Result<Sandbox> {
     }
     if pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
         let netns = Netns::open(node.name(), &PathBuf::from(crate::netns::NAMED).join(node.netns().name()))?;
-        let network = Network { netns: Arc::new(netns), addresses: vec![IpAddr::V4(node.address())] };
+        let network =
+            Network { netns: Arc::new(netns), addresses: vec![IpAddr::V4(node.address())], enrolment: None };
         return Ok(Sandbox { attachment: None, network });
     }
     let address = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(cni::ADDRESS));
@@ -49,12 +50,15 @@ pub(super) fn create(live: &Live) -> anyhow::Result<Sandbox> {
         address: address.map(|text| text.parse()).transpose().context(cni::ADDRESS)?,
     };
     let netns = Arc::new(namespace(live, &attachment)?);
-    let attached = cni::add(node, &attachment).and_then(|addresses| {
+    let attached = cni::add(node, &attachment).and_then(|added| {
         pause(live, &attachment, &netns)?;
-        Ok(addresses)
+        Ok(added)
     });
     match attached {
-        Ok(addresses) => Ok(Sandbox { attachment: Some(attachment), network: Network { netns, addresses } }),
+        Ok(cni::Added { addresses, enrolment }) => {
+            let network = Network { netns, addresses, enrolment };
+            Ok(Sandbox { attachment: Some(attachment), network })
+        }
         Err(error) => {
             remove(live, &attachment);
             Err(error)

@@ -1,0 +1,105 @@
+//! Pods of uncommon kinds: with users of their own (`hostUsers: false`), with several interfaces.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use anyhow::{Context as _, Result, ensure};
+use mesh_ebpf_abi::event::Counter;
+use mesh_tests::netns::Netns;
+use mesh_tests::{eventually, shell};
+use node_agent::datapath::{Datapath, Listeners};
+
+use crate::lifecycle::Traces;
+use crate::packets::{SYN, Segment, Sniffer, segment, send_raw};
+use crate::world::{PATIENCE, PORT, World, accept, converse};
+
+/// A process that keeps a user namespace, and a network namespace that it owns.
+struct Owner(Child);
+
+impl Owner {
+    fn start() -> Result<Self> {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net", "sleep", "600"]);
+        let owner = Self(command.spawn().context("unshare")?);
+        let namespace = owner.netns();
+        eventually("it has namespaces of its own", PATIENCE, || {
+            let (own, its) = (std::fs::read_link("/proc/self/ns/net")?, std::fs::read_link(&namespace)?);
+            ensure!(own != its, "it is in {}", its.display());
+            Ok(())
+        })?;
+        Ok(owner)
+    }
+
+    fn netns(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", self.0.id()))
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // Ended already is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Its network namespace belongs to another user namespace, in which the agent is nobody's root.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pod_with_users_of_its_own_joins_and_leaves() -> Result<()> {
+    let mut world = World::new()?;
+    let owner = Owner::start()?;
+    let name = world.a.netns.name().to_owned();
+    mesh_tests::netns::remove(&name);
+    shell::run("ip", ["netns", "attach", &name, &owner.0.id().to_string()])?;
+    world.a.netns = Netns::open(&name, &owner.netns())?;
+    world.a.netns.ip("link set lo up\n")?;
+    world.wire(&world.a, 1)?;
+    let before = Traces::of(&world.a)?;
+    let (mut datapath, listeners) = world.enrolled(&[&world.a])?;
+    let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+    converse(&client, &accept(&listeners[0].outbound_v4)?)?;
+    let client = world.b.dial(world.a.at(PORT), PATIENCE)?;
+    converse(&client, &accept(&listeners[0].inbound_v4)?)?;
+    drop((client, listeners));
+    datapath.leave(&world.a.uid)?;
+    ensure!(Traces::of(&world.a)? == before);
+    Ok(())
+}
+
+/// Connections by any of them are captured, and none lets out what is not the proxy's; also one that came later, once
+/// the pod is looked at again.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn every_interface_of_a_pod_is_captured_and_guarded() -> Result<()> {
+    let world = World::new()?;
+    let second = |name: &str, net: u8| -> Result<()> {
+        world.a.netns.ip(&format!(
+            "link add {name} type veth peer name x{net} netns {}\naddr add 10.98.{net}.2/24 dev {name}\nlink set {name} up\n",
+            world.router.name()
+        ))?;
+        world.router.ip(&format!("addr add 10.98.{net}.1/24 dev x{net}\nlink set x{net} up\n"))
+    };
+    second("eth1", 4)?;
+    let (mut datapath, mut listeners) = world.enrolled(&[&world.a])?;
+    let kept = listeners.remove(0);
+    let mut sniffer = Sniffer::new(&world)?;
+    let mut guarded = |datapath: &Datapath, listeners: &Listeners, net: u8, guards: u64| -> Result<()> {
+        let there = format!("10.98.{net}.1:{PORT}").parse::<SocketAddr>()?;
+        let client = world.a.dial(there, PATIENCE)?;
+        converse(&client, &accept(&listeners.outbound_v4)?)?;
+        send_raw(&world.a, &segment(format!("10.98.{net}.2:5000").parse()?, there, SYN), 0)?;
+        // What comes from its other addresses would be among these, too.
+        let from = |segment: &Segment| segment.to.ip() == there.ip();
+        let seen: Vec<_> = sniffer.all_until(&world.a, world.b.address)?.into_iter().filter(from).collect();
+        ensure!(seen.is_empty(), "out by the interface to {there}: {seen:?}");
+        ensure!(datapath.count(Counter::GuardApp)? == guards, "not by the guard");
+        Ok(())
+    };
+    guarded(&datapath, &kept, 4, 1)?;
+    second("eth2", 5)?;
+    let kept = datapath.prepare(&world.a.spec()?, Some(kept))?;
+    datapath.capture(&world.a.uid)?;
+    guarded(&datapath, &kept, 5, 2)
+}

@@ -1,0 +1,171 @@
+//! What happens to a node under an agent: a reboot without drain, a bpffs that is unmounted, programs and layouts of
+//! another version.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use mesh_tests::netns;
+use mesh_tests::raw_bpf::{self, Kind};
+
+use crate::lifecycle::{Traces, nothing_pinned};
+use crate::packets::Sniffer;
+use crate::world::{PATIENCE, PORT, World, accept, converse, enrol};
+
+/// The next boot finds neither pins nor network namespaces, and the pod in a new one under its old UID.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_node_rebooted_without_drain_starts_from_nothing() -> Result<()> {
+    let mut world = World::new()?;
+    let (datapath, listeners) = world.enrolled(&[&world.a, &world.b])?;
+    drop((datapath, listeners));
+    world.reboot()?;
+    let before = Traces::of(&world.a)?;
+    let mut datapath = world.open()?;
+    ensure!(datapath.surviving().is_empty());
+    let listeners = enrol(&mut datapath, &world.a)?;
+    let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+    converse(&client, &accept(&listeners.outbound_v4)?)?;
+    drop((client, listeners));
+    datapath.leave(&world.a.uid)?;
+    ensure!(Traces::of(&world.a)? == before);
+    nothing_pinned(&world)
+}
+
+/// The hooks stay while the agent runs, the pins are put back, and the next agent finds the pod captured.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_unmounted_bpffs_detaches_nothing_and_is_filled_again() -> Result<()> {
+    let world = World::new()?;
+    let before = Traces::of(&world.a)?;
+    let (mut datapath, mut listeners) = world.enrolled(&[&world.a, &world.b])?;
+    let kept = listeners.remove(0);
+    let captured = || -> Result<()> {
+        let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+        converse(&client, &accept(&kept.outbound_v4)?)
+    };
+    ensure!(datapath.keep_pins()? == 0, "nothing is missing");
+    world.unmount_bpffs()?;
+    captured().context("without bpffs")?;
+    let error = datapath.keep_pins().expect_err("there is no bpffs");
+    ensure!(error.to_string().contains("bpf"), "{error}");
+    // One pod leaves meanwhile: its hooks have no pins to be found by.
+    drop(listeners);
+    let _ = datapath.leave(&world.b.uid);
+    let app = world.b.serve()?;
+    let plain =
+        world.router.run(|| Ok(std::net::TcpStream::connect_timeout(&world.b.at(PORT), PATIENCE)?))?;
+    converse(&plain, &app.accept()?.0).context("the pod that left")?;
+    drop((plain, app));
+
+    world.mount_bpffs()?;
+    ensure!(datapath.keep_pins()? > 10, "nothing was put back");
+    ensure!(datapath.keep_pins()? == 0, "it was not put back for good");
+    ensure!(!world.pod_pins(&world.b).exists(), "the pod that left is pinned again");
+    drop(datapath);
+    captured().context("after the agent")?;
+    let mut datapath = world.open()?;
+    ensure!(datapath.surviving().len() == 1, "{:?}", datapath.surviving());
+    let listeners = datapath.prepare(&world.a.spec()?, Some(kept))?;
+    datapath.capture(&world.a.uid)?;
+    drop(listeners);
+    datapath.leave(&world.a.uid)?;
+    ensure!(Traces::of(&world.a)? == before);
+    nothing_pinned(&world)
+}
+
+/// Links are moved to this agent's programs where they are: they are never off.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn links_of_another_build_are_moved_to_this_ones_programs() -> Result<()> {
+    let world = World::new()?;
+    let (datapath, mut listeners) = world.enrolled(&[&world.a])?;
+    let kept = listeners.remove(0);
+    drop(datapath);
+    let pins = world.pod_pins(&world.a);
+    let links = pins.parent().context("the links")?;
+    let guard = fs::read_dir(&pins)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<PathBuf>>>()?
+        .into_iter()
+        .find(|path| path.to_string_lossy().contains("guard"));
+    let all = [
+        (links.join("capture4"), Kind::Connect4),
+        (links.join("capture6"), Kind::Connect6),
+        (pins.join("steer"), Kind::SkLookup),
+        (guard.context("the guard")?, Kind::Tcx),
+    ];
+    let ours = all.iter().map(|(path, _)| raw_bpf::link(path)).collect::<std::io::Result<Vec<_>>>()?;
+    for (path, kind) in &all {
+        raw_bpf::replace_by_one_that_passes_all(path, *kind)?;
+    }
+    // They do pass all: the pod is not captured by them.
+    let app = world.b.serve()?;
+    let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+    converse(&client, &app.accept()?.0)?;
+
+    let mut datapath = world.open()?;
+    for ((path, _), before) in all.iter().zip(&ours) {
+        let now = raw_bpf::link(path)?;
+        ensure!(now.id == before.id, "{} was attached anew", path.display());
+        ensure!(now.tag == before.tag, "{} runs other instructions", path.display());
+    }
+    let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+    converse(&client, &accept(&kept.outbound_v4)?)?;
+    datapath.leave(&world.a.uid)?;
+    Ok(())
+}
+
+/// An agent with other layouts takes a pod over from its predecessor's: captured all the while, connections live on,
+/// and nothing of the old version is left.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn another_map_layout_takes_over_and_drains_the_old_one() -> Result<()> {
+    let mut world = World::new()?;
+    let (datapath, mut listeners) = world.enrolled(&[&world.a, &world.b])?;
+    let kept = listeners.remove(0);
+    let established = world.a.dial(world.b.at(PORT), PATIENCE)?;
+    let accepted = accept(&kept.outbound_v4)?;
+    drop((datapath, listeners));
+    // As if the layouts were another version's.
+    let own = world.version();
+    let old = own.with_file_name("v0");
+    fs::rename(&own, &old)?;
+    let mut sniffer = Sniffer::new(&world)?;
+    let captured = || -> Result<()> {
+        let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+        converse(&client, &accept(&kept.outbound_v4)?)?;
+        converse(&established, &accepted)
+    };
+    let mut datapath = world.open()?;
+    let uids: Vec<_> = datapath.surviving().into_iter().map(|pod| pod.uid).collect();
+    ensure!(uids == [world.a.uid.clone(), world.b.uid.clone()], "{uids:?}");
+    captured().context("with both versions")?;
+    datapath.prepare(&world.a.spec()?, Some(kept.try_clone()?))?;
+    captured().context("prepared")?;
+    datapath.capture(&world.a.uid)?;
+    captured().context("captured by the new one")?;
+    ensure!(sniffer.tcp_from(&world.a, world.b.address)?.is_empty(), "in the clear");
+    ensure!(!old.join("links").join(&world.a.uid).exists(), "the old version still has the pod");
+    ensure!(old.join("links").join(&world.b.uid).exists(), "the old version has lost the other pod");
+    datapath.leave(&world.b.uid)?;
+    ensure!(!old.exists(), "the old version is left");
+    captured().context("with the new one alone")?;
+    ensure!(datapath.surviving().len() == 1);
+    drop((kept, established, accepted));
+    datapath.leave(&world.a.uid)?;
+    nothing_pinned(&world)?;
+
+    // Pods that died meanwhile need no taking over.
+    let (datapath, listeners) = world.enrolled(&[&world.a])?;
+    drop((datapath, listeners));
+    fs::rename(&own, &old)?;
+    world.forget_a()?;
+    mesh_tests::eventually("the network namespace is gone", PATIENCE, || {
+        let datapath = world.open()?;
+        ensure!(datapath.surviving().is_empty() && !old.exists());
+        Ok(())
+    })?;
+    netns::remove(world.b.netns.name());
+    Ok(())
+}
