@@ -1,21 +1,18 @@
-//! The one accept loop: every TCP listener of a proxy runs in it.
+//! The one accept loop: every TCP listener of a proxy runs in it. How many connections are too many is the handler's to
+//! know, which can say so.
 //!
 //! **Invariant:** a handler's task never outlives the loop; nothing that a client does ends the loop.
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::drain::Watch;
 
-/// Connections of one listener that are served at once; more wait in the kernel's accept queue.
-pub const MAX_CONNECTIONS: usize = 32_768;
 /// After an error that another try at once would only repeat, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Handlers are told to close through their own watch; those that do not are ended after this.
@@ -39,19 +36,14 @@ where
 
 /// Accepts until `drain` starts, then waits until the connections are over or `drain` says to close.
 pub async fn serve(listener: TcpListener, handler: impl Handler, drain: Watch) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             () = drain.draining() => break,
             Some(ended) = connections.join_next() => log_panic(ended),
-            (accepted, place) = accept(&listener, &places) => match accepted {
+            accepted = accept(&listener) => match accepted {
                 Ok((stream, client)) => {
-                    let handler = handler.clone();
-                    connections.spawn(async move {
-                        handler.handle(stream, client).await;
-                        drop(place);
-                    });
+                    connections.spawn(handler.clone().handle(stream, client));
                 }
                 Err(error) => {
                     tracing::warn!(%error, listener = ?listener.local_addr().ok(), "accept failed");
@@ -77,16 +69,12 @@ pub async fn serve(listener: TcpListener, handler: impl Handler, drain: Watch) {
     connections.shutdown().await;
 }
 
-type Accepted = (io::Result<(TcpStream, SocketAddr)>, Option<tokio::sync::OwnedSemaphorePermit>);
-
-/// May be dropped while waiting: a place is held only together with a connection.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Accepted {
-    let place = places.clone().acquire_owned().await.ok();
+async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     loop {
         match listener.accept().await {
             // The client gave up while it waited in the queue (accept(2)): the next one is waiting.
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
-            accepted => return (accepted, place),
+            accepted => return accepted,
         }
     }
 }
@@ -101,6 +89,7 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

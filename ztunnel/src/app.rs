@@ -65,6 +65,7 @@ pub async fn run(
         metrics: Metrics::new(),
         connections: Connections::default(),
         policy: PolicyChanges::default(),
+        limits: config.budget,
     });
     let (mesh_known, known) = watch::channel(false);
     let pods = Pods::new(proxy.clone(), surroundings.open_pod, known);

@@ -8,6 +8,8 @@ use mesh_core::certs::CaConfig;
 use mesh_core::identity::TrustDomain;
 use mesh_core::telemetry;
 
+use crate::budget;
+
 /// Carries the TCP connections of this node's pods to their peers over HBONE, with mutual TLS.
 ///
 /// Which pods there are, and their sockets, comes from the node agent over <run dir>/pods.sock; what the mesh looks
@@ -51,6 +53,9 @@ pub struct Config {
     /// Threads that carry connections; 0: a quarter of the processors, but two at least
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", default_value_t = 0)]
     pub threads: usize,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment would replace the help's introduction")]
+    pub budget: budget::Config,
     #[command(flatten)]
     #[allow(missing_docs, reason = "a doc comment would replace the help's introduction")]
     pub telemetry: telemetry::Config,

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** 200 is answered only after policy has allowed the connection and the application has accepted it.
 
+pub mod admit;
 pub mod authority;
 
 use std::net::{IpAddr, SocketAddr};
@@ -17,24 +18,33 @@ use mesh_core::service::Service;
 use mesh_core::workload::{Membership, Workload};
 use tokio::net::TcpStream;
 
-use crate::policy::Permit;
+use self::admit::{Admitted, admit, exhausted};
 use crate::proxy::{Pod, baggage, carry};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::{Direction, Report};
 use crate::sockets;
-use crate::tuples::Tuple;
 
 /// Serves one tunnel that a peer opened to the pod.
 pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: SocketAddr) {
     let client = ClientAddr::from(client);
     let local = stream.local_addr();
+    let mut place = pod.budget.handshake(client.ip());
     let accepted = tokio::select! {
         biased;
         () = drain.closing() => Err(ProxyError::new(Phase::Handshake, Side::Local, Cause::Cut)),
+        () = place.gave_way() => Err(ProxyError::new(Phase::Handshake, Side::Downstream, Cause::GaveWay)),
         accepted = Box::pin(accept(&pod, stream)) => accepted,
     };
+    drop(place);
     match (accepted, local) {
         (Ok(tunnel), Ok(local)) => {
+            let _share = match pod.budget.connection() {
+                Ok(share) => share,
+                Err(error) => {
+                    refused(&pod, client, Some(local), exhausted(error));
+                    return tunnel.refuse().await;
+                }
+            };
             let peer = tunnel.client().clone();
             let streams =
                 Streams { pod, drain: drain.clone(), client, peer, local: local.ip().to_canonical() };
@@ -92,7 +102,7 @@ impl Handler for Streams {
             dialled = self.dial(&destination, &mut incoming, &mut report) => dialled,
         };
         let result = match result {
-            Ok((upstream, _tuple, permit)) => match incoming.accept(&baggage(&destination)) {
+            Ok(Admitted { upstream, permit, _occupied }) => match incoming.accept(&baggage(&destination)) {
                 Ok(downstream) => {
                     carry(downstream, upstream, &report.meter(), &self.drain, Some(&permit)).await
                 }
@@ -118,19 +128,15 @@ impl Streams {
         destination: &Workload,
         incoming: &mut Incoming,
         report: &mut Report,
-    ) -> Result<(TcpStream, Tuple, Permit), ProxyError> {
+    ) -> Result<Admitted, ProxyError> {
         let target = authority::check(incoming.request(), self.local, destination, &self.pod.proxy.mesh)
             .map_err(|refusal| ProxyError::new(Phase::Request, Side::Downstream, refusal))?;
         report.facts.destination.address = Some(target.get());
         report.facts.service = self.service(destination, incoming.request(), target);
         let connection = Connection { peer: Some(self.peer.clone()), client: self.client, target };
-        let permit = Permit::ask(&self.pod, connection)?;
-        report.open();
         tokio::select! {
             biased;
-            dialled = self.pod.connect_application(self.client, target) => {
-                dialled.map(|(stream, tuple)| (stream, tuple, permit))
-            }
+            admitted = admit(&self.pod, connection, report) => admitted,
             () = incoming.abandoned() => {
                 Err(ProxyError::new(Phase::Connect, Side::Downstream, Cause::Abandoned))
             }

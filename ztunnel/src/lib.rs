@@ -3,6 +3,7 @@
 //! Read `outbound` and `inbound` first: one connection each, top to bottom.
 
 pub mod app;
+pub mod budget;
 pub mod config;
 pub mod connections;
 pub mod dump;

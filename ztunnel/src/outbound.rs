@@ -17,6 +17,8 @@ use mesh_core::workload::Workload;
 use tokio::net::TcpStream;
 
 use self::plan::{Plan, Route};
+use crate::budget::Share;
+use crate::inbound::admit::exhausted;
 use crate::policy::Permit;
 use crate::proxy::{Pod, baggage, carry};
 use crate::reason::{Cause, Phase, ProxyError, Side};
@@ -34,7 +36,7 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
         result = connect(&pod, &stream, client, &mut report) => result,
     };
     let result = match result {
-        Ok((upstream, _accepted)) => upstream.carry(stream, &report, &drain).await,
+        Ok((upstream, _occupied)) => upstream.carry(stream, &report, &drain).await,
         Err(error) => {
             // The application's connect() has succeeded already: a reset is the only "no" that it understands.
             sockets::reset_on_close(&stream);
@@ -67,12 +69,15 @@ impl Upstream {
     }
 }
 
+/// What a connection takes from its pod for its life: the address pair that it came by, and a share of the budget.
+type Occupied = (Tuple, Share);
+
 async fn connect(
     pod: &Arc<Pod>,
     stream: &TcpStream,
     client: ClientAddr,
     report: &mut Report,
-) -> Result<(Upstream, Tuple), ProxyError> {
+) -> Result<(Upstream, Occupied), ProxyError> {
     let dst = stream.local_addr().map_err(|error| ProxyError::local(Phase::Accept, "getsockname", error))?;
     sockets::tune(stream).map_err(|error| ProxyError::local(Phase::Accept, "socket options", error))?;
     let accepted = pod.tuples.accepted(client, Target::from(dst));
@@ -80,6 +85,7 @@ async fn connect(
     let source = pod.workload();
     report.facts.source.workload = Some(source.clone());
     report.facts.destination.address = Some(dst.get());
+    let share = pod.budget.connection().map_err(exhausted)?;
     let plan = plan::outbound(&pod.proxy.mesh, &source, dst, rand::random::<u64>() as usize)
         .map_err(|error| ProxyError::new(Phase::Plan, Side::Upstream, error))?;
     planned(report, &source, &plan);
@@ -103,7 +109,7 @@ async fn connect(
             Upstream::Own(stream, tuple, permit)
         }
     };
-    Ok((upstream, accepted))
+    Ok((upstream, (accepted, share)))
 }
 
 /// Tells the report what the plan is.

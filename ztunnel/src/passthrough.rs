@@ -10,8 +10,8 @@ use mesh_core::authz::Connection;
 use mesh_core::drain::Watch;
 use tokio::net::TcpStream;
 
+use crate::inbound::admit::{Admitted, admit};
 use crate::inbound::authority::Refusal;
-use crate::policy::Permit;
 use crate::proxy::{Pod, carry};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::{Direction, Report};
@@ -28,8 +28,8 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
         result = connect(&pod, &stream, client, &mut report) => result,
     };
     let result = match result {
-        Ok(connected) => {
-            carry(stream, connected.upstream, &report.meter(), &drain, Some(&connected.permit)).await
+        Ok((Admitted { upstream, permit, _occupied }, _accepted)) => {
+            carry(stream, upstream, &report.meter(), &drain, Some(&permit)).await
         }
         Err(error) => {
             // As the application itself would have answered.
@@ -41,19 +41,13 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
     report.finish(&result);
 }
 
-/// The application's connection and both address pairs that it occupies.
-struct Connected {
-    upstream: TcpStream,
-    permit: Permit,
-    _pairs: (Tuple, Tuple),
-}
-
+/// The way to the application, and the address pair that the client's connection occupies.
 async fn connect(
     pod: &Arc<Pod>,
     stream: &TcpStream,
     client: ClientAddr,
     report: &mut Report,
-) -> Result<Connected, ProxyError> {
+) -> Result<(Admitted, Tuple), ProxyError> {
     let local =
         stream.local_addr().map_err(|error| ProxyError::local(Phase::Accept, "getsockname", error))?;
     sockets::tune(stream).map_err(|error| ProxyError::local(Phase::Accept, "socket options", error))?;
@@ -67,8 +61,6 @@ async fn connect(
         let refusal = Refusal::IllegalPort(HBONE_PORT);
         return Err(ProxyError::new(Phase::Request, Side::Downstream, refusal));
     }
-    let permit = Permit::ask(pod, Connection { peer: None, client, target })?;
-    report.open();
-    let (upstream, chosen) = pod.connect_application(client, target).await?;
-    Ok(Connected { upstream, permit, _pairs: (accepted, chosen) })
+    let connection = Connection { peer: None, client, target };
+    Ok((admit(pod, connection, report).await?, accepted))
 }

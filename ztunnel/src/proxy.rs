@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 
+use crate::budget::{self, Budget};
 use crate::connections::Connections;
 use crate::metrics::Metrics;
 use crate::policy::{self, Permit, PolicyChanges};
@@ -39,6 +40,8 @@ pub struct Proxy {
     pub connections: Connections,
     /// Who hears of changed policies.
     pub policy: PolicyChanges,
+    /// What each pod may have.
+    pub limits: budget::Config,
 }
 
 impl std::fmt::Debug for Proxy {
@@ -57,6 +60,8 @@ pub struct Pod {
     pub pool: Pool<Dialer>,
     /// Its address pairs in use.
     pub tuples: Tuples,
+    /// What it may have.
+    pub budget: Budget,
     /// The process.
     pub proxy: Arc<Proxy>,
     /// Changes when policy has to be asked again about its connections.
@@ -76,7 +81,8 @@ impl Pod {
         let dialer = Dialer { sockets: sockets.clone() };
         let pool = Pool::new(dialer, proxy.certificates.clone(), PoolConfig::default());
         let policy = proxy.policy.of(&described.uid);
-        Self { uid, sockets, pool, tuples: Tuples::default(), proxy, policy, described }
+        let budget = Budget::new(proxy.limits);
+        Self { uid, sockets, pool, tuples: Tuples::default(), budget, proxy, policy, described }
     }
 
     /// The pod as a workload: what the mesh knows (locality, services), if it is the same identity; until then what

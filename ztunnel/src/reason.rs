@@ -9,6 +9,7 @@ use mesh_core::certs::CertError;
 use mesh_core::hbone::server::{HandshakeError, TunnelError};
 use mesh_core::hbone::{ConnectError, DialError, InvalidRequest};
 
+use crate::budget::Exhausted;
 use crate::inbound::authority::Refusal;
 use crate::outbound::plan::PlanError;
 
@@ -37,6 +38,8 @@ pub enum Reason {
     BadRequest,
     /// It came to another workload than it was meant for.
     WrongWorkload,
+    /// The pod has as many connections as it may.
+    PodLimit,
     /// It broke while bytes were carried.
     Broken,
     /// The pod was removed, or the proxy is shutting down.
@@ -60,6 +63,7 @@ impl Reason {
             Self::Identity => "IDENTITY_ERROR",
             Self::BadRequest => "BAD_REQUEST",
             Self::WrongWorkload => "WRONG_WORKLOAD",
+            Self::PodLimit => "POD_LIMIT",
             Self::Broken => "BROKEN",
             Self::Cut => "CUT",
             Self::Local => "LOCAL",
@@ -140,6 +144,12 @@ pub enum Cause {
     Served(#[from] TunnelError),
     #[error(transparent)]
     Malformed(#[from] InvalidRequest),
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    #[error(
+        "more recent handshakes took its place: too many with this pod are unfinished (--max-pod-handshakes)"
+    )]
+    GaveWay,
     /// Connecting, or carrying bytes.
     #[error("{what}: {error}")]
     Io { what: &'static str, error: io::Error },
@@ -163,6 +173,7 @@ impl ProxyError {
             Cause::Refusal(Refusal::OtherWorkload { .. }) => Reason::WrongWorkload,
             Cause::Refusal(_) | Cause::Malformed(_) => Reason::BadRequest,
             Cause::Denied(_) | Cause::Revoked(_) => Reason::Denied,
+            Cause::Exhausted(_) | Cause::GaveWay => Reason::PodLimit,
             Cause::Certificate(_) => Reason::Identity,
             Cause::Tunnel(error) => tunnel_reason(error),
             Cause::Handshake(HandshakeError::Http2(_)) => Reason::Http2,

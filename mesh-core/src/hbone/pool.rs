@@ -31,6 +31,8 @@ pub struct Config {
     pub max_streams: usize,
     /// A tunnel without streams is closed after this.
     pub idle: Duration,
+    /// With more tunnels than this, those without streams are closed at the next dial.
+    pub max_tunnels: usize,
     /// Time for TCP to connect.
     pub connect_timeout: Duration,
     /// How a dead peer is found.
@@ -42,6 +44,7 @@ impl Default for Config {
         Self {
             max_streams: 100,
             idle: Duration::from_secs(5 * 60),
+            max_tunnels: 1024,
             connect_timeout: Duration::from_secs(10),
             keep_alive: KeepAlive::default(),
         }
@@ -94,6 +97,9 @@ struct Inner<D> {
     stop: CancellationToken,
 }
 
+/// A tunnel that is dialled has no stream at first.
+const YOUNG: Duration = Duration::from_secs(1);
+
 type Dialing = Shared<BoxFuture<'static, Result<(), DialError>>>;
 
 /// The tunnels of one key, and the attempt that all who wait for another one share.
@@ -120,7 +126,7 @@ impl<D: Dial> Pool<D> {
             loop {
                 tokio::time::sleep(config.idle / 4).await;
                 let Some(inner) = weak.upgrade() else { return };
-                inner.sweep();
+                inner.sweep(config.idle);
             }
         };
         inner.drivers.spawn(stop.clone().run_until_cancelled_owned(sweeping));
@@ -155,7 +161,7 @@ impl<D: Dial> Pool<D> {
 
     /// Tunnels that are open, for metrics and tests.
     pub fn len(&self) -> usize {
-        self.inner.lock().values().map(|slot| slot.tunnels.len()).sum()
+        self.inner.len()
     }
 
     /// Whether no tunnel is open.
@@ -225,6 +231,9 @@ impl<D: Dial> Inner<D> {
         let (tunnel, driver) =
             client::handshake(io, &certificate, &key.expected, self.config.keep_alive).await?;
         self.drivers.spawn(self.stop.clone().run_until_cancelled_owned(driver));
+        if self.len() >= self.config.max_tunnels {
+            self.sweep(YOUNG);
+        }
         self.lock().entry(key).or_default().tunnels.push(tunnel);
         Ok(())
     }
@@ -235,10 +244,14 @@ impl<D: Dial> Inner<D> {
         }
     }
 
-    /// Lets go of tunnels that nobody uses; a tunnel closes when its last handle has gone.
-    fn sweep(&self) {
+    fn len(&self) -> usize {
+        self.lock().values().map(|slot| slot.tunnels.len()).sum()
+    }
+
+    /// Lets go of tunnels that nobody has used for `idle`; a tunnel closes when its last handle has gone.
+    fn sweep(&self, idle: Duration) {
         self.lock().retain(|_, slot| {
-            slot.tunnels.retain(|tunnel| tunnel.is_alive() && !tunnel.is_idle(self.config.idle));
+            slot.tunnels.retain(|tunnel| tunnel.is_alive() && !tunnel.is_idle(idle));
             let dialing = slot.dialing.as_ref().and_then(WeakShared::upgrade).is_some();
             dialing || !slot.tunnels.is_empty()
         });

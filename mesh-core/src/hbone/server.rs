@@ -128,6 +128,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
         &self.client
     }
 
+    /// Takes no connection at all, and tells the client why it may come again later: GOAWAY with ENHANCE_YOUR_CALM
+    /// (RFC 9113 7).
+    pub async fn refuse(mut self) {
+        self.connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+        let told = async { while let Some(Ok(_)) = self.connection.accept().await {} };
+        let _ = tokio::time::timeout(CLOSE_GRACE, told).await;
+    }
+
     /// Runs the tunnel until it is over. When `drain` starts, the client is asked to open no more streams (GOAWAY), and
     /// those that are open go on until they end or `drain` says to close.
     ///

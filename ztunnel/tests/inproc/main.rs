@@ -7,6 +7,7 @@ mod agent;
 mod bad_input;
 mod bad_resources;
 mod lifecycle;
+mod limits;
 mod policy;
 mod traffic;
 mod world;

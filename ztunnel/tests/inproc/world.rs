@@ -76,7 +76,12 @@ impl TestPod {
 impl World {
     /// Both pods served, the mesh known, ztunnel ready.
     pub(crate) async fn new() -> Self {
-        let world = Self::without_mesh().await;
+        Self::with(&[]).await
+    }
+
+    /// The same with more on ztunnel's command line.
+    pub(crate) async fn with(arguments: &[&str]) -> Self {
+        let world = Self::start(arguments).await;
         world.xds.put(world.mesh().into_iter().map(address));
         world.with_pods(&[CLIENT, SERVER]).await
     }
@@ -113,6 +118,10 @@ impl World {
 
     /// A ztunnel that waits for its agent's pods, and for the mesh until [`World::serve_mesh`].
     pub(crate) async fn without_mesh() -> Self {
+        Self::start(&[]).await
+    }
+
+    async fn start(arguments: &[&str]) -> Self {
         logs();
         let net: [u8; 2] = [rand::random_range(16..250), rand::random()];
         let run_dir =
@@ -122,14 +131,16 @@ impl World {
         let ca = Arc::new(TestCa::new());
         let (shutdown, signal) = oneshot::channel();
         let address = |port: u16| format!("127.{}.{}.1:{port}", net[0], net[1]);
-        let config = Config::parse_from([
+        let own = [
             "ztunnel",
             "--node-name=node-1",
             &format!("--run-dir={}", run_dir.display()),
             &format!("--admin-address={}", address(15000)),
             &format!("--metrics-address={}", address(15020)),
             &format!("--readiness-address={}", address(15021)),
-        ]);
+            "--drain-deadline=30",
+        ];
+        let config = Config::parse_from(own.iter().chain(arguments));
         let surroundings = Surroundings { authority: ca.clone(), open_pod: Arc::new(open_pod) };
         let ztunnel =
             tokio::spawn(app::run(config, surroundings, async { signal.await.unwrap_or("dropped") }));
