@@ -6,6 +6,7 @@ pub mod app;
 pub mod budget;
 pub mod config;
 pub mod connections;
+pub mod dial;
 pub mod dump;
 pub mod inbound;
 pub mod metrics;

@@ -1,31 +1,28 @@
 //! What all connections of the process share, and what all connections of one pod share.
 
-use std::io;
 use std::sync::Arc;
 
-use mesh_core::addr::{ClientAddr, NetworkAddress, NextHop, Target};
+use mesh_core::addr::{ClientAddr, NetworkAddress, Target};
 use mesh_core::certs::Certificates;
 use mesh_core::copy::{self, Outcome};
 use mesh_core::drain::Watch;
-use mesh_core::hbone::pool::{Config as PoolConfig, Dial, Key, Pool};
+use mesh_core::hbone::pool::{Config as PoolConfig, Pool};
 use mesh_core::hbone::{Baggage, HboneStream};
 use mesh_core::store::Reader;
 use mesh_core::workload::Workload;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::budget::{self, Budget};
 use crate::connections::Connections;
+use crate::dial::{self, Dialer};
 use crate::metrics::Metrics;
 use crate::policy::{self, Permit, PolicyChanges};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::Metered;
 use crate::sockets::{self, Sockets};
 use crate::tuples::{Tuple, Tuples};
-
-/// Source ports tried towards an application; the kernel may know of connections that are older than the proxy.
-const PORT_TRIES: usize = 8;
 
 /// The process.
 #[derive(Clone)]
@@ -78,7 +75,7 @@ impl Pod {
         sockets: Arc<dyn Sockets>,
         proxy: Arc<Proxy>,
     ) -> Self {
-        let dialer = Dialer { sockets: sockets.clone() };
+        let dialer = Dialer::new(sockets.clone());
         let pool = Pool::new(dialer, proxy.certificates.clone(), PoolConfig::default());
         let policy = proxy.policy.of(&described.uid);
         let budget = Budget::new(proxy.limits);
@@ -109,8 +106,7 @@ impl Pod {
         client: ClientAddr,
         target: Target,
     ) -> Result<(TcpStream, Tuple), ProxyError> {
-        let make = |from| self.sockets.to_application(from, target);
-        self.connect_from(client, target, make, "connecting to the application").await
+        dial::to_application(&*self.sockets, target).connect(&self.tuples, client, target).await
     }
 
     /// Connects to `target` in the clear from the pod's address that `client`, its application, connected from, and from
@@ -124,54 +120,7 @@ impl Pod {
         client: ClientAddr,
         target: Target,
     ) -> Result<(TcpStream, Tuple), ProxyError> {
-        let make = |from| self.sockets.to_network(Some(from), NextHop::from(target.get()));
-        self.connect_from(client, target, make, "connecting to the destination").await
-    }
-
-    async fn connect_from(
-        &self,
-        client: ClientAddr,
-        target: Target,
-        make: impl Fn(ClientAddr) -> io::Result<TcpSocket>,
-        what: &'static str,
-    ) -> Result<(TcpStream, Tuple), ProxyError> {
-        for _ in 0..PORT_TRIES {
-            let Some((from, tuple)) = self.tuples.choose(client, target, rand::random()) else { break };
-            let socket = match make(from) {
-                Ok(socket) => socket,
-                Err(error) if is_taken(&error) => continue,
-                Err(error) => {
-                    return Err(ProxyError::local(Phase::Connect, "opening a socket in the pod", error));
-                }
-            };
-            match sockets::connect(socket, target.get()).await {
-                Ok(stream) => return Ok((stream, tuple)),
-                Err(error) if is_taken(&error) => {}
-                Err(error) => {
-                    let cause = Cause::Io { what, error };
-                    return Err(ProxyError::new(Phase::Connect, Side::Upstream, cause));
-                }
-            }
-        }
-        Err(ProxyError::new(Phase::Connect, Side::Local, Cause::NoPort))
-    }
-}
-
-/// The pair of addresses is in use by a connection that the proxy does not know, or waits in TIME-WAIT.
-fn is_taken(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
-}
-
-/// Opens the pod's tunnels.
-pub struct Dialer {
-    sockets: Arc<dyn Sockets>,
-}
-
-impl Dial for Dialer {
-    type Io = TcpStream;
-
-    async fn dial(&self, key: &Key) -> io::Result<TcpStream> {
-        self.sockets.to_network(None, NextHop::from(key.destination))?.connect(key.destination).await
+        dial::to_network(&*self.sockets, target).connect(&self.tuples, client, target).await
     }
 }
 

@@ -19,9 +19,6 @@ use tokio::net::{TcpSocket, TcpStream};
 
 pub use flag::FlagMap;
 
-/// Time for a TCP handshake.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
 const KEEPALIVE: Duration = Duration::from_secs(180);
 const KEEPALIVE_PROBES: u32 = 9;
 
@@ -101,20 +98,6 @@ impl Sockets for PodSockets {
 /// When /proc is not mounted.
 pub fn own_netns() -> io::Result<Arc<OwnedFd>> {
     Ok(Arc::new(std::fs::File::open("/proc/thread-self/ns/net")?.into()))
-}
-
-/// Connects within [`CONNECT_TIMEOUT`].
-///
-/// # Errors
-/// As `connect(2)`, or `TimedOut`.
-pub async fn connect(socket: TcpSocket, addr: SocketAddr) -> io::Result<TcpStream> {
-    match tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(addr)).await {
-        Ok(result) => result,
-        Err(_) => Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
-        )),
-    }
 }
 
 /// What every connection of the proxy has: no Nagle, keepalive 180 s / 180 s / 9 probes (as Istio's).
