@@ -1,12 +1,16 @@
 //! The endpoints of a service and the choice of one.
 //!
-//! A choice is O(1) unless the service asks for locality, which has to look at every endpoint.
+//! A choice is O(1), by the endpoints' capacities, unless the service asks for locality, which has to look at every
+//! endpoint.
+
+mod draw;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use self::draw::Draw;
 use crate::service::{Balancing, Mode, Scope, Service, ServicePort};
 use crate::workload::{Health, Workload, WorkloadUid};
 
@@ -39,7 +43,15 @@ impl Endpoint {
 pub struct ServiceEntry {
     /// The service itself.
     pub service: Arc<Service>,
-    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    ready: ArcSwap<Ready>,
+}
+
+/// What may be chosen.
+#[derive(Debug, Default)]
+struct Ready {
+    endpoints: Arc<Vec<Arc<Endpoint>>>,
+    /// None: all have the same capacity.
+    draw: Option<Draw>,
 }
 
 /// Why no endpoint can be chosen.
@@ -58,18 +70,21 @@ pub enum PickError {
 
 impl ServiceEntry {
     pub(super) fn new(service: Service, members: &Members) -> Self {
-        let entry = Self { service: Arc::new(service), endpoints: ArcSwap::default() };
+        let entry = Self { service: Arc::new(service), ready: ArcSwap::default() };
         entry.publish(members);
         entry
     }
 
     pub(super) fn publish(&self, members: &Members) {
-        self.endpoints.store(Arc::new(members.ready(self.service.balancing.allow_unhealthy)));
+        let endpoints = members.ready(self.service.balancing.allow_unhealthy);
+        let capacities: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.workload.capacity).collect();
+        let draw = Draw::prepare(&capacities);
+        self.ready.store(Arc::new(Ready { endpoints: Arc::new(endpoints), draw }));
     }
 
     /// What may be chosen now.
     pub fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
-        self.endpoints.load_full()
+        self.ready.load().endpoints.clone()
     }
 
     /// Whether the workload serves this service (ready or not is not asked).
@@ -89,23 +104,26 @@ impl ServiceEntry {
         random: usize,
     ) -> Result<(Arc<Endpoint>, u16), PickError> {
         let port = self.service.port(port).ok_or(PickError::NoSuchPort(port))?;
-        let endpoints = self.endpoints.load();
-        if endpoints.is_empty() {
+        let ready = self.ready.load();
+        if ready.endpoints.is_empty() {
             return Err(PickError::NoneReady);
         }
         let balancing = &self.service.balancing;
         let picked = match balancing.mode {
-            Mode::Any | Mode::Passthrough => pick_any(&endpoints, port, random),
-            Mode::Strict | Mode::Failover => pick_near(&endpoints, port, client, balancing, random)?,
+            Mode::Any | Mode::Passthrough => pick_any(&ready, port, random),
+            Mode::Strict | Mode::Failover => pick_near(&ready.endpoints, port, client, balancing, random)?,
         };
         picked.ok_or(PickError::NoTargetPort(port.port))
     }
 }
 
-/// Starts anywhere and takes the first that resolves the port: as good as always the first one looked at.
-fn pick_any(endpoints: &[Arc<Endpoint>], port: ServicePort, random: usize) -> Option<(Arc<Endpoint>, u16)> {
-    let start = random % endpoints.len();
-    let (head, tail) = endpoints.split_at(start);
+/// Starts at one that is drawn and takes the first that resolves the port: nearly always the first one looked at.
+fn pick_any(ready: &Ready, port: ServicePort, random: usize) -> Option<(Arc<Endpoint>, u16)> {
+    let start = match &ready.draw {
+        Some(draw) => draw.draw(random as u64),
+        None => random % ready.endpoints.len(),
+    };
+    let (head, tail) = ready.endpoints.split_at(start);
     tail.iter().chain(head).find_map(|endpoint| Some((endpoint.clone(), endpoint.target_port(port)?)))
 }
 
@@ -125,7 +143,14 @@ fn pick_near(
         return Err(PickError::NoneReady);
     }
     let nearest = || candidates().filter(|endpoint| rank(endpoint) == best);
-    let chosen = nearest().nth(random % nearest().count().max(1));
+    let total: u64 = nearest().map(|endpoint| u64::from(endpoint.workload.capacity)).sum();
+    let mut left = random as u64 % total.max(1);
+    let chosen = nearest().find(|endpoint| {
+        let capacity = u64::from(endpoint.workload.capacity);
+        let found = left < capacity;
+        left = left.saturating_sub(capacity);
+        found
+    });
     Ok(chosen.and_then(|endpoint| Some((endpoint.clone(), endpoint.target_port(port)?))))
 }
 

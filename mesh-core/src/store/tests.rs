@@ -282,6 +282,27 @@ fn every_ready_endpoint_gets_its_share() {
 }
 
 #[test]
+fn capacity_is_the_share() {
+    let capacities = [("one", "10.0.0.1", 1), ("three", "10.0.0.2", 3), ("none", "10.0.0.3", 0)];
+    for mode in [Mode::Any, Mode::Failover] {
+        let (mut writer, reader) = new();
+        for (name, ip, capacity) in capacities {
+            writer.put_workload(Workload { capacity, ..member(pod(name, ip), "web", &[]) });
+        }
+        let balancing = Balancing { mode, scopes: [Scope::Network].into(), allow_unhealthy: false };
+        writer.put_service(Service { balancing, ..service("shop", "web", "10.96.0.1") });
+        writer.commit();
+        let entry = reader.service("shop", "web").unwrap();
+        let client = pod("client", "10.0.0.9");
+        let threes = (0..8000_usize)
+            .map(|random| random.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 8)
+            .filter(|random| &*entry.pick(&client, 80, *random).unwrap().0.workload.name == "three")
+            .count();
+        assert!((5900..6100).contains(&threes), "{mode:?}: {threes} of 8000 for three quarters");
+    }
+}
+
+#[test]
 fn locality_preferences() {
     let at = |name: &str, ip: &str, node: &str| Workload {
         node: node.into(),
