@@ -45,6 +45,11 @@ impl Drain {
         self.stage.is_closed()
     }
 
+    /// Completes when all watches are dropped.
+    pub async fn done(&self) {
+        self.stage.closed().await;
+    }
+
     /// Asks all to take no new work and to finish what they have.
     pub fn start(&self) {
         self.stage.send_if_modified(|stage| {

@@ -163,12 +163,12 @@ impl Pods {
     }
 
     async fn converse(&self, link: &Link, flag_map: &OwnedFd) {
-        let held = match greet(link, flag_map).await {
-            Ok(held) => held,
+        let (held, draining) = match greet(link, flag_map).await {
+            Ok(greeted) => greeted,
             Err(error) => return warn!("a ztunnel connected, but: {error}"),
         };
         info!(pods = held.len(), "ztunnel connected");
-        let id = self.change(|state| state.join(held));
+        let id = self.change(|state| state.join(held, draining));
         let error = self.keep_informed(link, id).await;
         self.change(|state| state.part(id));
         match error {
@@ -187,7 +187,7 @@ impl Pods {
                     tokio::select! {
                         _ = changed.changed() => Ok(()),
                         () = sleep_until(until) => Ok(()),
-                        message = receive(link) => message.and_then(|(message, _)| Err(unexpected(&message))),
+                        message = receive(link) => message.and_then(|(message, _)| self.told(id, &message)),
                     }
                 }
                 message => self.exchange(link, id, message).await,
@@ -201,15 +201,31 @@ impl Pods {
     /// Sends one message and waits for its Ack.
     async fn exchange(&self, link: &Link, id: LinkId, message: Next) -> Result<(), ConversationError> {
         timeout(ACK_DEADLINE, send(link, message)).await.map_err(|_| ConversationError::Silent)??;
-        let received = timeout(ACK_DEADLINE, receive(link)).await.map_err(|_| ConversationError::Silent)?;
-        let ack = match received? {
-            (from_ztunnel::Message::Ack(ack), _) => ack,
-            (other, _) => return Err(unexpected(&other)),
+        let ack = async {
+            loop {
+                match receive(link).await? {
+                    (from_ztunnel::Message::Ack(ack), _) => return Ok::<_, ConversationError>(ack),
+                    (other, _) => self.told(id, &other)?,
+                }
+            }
         };
+        let ack = timeout(ACK_DEADLINE, ack).await.map_err(|_| ConversationError::Silent)??;
         if let Some((uid, error)) = self.change(|state| state.acked(id, ack, Instant::now().into_std()))? {
             warn!(uid, "ztunnel reports a problem with a pod: {error}");
         }
         Ok(())
+    }
+
+    /// What a ztunnel says without being asked.
+    fn told(&self, id: LinkId, message: &from_ztunnel::Message) -> Result<(), ConversationError> {
+        match message {
+            from_ztunnel::Message::Draining(_) => {
+                info!("ztunnel drains: it gets no more pods");
+                self.change(|state| state.drains(id));
+                Ok(())
+            }
+            other => Err(unexpected(other)),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -250,8 +266,8 @@ enum ConversationError {
     Link(#[from] LinkError),
 }
 
-/// Hello, Welcome, Held ..., HeldEnd.
-async fn greet(link: &Link, flag_map: &OwnedFd) -> Result<Vec<Served>, ConversationError> {
+/// Hello, Welcome, Held ..., HeldEnd: what the ztunnel holds, and whether it drains.
+async fn greet(link: &Link, flag_map: &OwnedFd) -> Result<(Vec<Served>, bool), ConversationError> {
     let deadline = |_| ConversationError::Silent;
     let (hello, _) = timeout(GREETING_DEADLINE, receive(link)).await.map_err(deadline)??;
     let from_ztunnel::Message::Hello(hello) = hello else { return Err(unexpected(&hello)) };
@@ -266,8 +282,8 @@ async fn greet(link: &Link, flag_map: &OwnedFd) -> Result<Vec<Served>, Conversat
     let welcome =
         proto::Welcome { version, software: SOFTWARE.to_owned(), fds: vec![proto::Fd::SocketFlagMap.into()] };
     link.send(&from_agent(from_agent::Message::Welcome(welcome)), &[flag_map.as_fd()]).await?;
-    info!(software = hello.software, version, "ztunnel says hello");
-    let mut held = Vec::new();
+    info!(software = hello.software, hello.draining, version, "ztunnel says hello");
+    let (mut held, mut draining) = (Vec::new(), hello.draining);
     loop {
         let (message, descriptors) = timeout(GREETING_DEADLINE, receive(link)).await.map_err(deadline)??;
         match message {
@@ -278,7 +294,8 @@ async fn greet(link: &Link, flag_map: &OwnedFd) -> Result<Vec<Served>, Conversat
                 Ok(pod) => held.push(pod),
                 Err(error) => warn!("ztunnel holds a pod that cannot be taken over: {error}"),
             },
-            from_ztunnel::Message::HeldEnd(_) => return Ok(held),
+            from_ztunnel::Message::Draining(_) => draining = true,
+            from_ztunnel::Message::HeldEnd(_) => return Ok((held, draining)),
             other => return Err(unexpected(&other)),
         }
     }
@@ -330,6 +347,7 @@ fn unexpected(message: &from_ztunnel::Message) -> ConversationError {
         from_ztunnel::Message::Held(_) => "Held",
         from_ztunnel::Message::HeldEnd(_) => "HeldEnd",
         from_ztunnel::Message::Ack(_) => "Ack",
+        from_ztunnel::Message::Draining(_) => "Draining",
     })
 }
 

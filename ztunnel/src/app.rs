@@ -86,16 +86,21 @@ pub async fn run(
         match never {}
     });
     let (drain, watch) = drain::new();
-    let network = Network::from(config.network.as_str());
-    let following =
-        tokio::spawn(pods::link::run(pods, config.run_dir.join(PODS_SOCKET), network, pods_gate, watch));
+    let follow = pods::link::Follow {
+        socket: config.run_dir.join(PODS_SOCKET),
+        network: Network::from(config.network.as_str()),
+        ready: pods_gate,
+        drain: watch,
+        deadline: config.drain_deadline,
+    };
+    let following = tokio::spawn(pods::link::run(pods, follow));
     tracing::info!(node = %config.node_name, run_dir = %config.run_dir.display(), "ztunnel is up");
 
     let signal = shutdown.await;
     tracing::info!(signal, deadline = ?config.drain_deadline, "draining: no new connections, open ones may end");
     drain.start();
     let pods = following.await.context("the task that follows the node agent failed")?;
-    pods.drain(config.drain_deadline).await;
+    pods.stop().await;
     servers.shutdown().await;
     tracing::info!("bye");
     Ok(())

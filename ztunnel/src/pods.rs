@@ -25,6 +25,7 @@ use mesh_core::workload::Workload;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use self::state::{Descriptors, PodInfo};
 use crate::proxy::{Pod, Proxy};
@@ -47,6 +48,8 @@ pub struct Pods {
     known: MeshKnown,
     flags: FlagMap,
     served: BTreeMap<String, Served>,
+    /// When the connections that are left are cut, once the process drains.
+    end: Option<Instant>,
     listing: Listing,
 }
 
@@ -66,7 +69,7 @@ impl Pods {
     /// None yet. Pods are taken over at once, their connections from when the mesh is `known`.
     pub fn new(proxy: Arc<Proxy>, open: Arc<OpenPod>, known: MeshKnown) -> Self {
         let (flags, listing) = (FlagMap::default(), Listing::default());
-        Self { proxy, open, known, flags, served: BTreeMap::new(), listing }
+        Self { proxy, open, known, flags, served: BTreeMap::new(), end: None, listing }
     }
 
     /// What is served, kept up to date.
@@ -83,10 +86,13 @@ impl Pods {
     /// the same network namespace, they take over from the old ones, and open connections go on.
     ///
     /// # Errors
-    /// When a descriptor is not what it should be.
+    /// When a descriptor is not what it should be, or the process drains.
     pub async fn add(&mut self, info: PodInfo, fds: Descriptors) -> io::Result<()> {
         if self.served.get(&info.uid).is_some_and(|served| same(&served.fds, &fds)) {
             return Ok(());
+        }
+        if self.is_draining() {
+            return Err(io::Error::other("this ztunnel drains; its successor is to serve the pod"));
         }
         if self.served.get(&info.uid).is_some_and(|served| served.is_same_pod(&info, &fds)) {
             return self.relisten(info, fds);
@@ -114,7 +120,7 @@ impl Pods {
         let Some(served) = self.served.remove(uid) else { return };
         tracing::info!(pod = %served.info.wire.name, namespace = %served.info.wire.namespace, uid, "no longer serving pod");
         let identity = served.info.workload.identity.clone();
-        served.stop(Duration::ZERO).await;
+        served.stop().await;
         self.forget_unused(&identity);
         self.proxy.metrics.pods_stopped.inc();
         self.changed();
@@ -135,11 +141,31 @@ impl Pods {
             .map(|served| (&served.info, served.fds.iter().map(|(kind, fd)| (*kind, fd.as_fd())).collect()))
     }
 
-    /// Takes no new connections, lets the open ones end until `deadline`, then cuts them.
-    pub async fn drain(self, deadline: Duration) {
+    /// Takes no new connections from now on; the open ones may end until `deadline`. Pods can still be removed.
+    pub fn drain(&mut self, deadline: Duration) {
+        self.end = Some(Instant::now() + deadline);
+        for drain in self.served.values().flat_map(Served::drains) {
+            drain.start();
+        }
+    }
+
+    /// Whether no new connections are taken.
+    pub fn is_draining(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Completes when the process drains and no connection is left, or they have had their time.
+    pub async fn drained(&self) {
+        let Some(end) = self.end else { return std::future::pending().await };
+        let done = self.served.values().flat_map(Served::drains).map(Drain::done);
+        let _ = tokio::time::timeout_at(end, futures_util::future::join_all(done)).await;
+    }
+
+    /// Cuts what is left and closes everything.
+    pub async fn stop(self) {
         let mut stopping = JoinSet::new();
         for served in self.served.into_values() {
-            stopping.spawn(served.stop(deadline));
+            stopping.spawn(served.stop());
         }
         while stopping.join_next().await.is_some() {}
     }
@@ -223,9 +249,14 @@ impl Served {
         (self.info, self.fds) = (info, fds);
     }
 
-    async fn stop(self, deadline: Duration) {
+    fn drains(&self) -> impl Iterator<Item = &Drain> {
+        self.retired.iter().chain([&self.drain])
+    }
+
+    /// Cuts its connections and closes its descriptors.
+    async fn stop(self) {
         let Self { fds, pod, drain, retired, mut loops, .. } = self;
-        let drains = retired.into_iter().chain([drain]).map(|drain| drain.finish(deadline));
+        let drains = retired.into_iter().chain([drain]).map(|drain| drain.finish(Duration::ZERO));
         futures_util::future::join_all(drains).await;
         while loops.join_next().await.is_some() {}
         pod.pool.close().await;

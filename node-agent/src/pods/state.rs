@@ -2,7 +2,7 @@
 //!
 //! Every proxy is brought from what it has to what it should have, one message at a time; there are no queues. The
 //! newest connection is the one that takes new pods: during an upgrade of ztunnel there are two, and the older one
-//! only finishes. **Invariant:** no I/O, no clock; at most one message to each proxy without an Ack.
+//! only finishes, as does one that says that it drains. **Invariant:** no I/O, no clock; at most one message to each proxy without an Ack.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -44,6 +44,7 @@ struct Link {
     keep: BTreeSet<String>,
     failed: BTreeMap<String, Failure>,
     snapshot_sent: bool,
+    draining: bool,
     awaited: Option<Awaited>,
     sequence: u64,
 }
@@ -139,8 +140,8 @@ impl State {
     }
 
     /// A proxy connected and told what it holds.
-    pub(super) fn join(&mut self, held: Vec<Served>) -> LinkId {
-        let mut link = Link::default();
+    pub(super) fn join(&mut self, held: Vec<Served>, draining: bool) -> LinkId {
+        let mut link = Link { draining, ..Link::default() };
         for held in held {
             let uid = held.pod().uid.clone();
             let wanted = match self.pods.get(&uid) {
@@ -161,19 +162,31 @@ impl State {
         id
     }
 
+    /// A proxy takes no new connections any more.
+    pub(super) fn drains(&mut self, id: LinkId) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.draining = true;
+        }
+    }
+
     /// A connection ended.
     pub(super) fn part(&mut self, id: LinkId) {
         self.links.remove(&id);
     }
 
-    /// Whether a proxy has told what it holds.
+    /// Whether a proxy that takes pods has told what it holds.
     pub(super) fn is_connected(&self) -> bool {
-        !self.links.is_empty()
+        self.newest().is_some()
+    }
+
+    /// The one that takes new pods.
+    fn newest(&self) -> Option<(LinkId, &Link)> {
+        self.links.iter().rev().find(|(_, link)| !link.draining).map(|(id, link)| (*id, link))
     }
 
     /// What to do for a connection now.
     pub(super) fn next(&mut self, id: LinkId, now: Instant) -> Next {
-        let newest = self.links.last_key_value().is_some_and(|(newest, _)| *newest == id);
+        let newest = self.newest().is_some_and(|(newest, _)| newest == id);
         let Self { pods, links, .. } = self;
         let Some(link) = links.get_mut(&id).filter(|link| link.awaited.is_none()) else {
             return Next::Wait(None);
@@ -236,7 +249,7 @@ impl State {
 
     /// How far a pod has come with the newest proxy.
     pub(super) fn progress(&self, uid: &str) -> Progress {
-        let link = self.links.last_key_value().map(|(_, link)| link);
+        let link = self.newest().map(|(_, link)| link);
         let generation = self.pods.get(uid).map(|entry| entry.generation);
         let Some((link, generation)) = link.zip(generation) else {
             return Progress::Pending { connected: link.is_some() };

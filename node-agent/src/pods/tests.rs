@@ -81,7 +81,7 @@ impl Ztunnel {
     }
 
     async fn hello(&self, min: u32, max: u32) {
-        let hello = proto::Hello { min_version: min, max_version: max, software: "script".into() };
+        let hello = proto::Hello { min_version: min, max_version: max, ..Default::default() };
         self.send(from_ztunnel::Message::Hello(hello), &[]).await;
     }
 
@@ -204,7 +204,7 @@ fn a_refused_pod_is_offered_again_after_a_pause() {
     let now = std::time::Instant::now();
     state.put(Arc::new(served("a")));
     assert_eq!(state.progress("a"), Progress::Pending { connected: false });
-    let id = state.join(Vec::new());
+    let id = state.join(Vec::new(), false);
     assert_eq!(state.progress("a"), Progress::Pending { connected: true });
     let Next::Add(sequence, _) = state.next(id, now) else { panic!("no add") };
     assert!(matches!(state.next(id, now), Next::Wait(None)), "one message without an Ack");
@@ -268,6 +268,48 @@ async fn new_pods_go_to_the_newest_ztunnel_and_removals_to_all() {
 }
 
 #[tokio::test]
+async fn a_ztunnel_that_drains_hears_of_removals_only() {
+    let world = World::new("drain");
+    let old = world.ready(&[]).await;
+    assert_eq!(old.step().await, "end");
+    let add = world.add(served("a"));
+    assert_eq!(old.step().await, "add a with 5 descriptors");
+    add.await.unwrap().unwrap();
+    old.send(from_ztunnel::Message::Draining(proto::Draining {}), &[]).await;
+    while world.pods.is_connected() {
+        tokio::task::yield_now().await;
+    }
+    let add = world.add(served("b"));
+    let pods = world.pods.clone();
+    let remove = tokio::spawn(async move { pods.remove("a").await });
+    assert_eq!(old.step().await, "remove a", "and not to add b");
+    remove.await.unwrap();
+    let new = world.ready(&[]).await;
+    assert_eq!(new.step().await, "add b with 5 descriptors");
+    add.await.unwrap().unwrap();
+}
+
+#[test]
+fn a_ztunnel_that_comes_back_draining_keeps_what_it_holds() {
+    let mut state = State::new();
+    let now = std::time::Instant::now();
+    let id = state.join(vec![served("a")], true);
+    state.put(Arc::new(served("b")));
+    let done = |state: &mut State, sequence| {
+        state.acked(id, proto::Ack { sequence, error: String::new() }, now).unwrap();
+    };
+    let Next::Keep(sequence, _) = state.next(id, now) else { panic!("no keep") };
+    done(&mut state, sequence);
+    let Next::SnapshotEnd(sequence) = state.next(id, now) else { panic!("no end") };
+    done(&mut state, sequence);
+    assert!(matches!(state.next(id, now), Next::Wait(None)), "nothing for it to add");
+    assert_eq!(state.progress("b"), Progress::Pending { connected: false });
+    assert!(!state.is_connected() && !state.is_gone("a"));
+    state.remove("a");
+    assert!(matches!(state.next(id, now), Next::Remove(_, uid) if uid == "a"));
+}
+
+#[tokio::test]
 async fn a_restarted_agent_takes_the_sockets_back() {
     let mut world = World::new("restart");
     let (wanted, unwanted) = (served("wanted"), served("unwanted"));
@@ -326,13 +368,13 @@ async fn confused_peers_are_disconnected_and_others_served() {
 
     let smuggles = world.connect().await;
     let (hello, fd) =
-        (proto::Hello { min_version: 1, max_version: 1, software: String::new() }, descriptor());
+        (proto::Hello { min_version: 1, max_version: 1, ..Default::default() }, descriptor());
     smuggles.send(from_ztunnel::Message::Hello(hello), &[fd.as_fd()]).await;
     assert!(matches!(smuggles.link.receive::<proto::FromAgent>().await, Err(LinkError::Closed)));
 
     let incomplete = world.ready(&[]).await;
     assert_eq!(incomplete.step().await, "end");
-    let hello = proto::Hello { min_version: 1, max_version: 1, software: String::new() };
+    let hello = proto::Hello { min_version: 1, max_version: 1, ..Default::default() };
     incomplete.send(from_ztunnel::Message::Hello(hello), &[]).await;
     assert!(matches!(incomplete.link.receive::<proto::FromAgent>().await, Err(LinkError::Closed)));
 

@@ -1,6 +1,7 @@
 //! The talk with the node agent: connects, greets, says what is held, does what it is told. For ever.
 //!
-//! **Invariant:** losing the agent, or being sent away by it, changes nothing for the pods that are served.
+//! **Invariant:** losing the agent, or being sent away by it, changes nothing for the pods that are served. Until the last
+//! connection is over the agent is heard, also while the process drains: a pod that is removed then is cut then.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -37,20 +38,35 @@ enum TalkError {
     Protocol(#[from] ProtocolError),
     #[error("the node agent does not answer within {} s", GREETING_TIMEOUT.as_secs())]
     Silent,
+    #[error("the process has drained")]
+    Drained,
 }
 
-/// Follows the agent at `socket` until the process drains; `ready` opens with the first whole snapshot. Returns the
-/// pods that are served then.
-pub async fn run(mut pods: Pods, socket: PathBuf, network: Network, ready: Gate, drain: Watch) -> Pods {
+/// How to follow the agent.
+pub struct Follow {
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// Of the pods' addresses.
+    pub network: Network,
+    /// Opens with the first whole snapshot.
+    pub ready: Gate,
+    /// When the process drains ...
+    pub drain: Watch,
+    /// ... connections may go on for this long.
+    pub deadline: Duration,
+}
+
+/// Follows the agent until the process has drained. Returns the pods that are served then, whose connections have had
+/// their time.
+pub async fn run(mut pods: Pods, follow: Follow) -> Pods {
     let mut backoff = calls();
     let mut told: Option<(String, Instant)> = None;
     loop {
-        let mut talk = Talk { conversation: Conversation::new(network.clone()), ready: &ready };
-        let ended = tokio::select! {
-            biased;
-            () = drain.draining() => return pods,
-            ended = talk.run(&mut pods, &socket) => ended,
-        };
+        let mut talk = Talk { conversation: Conversation::new(follow.network.clone()), follow: &follow };
+        let ended = talk.run(&mut pods).await;
+        if matches!(ended, TalkError::Drained) {
+            return pods;
+        }
         if talk.conversation.is_complete() {
             backoff.reset();
             told = None;
@@ -67,9 +83,20 @@ pub async fn run(mut pods: Pods, socket: PathBuf, network: Network, ready: Gate,
         }
         tokio::select! {
             biased;
-            () = drain.draining() => return pods,
+            () = pods.drained() => return pods,
+            () = follow.starts_to_drain(&pods) => pods.drain(follow.deadline),
             () = tokio::time::sleep(retry_in) => {}
         }
+    }
+}
+
+impl Follow {
+    /// Completes when the process drains and the pods do not yet.
+    async fn starts_to_drain(&self, pods: &Pods) {
+        if pods.is_draining() {
+            return std::future::pending().await;
+        }
+        self.drain.draining().await;
     }
 }
 
@@ -80,12 +107,12 @@ fn calls() -> Backoff {
 
 struct Talk<'a> {
     conversation: Conversation,
-    ready: &'a Gate,
+    follow: &'a Follow,
 }
 
 impl Talk<'_> {
-    async fn run(&mut self, pods: &mut Pods, socket: &Path) -> TalkError {
-        match self.talk(pods, socket).await {
+    async fn run(&mut self, pods: &mut Pods) -> TalkError {
+        match self.talk(pods, &self.follow.socket).await {
             Ok(never) => match never {},
             Err(error) => error,
         }
@@ -95,14 +122,32 @@ impl Talk<'_> {
         let link = Link::connect(socket)
             .await
             .map_err(|source| TalkError::Connect { path: socket.to_owned(), source })?;
-        link.send(&Conversation::hello(), &[]).await?;
-        let (welcome, fds) = tokio::time::timeout(GREETING_TIMEOUT, link.receive::<wire::FromAgent>())
-            .await
-            .map_err(|_| TalkError::Silent)??;
+        link.send(&Conversation::hello(pods.is_draining()), &[]).await?;
+        let (welcome, fds) =
+            tokio::time::timeout(GREETING_TIMEOUT, self.next(pods, &link)).await.map_err(|_| TalkError::Silent)??;
         self.obey(pods, &link, welcome, fds).await?;
         loop {
-            let (message, fds) = link.receive::<wire::FromAgent>().await?;
+            let (message, fds) = self.next(pods, &link).await?;
             self.obey(pods, &link, message, fds).await?;
+        }
+    }
+
+    /// The agent's next message; meanwhile the process may begin to drain, which the agent is told, and end.
+    async fn next(
+        &self,
+        pods: &mut Pods,
+        link: &Link,
+    ) -> Result<(wire::FromAgent, Vec<OwnedFd>), TalkError> {
+        loop {
+            tokio::select! {
+                biased;
+                () = pods.drained() => return Err(TalkError::Drained),
+                () = self.follow.starts_to_drain(pods) => {
+                    pods.drain(self.follow.deadline);
+                    send(link, Message::Draining(wire::Draining {}), &[]).await?;
+                }
+                received = link.receive() => return Ok(received?),
+            }
         }
     }
 
@@ -130,7 +175,7 @@ impl Talk<'_> {
             Action::Snapshot(sequence, named) => {
                 pods.retain(&named).await;
                 tracing::info!(pods = named.len(), "the node agent has named its pods");
-                self.ready.open();
+                self.follow.ready.open();
                 (sequence, Ok(()))
             }
             Action::Refuse(sequence, reason) => (sequence, Err(reason)),

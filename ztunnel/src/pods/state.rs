@@ -110,12 +110,13 @@ impl Conversation {
         Self { phase: Phase::Greeting, network, names: Names::default(), named: HashSet::new() }
     }
 
-    /// The first message to send.
-    pub fn hello() -> wire::FromZtunnel {
+    /// The first message to send; one that drains says so.
+    pub fn hello(draining: bool) -> wire::FromZtunnel {
         let hello = wire::Hello {
             min_version: *VERSIONS.start(),
             max_version: *VERSIONS.end(),
             software: concat!("ztunnel ", env!("CARGO_PKG_VERSION")).to_owned(),
+            draining,
         };
         wire::FromZtunnel { message: Some(wire::from_ztunnel::Message::Hello(hello)) }
     }

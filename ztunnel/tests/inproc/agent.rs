@@ -96,6 +96,12 @@ impl Talk {
         assert_eq!(self.ack().await, "");
     }
 
+    /// Waits for it to say that it drains.
+    pub(crate) async fn draining(&mut self) {
+        let (message, _) = self.receive().await;
+        assert!(matches!(message, from_ztunnel::Message::Draining(_)), "{message:?}");
+    }
+
     async fn ack(&mut self) -> String {
         match self.receive().await {
             (from_ztunnel::Message::Ack(ack), _) if ack.sequence == self.sequence => ack.error,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mesh_core::proto::pods::from_agent::Message;
-use mesh_core::proto::pods::{Fd, Goodbye, Welcome};
+use mesh_core::proto::pods::{self as wire, Fd, Goodbye, Welcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -190,4 +190,51 @@ async fn shutdown_lets_connections_end() {
     drop(stream);
     let ended = tokio::time::timeout(Duration::from_secs(4), &mut world.ztunnel).await;
     ended.expect("waits although nothing is open").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_that_is_removed_while_ztunnel_drains_is_cut() {
+    let mut world = World::new().await;
+    let (_server, _client) = (world.application(SERVER).await, world.application(CLIENT).await);
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    let mut other = world.dial(CLIENT, world.vip(CLIENT)).await.unwrap();
+    line(&mut stream).await;
+    line(&mut other).await;
+    let mut talk = world.talk.take().unwrap();
+    world.shutdown.take().unwrap().send("SIGTERM").unwrap();
+    talk.draining().await;
+    assert!(echoes(&mut stream).await, "an open connection goes on");
+    assert_eq!(talk.remove(&SERVER.uid()).await, "");
+    assert!(!echoes(&mut stream).await, "it is cut with its pod");
+    assert!(echoes(&mut other).await, "the other pod's goes on");
+    drop(other);
+    let ended = tokio::time::timeout(Duration::from_secs(10), &mut world.ztunnel).await;
+    ended.expect("waits although nothing is open").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_draining_ztunnel_finds_an_agent_that_comes_back() {
+    let mut world = World::new().await;
+    let _application = world.application(SERVER).await;
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut stream).await;
+    let mut talk = world.talk.take().unwrap();
+    world.shutdown.take().unwrap().send("SIGTERM").unwrap();
+    talk.draining().await;
+    drop(talk);
+    let (mut talk, hello) = Talk::accept(&world.agent).await;
+    assert!(hello.draining);
+    assert_eq!(talk.welcome().await.len(), 2, "what it holds is there to be taken over");
+    for pod in [CLIENT, SERVER] {
+        assert_eq!(talk.keep(world.describe(pod)).await, "");
+    }
+    talk.snapshot_end().await;
+    assert!(echoes(&mut stream).await);
+    let (_, fds) = world.kept.iter().find(|(uid, _)| *uid == CLIENT.uid()).unwrap();
+    let fds = fds.iter().map(|(kind, fd)| (*kind, fd.try_clone().unwrap())).collect();
+    let new = wire::Pod { uid: "uid-new".into(), ..world.describe(CLIENT) };
+    let refused = talk.add(new, fds).await;
+    assert!(refused.contains("drains"), "{refused}");
+    assert_eq!(talk.remove(&SERVER.uid()).await, "");
+    assert!(!echoes(&mut stream).await);
 }
