@@ -1,5 +1,7 @@
 //! Serving a registry of metrics. Which metrics there are, each daemon's own `metrics.rs` says.
 
+pub mod process;
+
 use std::sync::Arc;
 
 use bytes::Bytes;

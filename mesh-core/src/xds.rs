@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod mesh;
+pub mod metrics;
 pub mod stream;
 
 /// What takes resources in; a call is one response of the server.

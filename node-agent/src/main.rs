@@ -55,7 +55,7 @@ fn main() -> ExitCode {
 }
 
 fn start(logs: &telemetry::Config, role: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    telemetry::init(logs)?;
+    let _levels = telemetry::init(logs)?;
     role()
 }
 

@@ -11,6 +11,7 @@ use clap::Parser as _;
 use mesh_core::pod_link::Listener;
 use mesh_core::proto::pods::{self as wire, Fd};
 use mesh_core::proto::workload::{self, address::Type};
+use mesh_core::telemetry::Levels;
 use mesh_core::test_ca::TestCa;
 use node_agent::datapath::{Datapath, Listeners};
 use tokio::runtime::Runtime;
@@ -54,7 +55,7 @@ impl Proxy {
         let xds = Xds::new();
         xds.put([&world.a, &world.b].map(|pod| address(resource(pod))));
         xds.serve(&run_dir.join("xds.sock"));
-        let mut surroundings = Surroundings::real(&config)?;
+        let mut surroundings = Surroundings::real(&config, Levels::fixed("info"))?;
         surroundings.authority = Arc::new(TestCa::new());
         let serving = runtime.spawn(app::run(config, surroundings, std::future::pending()));
         let talk = runtime.block_on(async {

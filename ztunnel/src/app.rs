@@ -13,6 +13,7 @@ use mesh_core::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use mesh_core::readiness::Readiness;
 use mesh_core::status::{self, Handlers};
 use mesh_core::store::{self, Changes};
+use mesh_core::telemetry;
 use mesh_core::xds::{self, mesh::Mesh, stream::Session};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -32,6 +33,8 @@ pub struct Surroundings {
     pub authority: Arc<dyn FetchCert>,
     /// Opens sockets in pods.
     pub open_pod: Arc<OpenPod>,
+    /// What the process logs.
+    pub levels: telemetry::Levels,
 }
 
 impl Surroundings {
@@ -39,13 +42,13 @@ impl Surroundings {
     ///
     /// # Errors
     /// When /proc is not mounted.
-    pub fn real(config: &Config) -> anyhow::Result<Self> {
+    pub fn real(config: &Config, levels: telemetry::Levels) -> anyhow::Result<Self> {
         let own = sockets::own_netns().context("opening this process's network namespace in /proc")?;
         let open_pod = move |netns, flags: FlagMap| -> Arc<dyn Sockets> {
             Arc::new(PodSockets::new(netns, own.clone(), flags))
         };
         let authority = CaClient::new(config.ca.clone(), config.cluster_id.clone());
-        Ok(Self { authority: Arc::new(authority), open_pod: Arc::new(open_pod) })
+        Ok(Self { authority: Arc::new(authority), open_pod: Arc::new(open_pod), levels })
     }
 }
 
@@ -71,18 +74,18 @@ pub async fn run(
     let pods = Pods::new(proxy.clone(), surroundings.open_pod, known);
     let readiness = Readiness::new();
     let (xds_gate, pods_gate) = (readiness.gate("xds"), readiness.gate("pods"));
-    let mut servers = serve_status(&config, &proxy, &pods.listing(), &readiness).await?;
+    let mut servers = serve_status(&config, surroundings.levels, &proxy, &pods.listing(), &readiness).await?;
 
     let session = Session::new(node(&config), &[ADDRESS_TYPE, AUTHORIZATION_TYPE]);
     let xds_socket = config.run_dir.join("xds.sock");
-    let policy = proxy.policy.clone();
+    let (policy, xds_metrics) = (proxy.policy.clone(), proxy.metrics.xds.clone());
     let handler = Mesh::new(writer, &config.root_namespace, move |changes: &Changes| policy.tell(changes));
     servers.spawn(async move {
         let complete = || {
             mesh_known.send_replace(true);
             xds_gate.open();
         };
-        let never = xds::client::run(&xds_socket, session, handler, complete).await;
+        let never = xds::client::run(&xds_socket, session, handler, &xds_metrics, complete).await;
         match never {}
     });
     let (drain, watch) = drain::new();
@@ -112,6 +115,7 @@ const PODS_SOCKET: &str = "pods.sock";
 /// Admin, metrics and readiness, each on its own address.
 async fn serve_status(
     config: &Config,
+    levels: telemetry::Levels,
     proxy: &Arc<Proxy>,
     pods: &pods::Listing,
     readiness: &Readiness,
@@ -125,7 +129,10 @@ async fn serve_status(
     let dumped = config.clone();
     let dump = move |_: &Request<()>| answer("application/json", dump::render(&dumped, &proxy, &pods));
     let places = [
-        (config.admin_address, Handlers::new().get("/config_dump", dump)),
+        (
+            config.admin_address,
+            Handlers::new().get("/config_dump", dump).post("/logging", move |asked| levels.answer(asked)),
+        ),
         (
             config.metrics_address,
             Handlers::new().get("/metrics", scrape.clone()).get("/stats/prometheus", scrape),

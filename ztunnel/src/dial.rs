@@ -181,7 +181,10 @@ mod tests {
             .await;
         assert!(started.elapsed() >= deadline);
         assert!(result.unwrap_err().to_string().contains("no answer within 400ms"));
-        assert!(sockets.made.load(Ordering::Relaxed) > PORT_TRIES, "ports without an answer are not ports in use");
+        assert!(
+            sockets.made.load(Ordering::Relaxed) > PORT_TRIES,
+            "ports without an answer are not ports in use"
+        );
     }
 
     fn client() -> ClientAddr {

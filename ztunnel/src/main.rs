@@ -13,7 +13,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> anyhow::Result<()> {
     let config = Config::parse();
-    telemetry::init(&config.telemetry)?;
+    let levels = telemetry::init(&config.telemetry)?;
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.worker_threads())
@@ -22,7 +22,7 @@ fn main() -> anyhow::Result<()> {
         .context("starting threads")?;
     runtime.block_on(async {
         let shutdown = drain::terminated().context("installing signal handlers")?;
-        let surroundings = Surroundings::real(&config)?;
+        let surroundings = Surroundings::real(&config, levels)?;
         Box::pin(app::run(config, surroundings, shutdown)).await
     })
 }

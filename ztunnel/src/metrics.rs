@@ -7,7 +7,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_core::identity::Identity;
+use mesh_core::metrics::process::Process;
 use mesh_core::store::Size;
+use mesh_core::xds;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -175,6 +177,8 @@ pub struct Metrics {
     refused: Gauge,
     unreadable: Gauge,
     denying: Gauge,
+    /// Of the talk with the agent.
+    pub xds: xds::metrics::Metrics,
     /// Label sets that peers made up.
     said: Arc<Mutex<HashSet<PeerLabels>>>,
     registry: Arc<Registry>,
@@ -223,6 +227,8 @@ impl Metrics {
             "Policies that are not valid: connections to everything that they may select are denied",
             denying.clone(),
         );
+        let xds = xds::metrics::Metrics::register(&mut root);
+        root.register_collector(Box::new(Process));
         let istio = root.sub_registry_with_prefix("istio");
         let build = vec![("component", "ztunnel"), ("tag", env!("CARGO_PKG_VERSION"))];
         istio.register("build", "Version of this program", Info::new(build));
@@ -247,6 +253,7 @@ impl Metrics {
             refused,
             unreadable,
             denying,
+            xds,
             said: Arc::default(),
             registry: Arc::new(root),
         }

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
+use super::metrics::Metrics;
 use super::stream::{Reply, Session};
 use super::{Effect, Handler, Rejected};
 use crate::backoff::Backoff;
@@ -34,6 +35,7 @@ pub async fn run(
     socket: &Path,
     mut session: Session,
     mut handler: impl Handler,
+    metrics: &Metrics,
     complete: impl FnOnce(),
 ) -> std::convert::Infallible {
     let mut backoff = Backoff::control_plane();
@@ -41,7 +43,7 @@ pub async fn run(
     loop {
         let started = Instant::now();
         let mut responses = 0_u64;
-        let result = follow(socket, &mut session, &mut handler, |session| {
+        let result = follow(socket, &mut session, &mut handler, metrics, |session| {
             responses += 1;
             if session.is_complete()
                 && let Some(complete) = complete.take()
@@ -54,6 +56,11 @@ pub async fn run(
         if responses > 0 {
             backoff.reset();
         }
+        metrics.ended(match &result {
+            Ok(()) => "Complete",
+            Err(StreamError::Connect { .. }) => "ConnectionError",
+            Err(StreamError::Status(_)) => "Error",
+        });
         let retry_in = backoff.delay();
         match result {
             Ok(()) => tracing::info!(
@@ -76,6 +83,7 @@ async fn follow(
     socket: &Path,
     session: &mut Session,
     handler: &mut impl Handler,
+    metrics: &Metrics,
     mut answered: impl FnMut(&Session),
 ) -> Result<(), StreamError> {
     let mut client =
@@ -87,6 +95,7 @@ async fn follow(
         }
     }
     let mut responses = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await?.into_inner();
+    metrics.started();
     while let Some(response) = responses.message().await? {
         tracing::debug!(
             type_url = response.type_url,
@@ -94,7 +103,9 @@ async fn follow(
             removed = response.removed_resources.len(),
             "xDS response"
         );
+        metrics.received(&response);
         let Reply { request, rejected } = session.receive(response, handler);
+        metrics.rejected(&request.type_url, &rejected);
         rejected.iter().for_each(tell);
         answered(session);
         if requests.send(request).await.is_err() {

@@ -367,8 +367,7 @@ async fn confused_peers_are_disconnected_and_others_served() {
     assert!(matches!(wrong_ack.link.receive::<proto::FromAgent>().await, Err(LinkError::Closed)));
 
     let smuggles = world.connect().await;
-    let (hello, fd) =
-        (proto::Hello { min_version: 1, max_version: 1, ..Default::default() }, descriptor());
+    let (hello, fd) = (proto::Hello { min_version: 1, max_version: 1, ..Default::default() }, descriptor());
     smuggles.send(from_ztunnel::Message::Hello(hello), &[fd.as_fd()]).await;
     assert!(matches!(smuggles.link.receive::<proto::FromAgent>().await, Err(LinkError::Closed)));
 

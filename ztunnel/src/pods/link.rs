@@ -123,8 +123,9 @@ impl Talk<'_> {
             .await
             .map_err(|source| TalkError::Connect { path: socket.to_owned(), source })?;
         link.send(&Conversation::hello(pods.is_draining()), &[]).await?;
-        let (welcome, fds) =
-            tokio::time::timeout(GREETING_TIMEOUT, self.next(pods, &link)).await.map_err(|_| TalkError::Silent)??;
+        let (welcome, fds) = tokio::time::timeout(GREETING_TIMEOUT, self.next(pods, &link))
+            .await
+            .map_err(|_| TalkError::Silent)??;
         self.obey(pods, &link, welcome, fds).await?;
         loop {
             let (message, fds) = self.next(pods, &link).await?;
@@ -133,11 +134,7 @@ impl Talk<'_> {
     }
 
     /// The agent's next message; meanwhile the process may begin to drain, which the agent is told, and end.
-    async fn next(
-        &self,
-        pods: &mut Pods,
-        link: &Link,
-    ) -> Result<(wire::FromAgent, Vec<OwnedFd>), TalkError> {
+    async fn next(&self, pods: &mut Pods, link: &Link) -> Result<(wire::FromAgent, Vec<OwnedFd>), TalkError> {
         loop {
             tokio::select! {
                 biased;

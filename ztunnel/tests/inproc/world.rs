@@ -13,6 +13,7 @@ use mesh_core::addr::{ClientAddr, NextHop, Target};
 use mesh_core::pod_link::Listener;
 use mesh_core::proto::pods::{self as wire, Fd};
 use mesh_core::proto::workload::{self, address::Type};
+use mesh_core::telemetry::Levels;
 use mesh_core::test_ca::TestCa;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -141,7 +142,11 @@ impl World {
             "--drain-deadline=30",
         ];
         let config = Config::parse_from(own.iter().chain(arguments));
-        let surroundings = Surroundings { authority: ca.clone(), open_pod: Arc::new(open_pod) };
+        let surroundings = Surroundings {
+            authority: ca.clone(),
+            open_pod: Arc::new(open_pod),
+            levels: Levels::fixed("info"),
+        };
         let ztunnel =
             tokio::spawn(app::run(config, surroundings, async { signal.await.unwrap_or("dropped") }));
         let (talk, xds, shutdown, kept) = (None, Xds::new(), Some(shutdown), Vec::new());

@@ -27,8 +27,7 @@ impl Draw {
         let count = weights.len();
         // What each has, where `total` is the share of one column.
         let mut has: Vec<u128> = weights.iter().map(|weight| u128::from(*weight) * count as u128).collect();
-        let mut columns: Vec<Column> =
-            (0..count).map(|other| Column { keep: WHOLE as u64, other }).collect();
+        let mut columns: Vec<Column> = (0..count).map(|other| Column { keep: WHOLE as u64, other }).collect();
         let (mut poor, mut rich): (Vec<usize>, Vec<usize>) = (0..count).partition(|i| has[*i] < total);
         while let (Some(small), Some(large)) = (poor.pop(), rich.pop()) {
             columns[small] = Column { keep: (has[small] * WHOLE / total) as u64, other: large };
@@ -77,7 +76,10 @@ mod tests {
             let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
             for (weight, seen) in weights.iter().zip(frequencies(weights, 200_000)) {
                 let expected = f64::from(*weight) / total;
-                assert!((seen - expected).abs() < 0.005, "{weights:?}: {weight} is drawn {seen}, not {expected}");
+                assert!(
+                    (seen - expected).abs() < 0.005,
+                    "{weights:?}: {weight} is drawn {seen}, not {expected}"
+                );
             }
         }
     }
