@@ -25,6 +25,11 @@ pub enum Side {
 pub trait Meter: Send + Sync {
     /// `bytes` more came from `side`.
     fn carried(&self, side: Side, bytes: u64);
+
+    /// Bytes that may be read at once: so much may be left over when the other side stops taking them.
+    fn most_at_once(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// The simplest meter; readable at any time.
@@ -284,6 +289,7 @@ impl Direction {
         meter: &impl Meter,
     ) -> Poll<Result<(), Failed>> {
         let size = STEPS.iter().find(|(from, _)| self.total >= *from).map_or(8 * 1024, |(_, size)| *size);
+        let size = size.min(meter.most_at_once()).max(1024);
         let mut buffer = BUFFER.take();
         if buffer.len() < size {
             buffer.resize(size, 0);

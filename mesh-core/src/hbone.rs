@@ -9,6 +9,7 @@ pub mod request;
 pub mod server;
 pub mod settings;
 pub mod stream;
+pub mod window;
 
 pub use self::client::{ConnectError, Connected, DialError};
 pub use self::request::{Authority, Baggage, ConnectRequest, Forwarded, Host, InvalidRequest, TraceParent};

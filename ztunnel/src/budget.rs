@@ -1,13 +1,18 @@
-//! What one pod may have of the proxy, over all its listeners: connections, and unfinished handshakes with strangers.
+//! What one pod may have of the proxy, over all its listeners: connections, memory for what they hold, and unfinished
+//! handshakes with strangers.
+//!
+//! Memory is divided among the connections that are there: few may hold much, many little (`hbone::window`).
 //!
 //! **Invariant:** who has proved nothing takes nothing away from those who have: handshakes are counted apart, and what
 //! comes in the clear gets at most half of the connections.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use mesh_core::hbone::window::{LARGEST, SMALLEST, Window};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 /// Limits of each pod.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -20,6 +25,10 @@ pub struct Config {
     /// TLS handshakes with one pod that may be unfinished at once; for more, the oldest of the busiest client is closed
     #[arg(long, env = "ZTUNNEL_MAX_POD_HANDSHAKES", default_value_t = 256, value_parser = positive)]
     pub max_pod_handshakes: usize,
+    /// MiB that one pod's connections may hold of bytes received in tunnels and not taken yet; what is gathered to be
+    /// sent may be about as much again
+    #[arg(long, env = "ZTUNNEL_POD_MEMORY_MIB", default_value_t = 256, value_parser = positive)]
+    pub pod_memory_mib: usize,
 }
 
 fn positive(text: &str) -> Result<usize, String> {
@@ -48,12 +57,14 @@ pub struct Budget {
     limits: Config,
     connections: Arc<Semaphore>,
     clear: Arc<Semaphore>,
+    memory: Arc<Memory>,
     handshakes: Arc<Handshakes>,
 }
 
 /// A place for one connection, freed on drop.
 #[derive(Debug)]
 pub struct Share {
+    _memory: Part,
     _connection: OwnedSemaphorePermit,
     _clear: Option<OwnedSemaphorePermit>,
 }
@@ -66,6 +77,7 @@ impl Budget {
             limits,
             connections: places(limits.max_pod_connections),
             clear: places(limits.max_pod_connections.div_ceil(2)),
+            memory: Arc::new(Memory::new(limits.pod_memory_mib << 20)),
             handshakes: Arc::new(Handshakes { max: limits.max_pod_handshakes, state: Mutex::default() }),
         }
     }
@@ -77,7 +89,7 @@ impl Budget {
     pub fn connection(&self) -> Result<Share, Exhausted> {
         let taken = self.connections.clone().try_acquire_owned();
         let connection = taken.map_err(|_| Exhausted::Connections(self.limits.max_pod_connections))?;
-        Ok(Share { _connection: connection, _clear: None })
+        Ok(Share { _memory: self.memory.part(), _connection: connection, _clear: None })
     }
 
     /// A place for a client that has proved nothing.
@@ -90,10 +102,65 @@ impl Budget {
         Ok(Share { _clear: Some(clear), ..self.connection()? })
     }
 
+    /// What one connection may hold, as of any time.
+    pub fn window(&self) -> Window {
+        Window::following(self.memory.window.subscribe())
+    }
+
     /// A place for a handshake with `client`; there is always one, at the cost of another.
     pub fn handshake(&self, client: IpAddr) -> Handshake {
         self.handshakes.begin(client)
     }
+}
+
+/// Divided evenly among connections.
+#[derive(Debug)]
+struct Memory {
+    bytes: usize,
+    connections: AtomicUsize,
+    window: watch::Sender<u32>,
+}
+
+impl Memory {
+    fn new(bytes: usize) -> Self {
+        Self { bytes, connections: AtomicUsize::new(0), window: watch::channel(LARGEST).0 }
+    }
+
+    fn part(self: &Arc<Self>) -> Part {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        self.divide();
+        Part(self.clone())
+    }
+
+    fn divide(&self) {
+        let new = |current| window(self.bytes, self.connections.load(Ordering::Relaxed), current);
+        let current = *self.window.borrow();
+        if new(current) != current {
+            // Others may have come and gone in between.
+            self.window.send_if_modified(|current| {
+                let before = std::mem::replace(current, new(*current));
+                before != *current
+            });
+        }
+    }
+}
+
+/// One connection's.
+#[derive(Debug)]
+struct Part(Arc<Memory>);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.divide();
+    }
+}
+
+/// Each connection's window, a power of two. It shrinks at once but grows late, since every change is told to every peer.
+fn window(bytes: usize, connections: usize, current: u32) -> u32 {
+    let even = bytes / connections.max(1);
+    let fits = 1 << even.max(1).ilog2().min(LARGEST.ilog2());
+    if fits < current || even >= 4 * current as usize { fits.max(SMALLEST) } else { current }
 }
 
 /// Unfinished handshakes, the oldest first.
@@ -183,7 +250,11 @@ mod tests {
     use super::*;
 
     fn budget(connections: usize, handshakes: usize) -> Budget {
-        Budget::new(Config { max_pod_connections: connections, max_pod_handshakes: handshakes })
+        Budget::new(Config {
+            max_pod_connections: connections,
+            max_pod_handshakes: handshakes,
+            pod_memory_mib: 4,
+        })
     }
 
     fn client(last: u8) -> IpAddr {
@@ -208,8 +279,34 @@ mod tests {
         let _others: Vec<_> = (0..2).map(|_| budget.connection().unwrap()).collect();
         drop(clear);
         let _again = budget.clear().unwrap();
-        let one = super::Budget::new(Config { max_pod_connections: 1, max_pod_handshakes: 1 });
-        one.clear().expect("half of one is one");
+        self::budget(1, 1).clear().expect("half of one is one");
+    }
+
+    #[test]
+    fn memory_is_divided() {
+        let budget = budget(1000, 1);
+        let window = budget.window();
+        let mut shares = Vec::new();
+        for (connections, expected) in [
+            (1, 1 << 20),
+            (4, 1 << 20),
+            (5, 512 << 10),
+            (9, 256 << 10),
+            (100, 32 << 10),
+            (1000, 32 << 10),
+            // 4 MiB are divided: 32 parts of 128 KiB are four times of what each had.
+            (33, 32 << 10),
+            (32, 128 << 10),
+            (9, 128 << 10),
+            (8, 512 << 10),
+            (1, 1 << 20),
+        ] {
+            shares.truncate(connections);
+            while shares.len() < connections {
+                shares.push(budget.connection().unwrap());
+            }
+            assert_eq!(window.now(), expected, "{connections} connections");
+        }
     }
 
     #[test]

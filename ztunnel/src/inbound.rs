@@ -68,14 +68,15 @@ async fn accept(pod: &Pod, stream: TcpStream) -> Result<server::Tunnel<TcpStream
         .get(&pod.workload().identity)
         .await
         .map_err(|error| ProxyError::new(Phase::Handshake, Side::Local, error))?;
-    server::handshake(stream, &certificate, server::Config::default())
+    let config = server::Config { window: pod.budget.window(), ..server::Config::default() };
+    server::handshake(stream, &certificate, config)
         .await
         .map_err(|error| ProxyError::new(Phase::Handshake, Side::Downstream, error))
 }
 
 /// A client that got no tunnel has its line and its count, too.
 fn refused(pod: &Pod, client: ClientAddr, local: Option<SocketAddr>, error: ProxyError) {
-    let mut report = Report::new(&pod.proxy, &pod.uid, Direction::Inbound, client);
+    let mut report = Report::new(pod, Direction::Inbound, client);
     report.facts.source.workload = pod.workload_at(client.ip());
     report.facts.destination.workload = Some(pod.workload());
     report.facts.destination.address = local;
@@ -144,7 +145,7 @@ impl Streams {
     }
 
     fn report(&self, destination: &Arc<Workload>, request: Option<&ConnectRequest>) -> Report {
-        let mut report = Report::new(&self.pod.proxy, &self.pod.uid, Direction::Inbound, self.client);
+        let mut report = Report::new(&self.pod, Direction::Inbound, self.client);
         let facts = &mut report.facts;
         facts.mutual_tls = true;
         // The address may be a gateway's or already another pod's: only a workload of the proved identity is meant.

@@ -29,7 +29,7 @@ use crate::tuples::Tuple;
 /// Carries one connection that the pod opened.
 pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: SocketAddr) {
     let client = ClientAddr::from(client);
-    let mut report = Report::new(&pod.proxy, &pod.uid, Direction::Outbound, client);
+    let mut report = Report::new(&pod, Direction::Outbound, client);
     let result = tokio::select! {
         biased;
         () = drain.closing() => Err(ProxyError::new(Phase::Connect, Side::Local, Cause::Cut)),

@@ -21,7 +21,7 @@ use crate::tuples::Tuple;
 /// Carries one connection to the pod.
 pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: SocketAddr) {
     let client = ClientAddr::from(client);
-    let mut report = Report::new(&pod.proxy, &pod.uid, Direction::Inbound, client);
+    let mut report = Report::new(&pod, Direction::Inbound, client);
     let result = tokio::select! {
         biased;
         () = drain.closing() => Err(ProxyError::new(Phase::Connect, Side::Local, Cause::Cut)),

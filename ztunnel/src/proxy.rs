@@ -76,9 +76,10 @@ impl Pod {
         proxy: Arc<Proxy>,
     ) -> Self {
         let dialer = Dialer::new(sockets.clone());
-        let pool = Pool::new(dialer, proxy.certificates.clone(), PoolConfig::default());
-        let policy = proxy.policy.of(&described.uid);
         let budget = Budget::new(proxy.limits);
+        let config = PoolConfig { window: budget.window(), ..PoolConfig::default() };
+        let pool = Pool::new(dialer, proxy.certificates.clone(), config);
+        let policy = proxy.policy.of(&described.uid);
         Self { uid, sockets, pool, tuples: Tuples::default(), budget, proxy, policy, described }
     }
 

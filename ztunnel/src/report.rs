@@ -10,6 +10,7 @@ use std::time::Instant;
 use mesh_core::addr::{ClientAddr, Target};
 use mesh_core::copy::{Meter, Side, Traffic};
 use mesh_core::hbone::Baggage;
+use mesh_core::hbone::window::Window;
 use mesh_core::identity::Identity;
 use mesh_core::service::Service;
 use mesh_core::workload::Workload;
@@ -17,7 +18,7 @@ use tracing::field::{DisplayValue, display};
 
 use crate::connections::{Entry, Place};
 use crate::metrics::{Counters, Label, PeerLabels, Principal, ServiceLabels, TrafficLabels};
-use crate::proxy::Proxy;
+use crate::proxy::{Pod, Proxy};
 use crate::reason::{Cause, Phase, ProxyError, Side as Fault};
 
 /// Which end of the mesh this proxy is for a connection.
@@ -95,6 +96,7 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Metered {
     traffic: Arc<Traffic>,
+    window: Window,
     counters:
         Option<(prometheus_client::metrics::counter::Counter, prometheus_client::metrics::counter::Counter)>,
 }
@@ -109,11 +111,15 @@ impl Meter for Metered {
             };
         }
     }
+
+    fn most_at_once(&self) -> usize {
+        self.window.gathered()
+    }
 }
 
 impl Report {
-    /// A connection from `client` was accepted for the pod with this uid.
-    pub fn new(proxy: &Arc<Proxy>, pod: &Arc<str>, direction: Direction, client: ClientAddr) -> Self {
+    /// A connection from `client` was accepted for the pod.
+    pub fn new(pod: &Pod, direction: Direction, client: ClientAddr) -> Self {
         let source = Party { address: Some(client.get()), ..Default::default() };
         Self {
             facts: Facts {
@@ -124,10 +130,10 @@ impl Report {
                 service: None,
                 mutual_tls: false,
             },
-            proxy: proxy.clone(),
-            pod: pod.clone(),
+            proxy: pod.proxy.clone(),
+            pod: pod.uid.clone(),
             started: Instant::now(),
-            meter: Arc::new(Metered { traffic: Arc::default(), counters: None }),
+            meter: Arc::new(Metered { traffic: Arc::default(), window: pod.budget.window(), counters: None }),
             counters: None,
             place: None,
             written: false,
@@ -137,9 +143,9 @@ impl Report {
     /// Its destination is known: it counts as opened from now on, with the labels that the facts give now.
     pub fn open(&mut self) {
         let counters = self.proxy.metrics.open(&self.labels("-"));
-        let traffic = self.meter.traffic.clone();
+        let (traffic, window) = (self.meter.traffic.clone(), self.meter.window.clone());
         let live = (counters.received.clone(), counters.sent.clone());
-        self.meter = Arc::new(Metered { traffic: traffic.clone(), counters: Some(live) });
+        self.meter = Arc::new(Metered { traffic: traffic.clone(), window, counters: Some(live) });
         self.counters = Some(counters);
         self.place = Some(self.proxy.connections.open(Entry {
             direction: self.facts.direction,

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::request::{Baggage, ConnectRequest, REASON, text};
 use super::settings::{self, HANDSHAKE_TIMEOUT, KeepAlive};
 use super::stream::HboneStream;
+use super::window::{Resizing, Window};
 use crate::certs::{CertError, WorkloadCert};
 use crate::identity::Identity;
 use crate::tls::{self, TlsError};
@@ -99,41 +100,54 @@ pub async fn handshake<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     certificate: &WorkloadCert,
     expected: &[Identity],
     keep_alive: KeepAlive,
+    window: Window,
 ) -> Result<(Arc<Tunnel>, impl Future<Output = ()> + Send + use<IO>), DialError> {
     let handshake = async {
         let (io, peer) = tls::client::connect(io, certificate, expected).await?;
         let broken = io.broken();
-        let (requests, connection) = settings::client()
+        let (requests, connection) = settings::client(&window)
             .handshake::<_, Bytes>(io)
             .await
             .map_err(|e| DialError::Http2(e.to_string()))?;
-        Ok::<_, DialError>((requests, connection, peer, broken))
+        let resizing = Resizing::new(window.clone(), window.now());
+        Ok::<_, DialError>((requests, connection, resizing, peer, broken))
     };
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
-    let (requests, connection, peer, broken) = handshake.map_err(|_| TlsError::Timeout)??;
+    let (requests, connection, resizing, peer, broken) = handshake.map_err(|_| TlsError::Timeout)??;
     let tunnel = Arc::new(Tunnel {
         requests,
         peer,
         load: Arc::new(Load { streams: AtomicUsize::new(0), idle_since: Mutex::new(Instant::now()) }),
         end: Arc::new(OnceLock::new()),
         broken,
+        window,
     });
-    let driver = drive(connection, tunnel.end.clone(), keep_alive);
+    let driver = drive(connection, resizing, tunnel.end.clone(), keep_alive);
     Ok((tunnel, driver))
 }
 
 async fn drive<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     mut connection: h2::client::Connection<IO, Bytes>,
+    mut resizing: Resizing,
     end: Arc<OnceLock<String>>,
     keep_alive: KeepAlive,
 ) {
     let dead = settings::until_dead(connection.ping_pong(), keep_alive);
-    let why = tokio::select! {
-        result = connection => match result {
-            Ok(()) => "closed".to_owned(),
-            Err(error) => error.to_string(),
-        },
-        () = dead => format!("no answer to a ping within {:?}", keep_alive.timeout),
+    tokio::pin!(dead);
+    let why = loop {
+        tokio::select! {
+            result = &mut connection => break match result {
+                Ok(()) => "closed".to_owned(),
+                Err(error) => error.to_string(),
+            },
+            wanted = resizing.due() => {
+                let asked = connection.set_initial_window_size(wanted);
+                if resizing.asked(wanted, asked).is_err() {
+                    break "the peer does not acknowledge settings".to_owned();
+                }
+            }
+            () = &mut dead => break format!("no answer to a ping within {:?}", keep_alive.timeout),
+        }
     };
     let _ = end.set(why);
 }
@@ -147,6 +161,7 @@ pub struct Tunnel {
     /// Why it ended, once it has.
     end: Arc<OnceLock<String>>,
     broken: tls::Broken,
+    window: Window,
 }
 
 #[derive(Debug)]
@@ -227,7 +242,7 @@ impl Tunnel {
             return Err(ConnectError::Refused { status, reason });
         }
         let baggage = Baggage::parse(&head.headers);
-        let stream = HboneStream::new(send, receive, Some(lease));
+        let stream = HboneStream::new(send, receive, self.window.clone(), Some(lease));
         Ok(Connected { stream, peer: self.peer.clone(), baggage })
     }
 

@@ -21,11 +21,12 @@ use tokio_util::task::TaskTracker;
 use super::client::{self, ConnectError, Connected, DialError, Lease, Tunnel};
 use super::request::ConnectRequest;
 use super::settings::KeepAlive;
+use super::window::Window;
 use crate::certs::Certificates;
 use crate::identity::Identity;
 
 /// Limits of a pool.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Streams at once on one tunnel; for more, another is dialled.
     pub max_streams: usize,
@@ -37,6 +38,8 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// How a dead peer is found.
     pub keep_alive: KeepAlive,
+    /// What one stream may hold.
+    pub window: Window,
 }
 
 impl Default for Config {
@@ -47,6 +50,7 @@ impl Default for Config {
             max_tunnels: 1024,
             connect_timeout: Duration::from_secs(10),
             keep_alive: KeepAlive::default(),
+            window: Window::default(),
         }
     }
 }
@@ -112,7 +116,7 @@ struct Slot {
 impl<D: Dial> Pool<D> {
     /// An empty pool; must be called inside a tokio runtime.
     pub fn new(dial: D, certificates: Certificates, config: Config) -> Self {
-        let stop = CancellationToken::new();
+        let (stop, idle) = (CancellationToken::new(), config.idle);
         let inner = Arc::new(Inner {
             slots: Mutex::default(),
             dial,
@@ -124,9 +128,9 @@ impl<D: Dial> Pool<D> {
         let weak = Arc::downgrade(&inner);
         let sweeping = async move {
             loop {
-                tokio::time::sleep(config.idle / 4).await;
+                tokio::time::sleep(idle / 4).await;
                 let Some(inner) = weak.upgrade() else { return };
-                inner.sweep(config.idle);
+                inner.sweep(idle);
             }
         };
         inner.drivers.spawn(stop.clone().run_until_cancelled_owned(sweeping));
@@ -228,8 +232,14 @@ impl<D: Dial> Inner<D> {
             .await
             .map_err(|_| DialError::ConnectTimeout(timeout))?
             .map_err(|error| DialError::Connect(error.to_string()))?;
-        let (tunnel, driver) =
-            client::handshake(io, &certificate, &key.expected, self.config.keep_alive).await?;
+        let (tunnel, driver) = client::handshake(
+            io,
+            &certificate,
+            &key.expected,
+            self.config.keep_alive,
+            self.config.window.clone(),
+        )
+        .await?;
         self.drivers.spawn(self.stop.clone().run_until_cancelled_owned(driver));
         if self.len() >= self.config.max_tunnels {
             self.sweep(YOUNG);

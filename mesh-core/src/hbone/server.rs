@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use super::request::{Baggage, ConnectRequest, InvalidRequest, REASON};
 use super::settings::{self, HANDSHAKE_TIMEOUT, KeepAlive, MAX_STREAMS};
 use super::stream::HboneStream;
+use super::window::{Resizing, Window};
 use crate::certs::WorkloadCert;
 use crate::drain::Watch;
 use crate::identity::Identity;
@@ -25,7 +26,7 @@ use crate::tls::{self, TlsError};
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 /// Limits of one tunnel.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Streams at once, at most [`MAX_STREAMS`].
     pub max_streams: u32,
@@ -33,6 +34,8 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// How a dead client is found.
     pub keep_alive: KeepAlive,
+    /// What one stream may hold.
+    pub window: Window,
 }
 
 impl Default for Config {
@@ -41,6 +44,7 @@ impl Default for Config {
             max_streams: MAX_STREAMS,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             keep_alive: KeepAlive::default(),
+            window: Window::default(),
         }
     }
 }
@@ -96,6 +100,7 @@ pub struct Tunnel<IO> {
     connection: h2::server::Connection<tls::Stream<IO>, Bytes>,
     client: Identity,
     config: Config,
+    resizing: Resizing,
 }
 
 /// TLS as `certificate`'s identity, then HTTP/2, over an accepted connection.
@@ -107,18 +112,20 @@ pub async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(
     certificate: &WorkloadCert,
     config: Config,
 ) -> Result<Tunnel<IO>, HandshakeError> {
+    let timeout = config.handshake_timeout;
     let handshake = async {
         let (io, client) = tls::server::accept(io, certificate).await?;
         let broken = io.broken();
-        let connection = settings::server(config.max_streams).handshake(io).await.map_err(|error| {
-            match broken.reason() {
-                Some(reason) => HandshakeError::Tls(reason.clone()),
-                None => HandshakeError::Http2(error.to_string()),
-            }
-        })?;
-        Ok(Tunnel { connection, client, config })
+        let resizing = Resizing::new(config.window.clone(), config.window.now());
+        let connection =
+            settings::server(config.max_streams, &config.window).handshake(io).await.map_err(|error| {
+                match broken.reason() {
+                    Some(reason) => HandshakeError::Tls(reason.clone()),
+                    None => HandshakeError::Http2(error.to_string()),
+                }
+            })?;
+        Ok(Tunnel { connection, client, config, resizing })
     };
-    let timeout = config.handshake_timeout;
     tokio::time::timeout(timeout, handshake).await.unwrap_or(Err(HandshakeError::Timeout(timeout)))
 }
 
@@ -151,7 +158,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
             tokio::select! {
                 // While this is polled all streams of the tunnel make progress.
                 accepted = self.connection.accept() => match accepted {
-                    Some(Ok((request, respond))) => answer(request, respond, &handler, &mut streams),
+                    Some(Ok((request, respond))) => {
+                        answer(request, respond, &handler, &self.config.window, &mut streams);
+                    }
                     // A client that leaves when it was asked to, or when nothing is under way, breaks nothing.
                     Some(Err(error)) if error.is_io() && (draining || reaped(&mut streams).is_empty()) => {
                         break Ok(());
@@ -164,6 +173,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
                     self.connection.graceful_shutdown();
                 }
                 () = drain.closing() => break Ok(()),
+                wanted = self.resizing.due() => {
+                    let asked = self.connection.set_initial_window_size(wanted);
+                    if self.resizing.asked(wanted, asked).is_err() {
+                        break Err(TunnelError::Broken("it does not acknowledge settings".to_owned()));
+                    }
+                }
                 () = &mut dead => break Err(TunnelError::Dead(keep_alive.timeout)),
                 Some(ended) = streams.join_next() => log_panic(ended),
             }
@@ -189,11 +204,13 @@ fn answer(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
     handler: &impl Handler,
+    window: &Window,
     streams: &mut JoinSet<()>,
 ) {
     match ConnectRequest::parse(&request) {
         Ok(parsed) => {
-            let incoming = Incoming { request: parsed, respond, receive: request.into_body() };
+            let window = window.clone();
+            let incoming = Incoming { request: parsed, respond, receive: request.into_body(), window };
             streams.spawn(handler.clone().connect(incoming));
         }
         Err(error) => {
@@ -229,6 +246,7 @@ pub struct Incoming {
     request: ConnectRequest,
     respond: SendResponse<Bytes>,
     receive: RecvStream,
+    window: Window,
 }
 
 impl Incoming {
@@ -245,7 +263,7 @@ impl Incoming {
         let mut response = Response::new(());
         workload.write(response.headers_mut());
         let send = self.respond.send_response(response, false).map_err(std::io::Error::other)?;
-        Ok(HboneStream::new(send, self.receive, None))
+        Ok(HboneStream::new(send, self.receive, self.window, None))
     }
 
     /// Answers with another status, and says why in words for the client's log.

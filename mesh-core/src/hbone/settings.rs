@@ -7,25 +7,22 @@ use std::time::Duration;
 
 use h2::{Ping, PingPong};
 
+use super::window::{self, Window};
+
 /// Streams that a server takes at once on one connection.
 pub const MAX_STREAMS: u32 = 200;
-/// Bytes that one stream may have under way: 8 Gb/s at a round trip of 1 ms. Istio has 4 MiB here and 16 MiB for the
-/// connection, where four stalled readers stop the rest.
-const STREAM_WINDOW: u32 = 1 << 20;
 /// See the module.
-const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
+const CONNECTION_WINDOW: u32 = MAX_STREAMS * window::LARGEST;
 /// Largest frame that we take, in bytes: fewer frames for bulk.
 const MAX_FRAME: u32 = 1 << 20;
 /// Request heads are small: an authority, baggage and a few identifiers.
 const CLIENT_HEADER_LIST: u32 = 16 * 1024;
 /// Istio's servers take as much.
 const SERVER_HEADER_LIST: u32 = 64 * 1024;
-/// What one stream may queue in us for a peer that reads slower than the app writes, in bytes.
-const SEND_BUFFER: usize = 512 * 1024;
 /// What unread frames may cost beside their bytes before h2 closes the connection as abuse, in bytes; it counts up to
 /// 256 for a frame that is shorter. Its default has killed tunnels that carry databases, whose frames are tiny: this is
 /// what flow control allows on one stream in frames of one byte, so one stalled reader cannot end a tunnel.
-const DATA_FRAME_BUDGET: usize = 256 * STREAM_WINDOW as usize;
+const DATA_FRAME_BUDGET: usize = 256 * window::LARGEST as usize;
 /// Clients that give up before they are answered are no attack as long as each holds a stream.
 const PENDING_RESETS: usize = MAX_STREAMS as usize;
 
@@ -47,28 +44,28 @@ impl Default for KeepAlive {
     }
 }
 
-pub(super) fn client() -> h2::client::Builder {
+pub(super) fn client(window: &Window) -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
         .enable_push(false)
-        .initial_window_size(STREAM_WINDOW)
+        .initial_window_size(window.now())
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(CLIENT_HEADER_LIST)
-        .max_send_buffer_size(SEND_BUFFER)
+        .max_send_buffer_size(window.queued())
         .data_frame_budget(DATA_FRAME_BUDGET);
     builder
 }
 
-pub(super) fn server(max_streams: u32) -> h2::server::Builder {
+pub(super) fn server(max_streams: u32, window: &Window) -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
         .max_concurrent_streams(max_streams)
-        .initial_window_size(STREAM_WINDOW)
+        .initial_window_size(window.now())
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(SERVER_HEADER_LIST)
-        .max_send_buffer_size(SEND_BUFFER)
+        .max_send_buffer_size(window.queued())
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .data_frame_budget(DATA_FRAME_BUDGET);
     builder

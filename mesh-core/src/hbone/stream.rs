@@ -17,11 +17,10 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::client::Lease;
+use super::window::Window;
 
-/// Gathered bytes that are handed to HTTP/2 without waiting for a flush.
+/// Gathered bytes that are handed to HTTP/2 without waiting for a flush; at most a window's share is gathered.
 const HAND_OVER: usize = 16 * 1024;
-/// Most bytes that are gathered here for a peer that does not read.
-const MAX_GATHERED: usize = 256 * 1024;
 
 /// See the module. Dropping it before it was shut down aborts it; after that, what the peer still sends is refused
 /// (CANCEL).
@@ -35,6 +34,7 @@ pub struct HboneStream {
     gathered: BytesMut,
     finished: bool,
     ended: Option<Ended>,
+    window: Window,
     /// A client's place on its connection.
     _lease: Option<Lease>,
 }
@@ -46,9 +46,14 @@ enum Ended {
 }
 
 impl HboneStream {
-    pub(super) fn new(send: SendStream<Bytes>, receive: RecvStream, lease: Option<Lease>) -> Self {
+    pub(super) fn new(
+        send: SendStream<Bytes>,
+        receive: RecvStream,
+        window: Window,
+        lease: Option<Lease>,
+    ) -> Self {
         let (unread, gathered) = (Bytes::new(), BytesMut::new());
-        Self { send, receive, unread, gathered, finished: false, ended: None, _lease: lease }
+        Self { send, receive, unread, gathered, finished: false, ended: None, window, _lease: lease }
     }
 
     /// Ends both directions at once, and tells the peer that this is not how they should have ended. Bytes that are
@@ -141,14 +146,15 @@ impl AsyncWrite for HboneStream {
         if self.finished {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        if self.gathered.len() >= MAX_GATHERED {
+        let most = self.window.gathered();
+        if self.gathered.len() >= most {
             match self.poll_hand_over(cx) {
                 Poll::Ready(handed_over) => handed_over?,
-                Poll::Pending if self.gathered.len() < MAX_GATHERED => {}
+                Poll::Pending if self.gathered.len() < most => {}
                 Poll::Pending => return Poll::Pending,
             }
         }
-        let length = buf.len().min(MAX_GATHERED - self.gathered.len());
+        let length = buf.len().min(most - self.gathered.len());
         self.gathered.extend_from_slice(&buf[..length]);
         if self.gathered.len() >= HAND_OVER
             && let Poll::Ready(Err(error)) = self.poll_hand_over(cx)

@@ -21,6 +21,7 @@ use crate::tls::{CertificateFault, TlsError};
 mod refusals;
 mod transfer;
 mod tunnels;
+mod windows;
 
 const CLIENT: &str = "spiffe://cluster.local/ns/payments/sa/api-gateway";
 const SERVER: &str = "spiffe://cluster.local/ns/payments/sa/payment-service";
@@ -50,7 +51,7 @@ impl Server {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 count.fetch_add(1, Ordering::SeqCst);
-                let (certificate, handler) = (certificate.clone(), handler.clone());
+                let (certificate, handler, config) = (certificate.clone(), handler.clone(), config.clone());
                 let (watch, ended) = (watch.clone(), ended.clone());
                 tunnels.spawn(async move {
                     let served = match server::handshake(stream, &certificate, config).await {

@@ -1,6 +1,7 @@
 //! Those who are not let in, and what they are told.
 
 use super::*;
+use crate::hbone::window::Window;
 use crate::identity::Identity;
 
 async fn refuse(incoming: Incoming) {
@@ -89,7 +90,9 @@ async fn a_client_of_another_root_is_told_by_the_first_request() {
         let stream = TcpStream::connect(server.address).await.unwrap();
         let expected = [SERVER.parse().unwrap()];
         let (tunnel, driver) =
-            client::handshake(stream, &client, &expected, KeepAlive::default()).await.unwrap();
+            client::handshake(stream, &client, &expected, KeepAlive::default(), Window::default())
+                .await
+                .unwrap();
         let driver = tokio::spawn(driver);
         let error = tunnel.connect(&request(), tunnel.lease(1).unwrap()).await.unwrap_err();
         let fault = TlsError::Ours(CertificateFault::UnknownIssuer);
