@@ -61,12 +61,17 @@ impl Drain {
         });
     }
 
+    /// Tells all to stop at once.
+    pub fn close(&self) {
+        self.stage.send_replace(Stage::Closing);
+    }
+
     /// Asks all to finish, waits until all watches are dropped or `deadline` has passed, and then tells the rest to
     /// stop at once. Returns whether all had finished in time; the caller's own watches must be dropped before.
     pub async fn finish(self, deadline: Duration) -> bool {
         self.start();
-        let in_time = tokio::time::timeout(deadline, self.stage.closed()).await.is_ok();
-        self.stage.send_replace(Stage::Closing);
+        let in_time = tokio::time::timeout(deadline, self.done()).await.is_ok();
+        self.close();
         in_time
     }
 }

@@ -93,6 +93,8 @@ pub struct Workload {
     pub host_network: bool,
     /// Relative share of its services' connections; 0: none.
     pub capacity: u32,
+    /// No network policy can apply to it, so that its connections on its node need not pass the network.
+    pub shortcut: bool,
 }
 
 /// How a workload takes connections.

@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::connections::Connections;
 use crate::dump;
 use crate::metrics::Metrics;
+use crate::neighbours::Neighbours;
 use crate::pods::{self, OpenPod, Pods};
 use crate::policy::PolicyChanges;
 use crate::proxy::Proxy;
@@ -69,6 +70,8 @@ pub async fn run(
         connections: Connections::default(),
         policy: PolicyChanges::default(),
         limits: config.budget,
+        neighbours: Neighbours::default(),
+        same_node_mtls: config.same_node_mtls,
     });
     let (mesh_known, known) = watch::channel(false);
     let pods = Pods::new(proxy.clone(), surroundings.open_pod, known);

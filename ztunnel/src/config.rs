@@ -53,6 +53,9 @@ pub struct Config {
     /// Threads that carry connections; 0: a quarter of the processors, but two at least
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", default_value_t = 0)]
     pub threads: usize,
+    /// Carry connections between two pods of this node over mutual TLS, too, although no byte of theirs leaves the node
+    #[arg(long, env = "ZTUNNEL_SAME_NODE_MTLS")]
+    pub same_node_mtls: bool,
     #[command(flatten)]
     #[allow(missing_docs, reason = "a doc comment would replace the help's introduction")]
     pub budget: budget::Config,

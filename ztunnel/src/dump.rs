@@ -69,6 +69,7 @@ fn workload_json(workload: &Workload) -> Value {
         "services": workload.services.iter().map(|member| member.service.to_string()).collect::<Vec<_>>(),
         "authorizationPolicies": strings(&workload.authorization_policies),
         "hostNetwork": workload.host_network,
+        "shortcut": workload.shortcut,
     })
 }
 

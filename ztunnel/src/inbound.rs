@@ -4,6 +4,7 @@
 
 pub mod admit;
 pub mod authority;
+pub mod near;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use mesh_core::workload::{Membership, Workload};
 use tokio::net::TcpStream;
 
 use self::admit::{Admitted, admit, exhausted};
+use crate::metrics::Security;
 use crate::proxy::{Pod, baggage, carry};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::{Direction, Report};
@@ -46,8 +48,14 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
                 }
             };
             let peer = tunnel.client().clone();
-            let streams =
-                Streams { pod, drain: drain.clone(), client, peer, local: local.ip().to_canonical() };
+            let streams = Arrival {
+                pod,
+                drain: drain.clone(),
+                client,
+                peer,
+                local: local.ip().to_canonical(),
+                security: Security::MutualTls,
+            };
             // Its connections have told their own fate; this is about the connection below them.
             if let Err(error) = Box::pin(tunnel.serve(streams, drain)).await {
                 tracing::debug!(peer = %client, %error, "tunnel ended");
@@ -83,29 +91,36 @@ fn refused(pod: &Pod, client: ClientAddr, local: Option<SocketAddr>, error: Prox
     report.finish(&Err(error));
 }
 
-/// What the connections of one tunnel have in common.
+/// Waits until the pod's time is over.
+async fn cut(drain: &Watch) -> ProxyError {
+    drain.closing().await;
+    ProxyError::new(Phase::Connect, Side::Local, Cause::Cut)
+}
+
+/// Who comes to which pod, and what is known of that; the same for all connections of a tunnel.
 #[derive(Clone)]
-struct Streams {
+struct Arrival {
     pod: Arc<Pod>,
     drain: Watch,
     client: ClientAddr,
     peer: Identity,
     local: IpAddr,
+    security: Security,
 }
 
-impl Handler for Streams {
+impl Handler for Arrival {
     async fn connect(self, mut incoming: Incoming) {
         let destination = self.pod.workload();
         let mut report = self.report(&destination, Some(incoming.request()));
         let result = tokio::select! {
             biased;
-            () = self.drain.closing() => Err(ProxyError::new(Phase::Connect, Side::Local, Cause::Cut)),
+            error = cut(&self.drain) => Err(error),
             dialled = self.dial(&destination, &mut incoming, &mut report) => dialled,
         };
         let result = match result {
             Ok(Admitted { upstream, permit, _occupied }) => match incoming.accept(&baggage(&destination)) {
                 Ok(downstream) => {
-                    carry(downstream, upstream, &report.meter(), &self.drain, Some(&permit)).await
+                    carry(downstream, upstream, &*report.meter(), self.drain.closing(), Some(&permit)).await
                 }
                 Err(_) => Err(ProxyError::new(Phase::Connect, Side::Downstream, Cause::Abandoned)),
             },
@@ -123,18 +138,14 @@ impl Handler for Streams {
     }
 }
 
-impl Streams {
+impl Arrival {
     async fn dial(
         &self,
         destination: &Workload,
         incoming: &mut Incoming,
         report: &mut Report,
     ) -> Result<Admitted, ProxyError> {
-        let target = authority::check(incoming.request(), self.local, destination, &self.pod.proxy.mesh)
-            .map_err(|refusal| ProxyError::new(Phase::Request, Side::Downstream, refusal))?;
-        report.facts.destination.address = Some(target.get());
-        report.facts.service = self.service(destination, incoming.request(), target);
-        let connection = Connection { peer: Some(self.peer.clone()), client: self.client, target };
+        let connection = self.check(destination, incoming.request(), report)?;
         tokio::select! {
             biased;
             admitted = admit(&self.pod, connection, report) => admitted,
@@ -144,10 +155,24 @@ impl Streams {
         }
     }
 
+    /// What is asked for, as far as it is this pod's.
+    fn check(
+        &self,
+        destination: &Workload,
+        request: &ConnectRequest,
+        report: &mut Report,
+    ) -> Result<Connection, ProxyError> {
+        let target = authority::check(request, self.local, destination, &self.pod.proxy.mesh)
+            .map_err(|refusal| ProxyError::new(Phase::Request, Side::Downstream, refusal))?;
+        report.facts.destination.address = Some(target.get());
+        report.facts.service = self.service(destination, request, target);
+        Ok(Connection { peer: Some(self.peer.clone()), client: self.client, target })
+    }
+
     fn report(&self, destination: &Arc<Workload>, request: Option<&ConnectRequest>) -> Report {
         let mut report = Report::new(&self.pod, Direction::Inbound, self.client);
         let facts = &mut report.facts;
-        facts.mutual_tls = true;
+        facts.security = self.security;
         // The address may be a gateway's or already another pod's: only a workload of the proved identity is meant.
         facts.source.workload =
             self.pod.workload_at(self.client.ip()).filter(|known| known.identity == self.peer);

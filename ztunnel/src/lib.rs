@@ -10,6 +10,7 @@ pub mod dial;
 pub mod dump;
 pub mod inbound;
 pub mod metrics;
+pub mod neighbours;
 pub mod outbound;
 pub mod passthrough;
 pub mod pods;

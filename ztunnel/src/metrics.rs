@@ -79,6 +79,29 @@ pub struct ServiceLabels {
     pub name: Label,
 }
 
+/// How the bytes of a connection were carried: the label `connection_security_policy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Security {
+    /// In the clear, from or to somebody outside the mesh.
+    #[default]
+    Unknown,
+    /// Both ends proved who they are.
+    MutualTls,
+    /// Between two pods of this node, inside this process. Nothing was encrypted, hence `none`, Istio's word for that;
+    /// yet both principals are given, since the kernel vouches for them: each end is in the network namespace of its pod.
+    SameNode,
+}
+
+impl Security {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Unknown => UNKNOWN,
+            Self::MutualTls => "mutual_tls",
+            Self::SameNode => "none",
+        }
+    }
+}
+
 /// Labels of the `istio_tcp_*` families.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TrafficLabels {
@@ -92,14 +115,13 @@ pub struct TrafficLabels {
     pub service: ServiceLabels,
     /// `-`, or why it failed.
     pub response_flags: &'static str,
-    /// Whether both ends proved who they are.
-    pub mutual_tls: bool,
+    /// How the bytes were carried.
+    pub security: Security,
 }
 
 impl EncodeLabelSet for TrafficLabels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
-        let Self { reporter, source, destination, service, response_flags, mutual_tls } = self;
-        let security = if *mutual_tls { "mutual_tls" } else { UNKNOWN };
+        let Self { reporter, source, destination, service, response_flags, security } = self;
         let labels: [(&str, &dyn Value); 27] = [
             ("reporter", &reporter.reporter()),
             ("source_workload", &source.workload),
@@ -123,7 +145,7 @@ impl EncodeLabelSet for TrafficLabels {
             ("destination_cluster", &destination.cluster),
             ("request_protocol", &"tcp"),
             ("response_flags", response_flags),
-            ("connection_security_policy", &security),
+            ("connection_security_policy", &security.label()),
             ("source_region", &source.region),
             ("source_zone", &source.zone),
             ("destination_region", &destination.region),
@@ -334,7 +356,7 @@ mod tests {
             destination: PeerLabels::default(),
             service: ServiceLabels::default(),
             response_flags: "-",
-            mutual_tls: true,
+            security: Security::MutualTls,
         };
         let counters = metrics.open(&labels);
         counters.sent.inc_by(5);

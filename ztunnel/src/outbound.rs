@@ -19,6 +19,9 @@ use tokio::net::TcpStream;
 use self::plan::{Plan, Route};
 use crate::budget::Share;
 use crate::inbound::admit::exhausted;
+use crate::inbound::near::{self, Arrived};
+use crate::metrics::Security;
+use crate::neighbours::Neighbour;
 use crate::policy::Permit;
 use crate::proxy::{Pod, baggage, carry};
 use crate::reason::{Cause, Phase, ProxyError, Side};
@@ -50,6 +53,8 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
 /// The far side, ready for bytes.
 enum Upstream {
     Tunnel(HboneStream),
+    /// A pod of this process.
+    Near(Box<Arrived>),
     /// With the address pair that it occupies.
     Plain(TcpStream, Tuple),
     /// The same to the pod itself, whose policy counts.
@@ -60,10 +65,11 @@ impl Upstream {
     async fn carry(self, stream: TcpStream, report: &Report, drain: &Watch) -> Result<(), ProxyError> {
         let meter = report.meter();
         match self {
-            Self::Tunnel(upstream) => carry(stream, upstream, &meter, drain, None).await,
-            Self::Plain(upstream, _tuple) => carry(stream, upstream, &meter, drain, None).await,
+            Self::Near(arrived) => arrived.carry(stream, meter, drain).await,
+            Self::Tunnel(upstream) => carry(stream, upstream, &*meter, drain.closing(), None).await,
+            Self::Plain(upstream, _tuple) => carry(stream, upstream, &*meter, drain.closing(), None).await,
             Self::Own(upstream, _tuple, permit) => {
-                carry(stream, upstream, &meter, drain, Some(&permit)).await
+                carry(stream, upstream, &*meter, drain.closing(), Some(&permit)).await
             }
         }
     }
@@ -88,12 +94,19 @@ async fn connect(
     let share = pod.budget.connection().map_err(exhausted)?;
     let plan = plan::outbound(&pod.proxy.mesh, &source, dst, rand::random::<u64>() as usize)
         .map_err(|error| ProxyError::new(Phase::Plan, Side::Upstream, error))?;
-    planned(report, &source, &plan);
+    let neighbour = neighbour(pod, &plan);
+    planned(report, &source, &plan, neighbour.as_ref());
     let upstream = match plan.route.clone() {
-        Route::Hbone { next_hop, expected } => {
-            let key = key(&source, client, next_hop, expected, &plan);
+        Route::Hbone { next_hop, expected, .. } => {
             let request = request(&source, client, &plan);
-            Upstream::Tunnel(tunnel(pod, key, request, report).await?)
+            if let Some(neighbour) = neighbour {
+                let (peer, local) = (source.identity.clone(), plan.target.ip());
+                let arrived = Box::pin(near::arrive(neighbour, peer, client, &request, local)).await?;
+                Upstream::Near(Box::new(arrived))
+            } else {
+                let key = key(&source, client, next_hop, expected, &plan);
+                Upstream::Tunnel(tunnel(pod, key, request, report).await?)
+            }
         }
         Route::Plain => {
             let (stream, tuple) = pod.connect_plain(client, plan.target).await?;
@@ -112,17 +125,32 @@ async fn connect(
     Ok((upstream, (accepted, share)))
 }
 
+/// The destination, if its connections may skip the network and this process serves it.
+fn neighbour(pod: &Pod, plan: &Plan) -> Option<Neighbour> {
+    let Route::Hbone { near: true, expected, .. } = &plan.route else { return None };
+    let neighbours = (!pod.proxy.same_node_mtls).then_some(&pod.proxy.neighbours)?;
+    let found = neighbours.find(&plan.destination.as_ref()?.uid)?;
+    // What a tunnel's end would have to prove, and the address that it would be at.
+    let is_it = expected.contains(&found.pod.workload().identity)
+        && found.pod.described().addresses.contains(&plan.target.ip());
+    is_it.then_some(found)
+}
+
 /// Tells the report what the plan is.
-fn planned(report: &mut Report, source: &Workload, plan: &Plan) {
+fn planned(report: &mut Report, source: &Workload, plan: &Plan, neighbour: Option<&Neighbour>) {
     let facts = &mut report.facts;
     facts.destination.workload.clone_from(&plan.destination);
     facts.service = plan.service.as_ref().map(|entry| entry.service.clone());
     facts.destination.address = Some(plan.target.get());
-    if let Route::Hbone { next_hop, .. } = &plan.route {
+    if let Some(neighbour) = neighbour {
+        facts.source.identity = Some(source.identity.clone());
+        facts.destination.identity = Some(neighbour.pod.workload().identity.clone());
+        facts.security = Security::SameNode;
+    } else if let Route::Hbone { next_hop, .. } = &plan.route {
         facts.destination.address = Some(next_hop.get());
         facts.hbone_target = Some(plan.target);
         facts.source.identity = Some(source.identity.clone());
-        facts.mutual_tls = true;
+        facts.security = Security::MutualTls;
     }
     report.open();
 }

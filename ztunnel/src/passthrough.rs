@@ -29,7 +29,7 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
     };
     let result = match result {
         Ok((Admitted { upstream, permit, _occupied }, _accepted)) => {
-            carry(stream, upstream, &report.meter(), &drain, Some(&permit)).await
+            carry(stream, upstream, &*report.meter(), drain.closing(), Some(&permit)).await
         }
         Err(error) => {
             // As the application itself would have answered.

@@ -38,6 +38,9 @@ pub type OpenPod = dyn Fn(OwnedFd, FlagMap) -> Arc<dyn Sockets> + Send + Sync;
 /// For the configuration dump: uid and workload of each pod that is served.
 pub type Listing = Arc<ArcSwap<Vec<(String, Arc<Workload>)>>>;
 
+/// For other pods' connections to a pod that is gone; they only have to notice.
+const NEIGHBOURS_GRACE: Duration = Duration::from_secs(1);
+
 /// Becomes true when the mesh is known as a whole (workloads, services and policies), and stays so.
 pub type MeshKnown = watch::Receiver<bool>;
 
@@ -118,6 +121,7 @@ impl Pods {
     /// Stops serving a pod: cuts its connections and closes all its descriptors.
     pub async fn remove(&mut self, uid: &str) {
         let Some(served) = self.served.remove(uid) else { return };
+        self.proxy.neighbours.remove(&served.pod);
         tracing::info!(pod = %served.info.wire.name, namespace = %served.info.wire.namespace, uid, "no longer serving pod");
         let identity = served.info.workload.identity.clone();
         served.stop().await;
@@ -144,6 +148,7 @@ impl Pods {
     /// Takes no new connections from now on; the open ones may end until `deadline`. Pods can still be removed.
     pub fn drain(&mut self, deadline: Duration) {
         self.end = Some(Instant::now() + deadline);
+        self.proxy.neighbours.clear();
         for drain in self.served.values().flat_map(Served::drains) {
             drain.start();
         }
@@ -163,6 +168,7 @@ impl Pods {
 
     /// Cuts what is left and closes everything.
     pub async fn stop(self) {
+        self.proxy.neighbours.clear();
         let mut stopping = JoinSet::new();
         for served in self.served.into_values() {
             stopping.spawn(served.stop());
@@ -178,6 +184,7 @@ impl Pods {
         let (drain, watch) = drain::new();
         let mut loops = JoinSet::new();
         self.listen(&mut loops, &fds, &pod, &watch)?;
+        self.proxy.neighbours.put(&pod, watch);
         Ok(Served { info, fds, pod, drain, retired: Vec::new(), loops })
     }
 
@@ -187,6 +194,7 @@ impl Pods {
         let mut loops = JoinSet::new();
         let Some(served) = self.served.get(&info.uid) else { return Ok(()) };
         self.listen(&mut loops, &fds, &served.pod, &watch)?;
+        self.proxy.neighbours.put(&served.pod, watch);
         let Some(served) = self.served.get_mut(&info.uid) else { return Ok(()) };
         tracing::info!(pod = %info.wire.name, namespace = %info.wire.namespace, uid = %info.uid, "pod has new listeners");
         served.take_over(info, fds, drain, loops);
@@ -256,10 +264,15 @@ impl Served {
     /// Cuts its connections and closes its descriptors.
     async fn stop(self) {
         let Self { fds, pod, drain, retired, mut loops, .. } = self;
-        let drains = retired.into_iter().chain([drain]).map(|drain| drain.finish(Duration::ZERO));
-        futures_util::future::join_all(drains).await;
+        let drains: Vec<Drain> = retired.into_iter().chain([drain]).collect();
+        drains.iter().for_each(Drain::close);
         while loops.join_next().await.is_some() {}
         pod.pool.close().await;
+        // Connections from other pods of this process are carried by those.
+        let theirs = futures_util::future::join_all(drains.iter().map(Drain::done));
+        if tokio::time::timeout(NEIGHBOURS_GRACE, theirs).await.is_err() {
+            tracing::error!(uid = %pod.uid, "a connection to the pod was not let go; please report this");
+        }
         drop(fds);
     }
 }

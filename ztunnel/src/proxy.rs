@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use mesh_core::addr::{ClientAddr, NetworkAddress, Target};
 use mesh_core::certs::Certificates;
-use mesh_core::copy::{self, Outcome};
-use mesh_core::drain::Watch;
+use mesh_core::copy::{self, Meter, Outcome};
 use mesh_core::hbone::pool::{Config as PoolConfig, Pool};
 use mesh_core::hbone::{Baggage, HboneStream};
 use mesh_core::store::Reader;
@@ -18,9 +17,9 @@ use crate::budget::{self, Budget};
 use crate::connections::Connections;
 use crate::dial::{self, Dialer};
 use crate::metrics::Metrics;
+use crate::neighbours::Neighbours;
 use crate::policy::{self, Permit, PolicyChanges};
 use crate::reason::{Cause, Phase, ProxyError, Side};
-use crate::report::Metered;
 use crate::sockets::{self, Sockets};
 use crate::tuples::{Tuple, Tuples};
 
@@ -39,6 +38,10 @@ pub struct Proxy {
     pub policy: PolicyChanges,
     /// What each pod may have.
     pub limits: budget::Config,
+    /// The pods that are served.
+    pub neighbours: Neighbours,
+    /// Tunnels also between pods of this node.
+    pub same_node_mtls: bool,
 }
 
 impl std::fmt::Debug for Proxy {
@@ -91,6 +94,11 @@ impl Pod {
             .workload(self.described.uid.as_str())
             .filter(|known| known.identity == self.described.identity)
             .unwrap_or_else(|| self.described.clone())
+    }
+
+    /// The pod as the agent described it.
+    pub fn described(&self) -> &Workload {
+        &self.described
     }
 
     /// The workload at an address of the pod's network.
@@ -152,8 +160,8 @@ impl Abort for HboneStream {
 pub async fn carry<Down, Up>(
     mut downstream: Down,
     mut upstream: Up,
-    meter: &Metered,
-    drain: &Watch,
+    meter: &impl Meter,
+    closing: impl Future<Output = ()>,
     permit: Option<&Permit>,
 ) -> Result<(), ProxyError>
 where
@@ -163,7 +171,7 @@ where
     let cut = async {
         tokio::select! {
             biased;
-            () = drain.closing() => Cause::Cut,
+            () = closing => Cause::Cut,
             denial = policy::revoked(permit) => Cause::Revoked(denial),
         }
     };

@@ -17,7 +17,7 @@ use mesh_core::workload::Workload;
 use tracing::field::{DisplayValue, display};
 
 use crate::connections::{Entry, Place};
-use crate::metrics::{Counters, Label, PeerLabels, Principal, ServiceLabels, TrafficLabels};
+use crate::metrics::{Counters, Label, PeerLabels, Principal, Security, ServiceLabels, TrafficLabels};
 use crate::proxy::{Pod, Proxy};
 use crate::reason::{Cause, Phase, ProxyError, Side as Fault};
 
@@ -74,8 +74,8 @@ pub struct Facts {
     pub hbone_target: Option<Target>,
     /// What was dialled.
     pub service: Option<Arc<Service>>,
-    /// Whether both ends proved who they are.
-    pub mutual_tls: bool,
+    /// How its bytes are carried.
+    pub security: Security,
 }
 
 /// The account of one connection.
@@ -128,7 +128,7 @@ impl Report {
                 destination: Party::default(),
                 hbone_target: None,
                 service: None,
-                mutual_tls: false,
+                security: Security::default(),
             },
             proxy: pod.proxy.clone(),
             pod: pod.uid.clone(),
@@ -166,6 +166,11 @@ impl Report {
     /// Writes the line and counts the outcome.
     pub fn finish(mut self, result: &Result<(), ProxyError>) {
         self.write(result.as_ref().err());
+    }
+
+    /// The same for one that failed.
+    pub fn failed(mut self, error: &ProxyError) {
+        self.write(Some(error));
     }
 
     fn write(&mut self, error: Option<&ProxyError>) {
@@ -296,7 +301,7 @@ impl Facts {
             destination: self.destination.labels(self.destination.identity.as_ref().or(known)),
             service: self.service.as_ref().map(|service| service_labels(service)).unwrap_or_default(),
             response_flags,
-            mutual_tls: self.mutual_tls,
+            security: self.security,
         }
     }
 }

@@ -66,6 +66,7 @@ pub fn convert(message: &wire::Workload, names: &mut Names) -> Result<Workload, 
         locality: locality(message.locality.as_ref(), names),
         host_network: network_mode == wire::NetworkMode::HostNetwork,
         capacity: message.capacity.unwrap_or(1),
+        shortcut: message.shortcut,
         uid,
     })
 }
@@ -177,7 +178,7 @@ mod tests {
             (workload.capacity, workload.tunnel, workload.health),
             (1, Tunnel::Plain, Health::Healthy)
         );
-        assert!(!workload.host_network && workload.waypoint.is_none());
+        assert!(!workload.host_network && !workload.shortcut && workload.waypoint.is_none());
     }
 
     #[test]

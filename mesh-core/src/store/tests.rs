@@ -41,6 +41,7 @@ fn pod(name: &str, ip: &str) -> Workload {
         locality: Default::default(),
         host_network: false,
         capacity: 1,
+        shortcut: false,
     }
 }
 

@@ -35,6 +35,8 @@ pub enum Route {
         next_hop: NextHop,
         /// Who its end may be; one of them has to be proved.
         expected: Vec<Identity>,
+        /// Both are on one node, and no network policy has a say: without the network, if one process serves both.
+        near: bool,
     },
     /// As it is, from the pod's network namespace.
     Plain,
@@ -163,10 +165,18 @@ fn direct(
 ) -> Plan {
     let route = match destination.tunnel {
         _ if destination.uid == source.uid => Route::Own,
-        Tunnel::Hbone => Route::Hbone { next_hop: NextHop::from((ip, HBONE_PORT)), expected },
+        Tunnel::Hbone => Route::Hbone {
+            next_hop: NextHop::from((ip, HBONE_PORT)),
+            expected,
+            near: is_near(source, &destination),
+        },
         Tunnel::Plain => Route::Plain,
     };
     Plan { route, target: Target::from((ip, port)), destination: Some(destination), service }
+}
+
+fn is_near(source: &Workload, destination: &Workload) -> bool {
+    source.shortcut && destination.shortcut && source.node == destination.node && !source.node.is_empty()
 }
 
 fn plain(target: Target, service: Option<Arc<ServiceEntry>>) -> Plan {

@@ -256,6 +256,8 @@ fn describe(pod: wire::Pod, network: Network, names: &mut Names) -> Result<PodIn
         locality: Locality::default(),
         host_network: false,
         capacity: 1,
+        // Not before the mesh says so.
+        shortcut: false,
     };
     Ok(PodInfo { uid: pod.uid.clone(), workload, wire: pod })
 }

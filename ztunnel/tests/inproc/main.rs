@@ -8,6 +8,7 @@ mod bad_input;
 mod bad_resources;
 mod lifecycle;
 mod limits;
+mod near;
 mod policy;
 mod traffic;
 mod world;

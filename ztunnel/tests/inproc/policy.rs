@@ -37,6 +37,12 @@ fn strict() -> mesh_core::proto::discovery::Resource {
     deny(STRICT, security::Match { not_principals: anyone, ..Default::default() })
 }
 
+/// One that denies the client.
+pub(crate) fn no_client(name: &str) -> mesh_core::proto::discovery::Resource {
+    let principals = vec![text(MatchType::Exact(CLIENT.identity().replace("spiffe://", "")))];
+    deny(name, security::Match { principals, ..Default::default() })
+}
+
 /// The server's workload, subject to these policies.
 fn subject(world: &World, policies: &[&str]) -> mesh_core::proto::discovery::Resource {
     let Type::Workload(workload) = world.workload(SERVER) else { unreachable!() };
@@ -95,12 +101,8 @@ async fn an_open_connection_that_policy_no_longer_allows_is_cut() {
     let _application = world.application(SERVER).await;
     let mut open = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
     line(&mut open).await;
-    let client = |name: &str| {
-        let principals = vec![text(MatchType::Exact(CLIENT.identity().replace("spiffe://", "")))];
-        deny(name, security::Match { principals, ..Default::default() })
-    };
     // One that does not select the pod yet changes nothing.
-    world.xds.put([client("shop/no-client")]);
+    world.xds.put([no_client("shop/no-client")]);
     eventually("it is known", async || !world.dump().await["policies"].as_array().unwrap().is_empty()).await;
     assert!(echoes(&mut open).await);
     world.xds.put([subject(&world, &["shop/no-client"])]);

@@ -139,7 +139,7 @@ fn plan(dst: &str) -> String {
         Ok(plan) => {
             let who = plan.destination.map_or("-".into(), |workload| workload.name.to_string());
             match plan.route {
-                Route::Hbone { next_hop, expected } => {
+                Route::Hbone { next_hop, expected, near: _ } => {
                     let accounts: Vec<&str> = expected.iter().map(Identity::service_account).collect();
                     format!("hbone {who} {next_hop} for {} as {}", plan.target, accounts.join(","))
                 }
@@ -211,4 +211,30 @@ fn a_service_may_vouch_for_other_identities() {
     let Route::Hbone { expected, .. } = outbound(&reader, &client, dst, 0).unwrap().route else { panic!() };
     let names: Vec<&str> = expected.iter().map(Identity::service_account).collect();
     assert_eq!(names, ["extra", "web"]);
+}
+
+#[test]
+fn near_is_one_node_without_network_policies() {
+    let on = |name: &str, ip: &str, node: &str, shortcut: bool| wire::Workload {
+        node: node.into(),
+        shortcut,
+        ..pod(name, ip)
+    };
+    for (source, destination, expected) in [
+        (("n1", true), ("n1", true), true),
+        (("n1", true), ("n2", true), false),
+        (("", true), ("", true), false),
+        (("n1", false), ("n1", true), false),
+        (("n1", true), ("n1", false), false),
+    ] {
+        let workloads = vec![
+            on("web", "10.0.0.2", destination.0, destination.1),
+            on("source", "10.0.0.8", source.0, source.1),
+        ];
+        let (reader, _) = mesh(workloads, vec![]);
+        let source = reader.workload("c//Pod/shop/source").unwrap();
+        let dst = OrigDst::from("10.0.0.2:80".parse::<std::net::SocketAddr>().unwrap());
+        let Route::Hbone { near, .. } = outbound(&reader, &source, dst, 0).unwrap().route else { panic!() };
+        assert_eq!(near, expected, "{source:?} to {destination:?}");
+    }
 }

@@ -1,0 +1,103 @@
+//! Connections from a pod that this process serves to another: one copy loop between two sockets on lo, without TLS and
+//! HTTP/2, which would only hide the bytes from the process that carries them.
+//!
+//! Who the client is needs no proof: it is known in which pod's network namespace its connection was accepted. The way
+//! in is the tunnel's in everything else, and the server's side has its own log line and series.
+//! **Invariant:** used only where no network policy could have a say, since nothing passes the network here.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_core::addr::ClientAddr;
+use mesh_core::copy::{Meter, Side as From};
+use mesh_core::drain::Watch;
+use mesh_core::hbone::ConnectRequest;
+use mesh_core::identity::Identity;
+use tokio::net::TcpStream;
+
+use super::admit::{Admitted, admit};
+use super::{Arrival, cut};
+use crate::metrics::Security;
+use crate::neighbours::Neighbour;
+use crate::proxy::carry;
+use crate::reason::ProxyError;
+use crate::report::{Metered, Report};
+
+/// A connection that the server's side has let in.
+pub struct Arrived {
+    admitted: Admitted,
+    report: Report,
+    drain: Watch,
+}
+
+/// Lets a connection of `peer` in, which is asked for as in a tunnel; `local` is the pod's address that was chosen.
+///
+/// # Errors
+/// As in a tunnel; the server's side has told of it then.
+pub async fn arrive(
+    neighbour: Neighbour,
+    peer: Identity,
+    client: ClientAddr,
+    request: &ConnectRequest,
+    local: IpAddr,
+) -> Result<Arrived, ProxyError> {
+    let Neighbour { pod, drain } = neighbour;
+    let arrival = Arrival { pod, drain: drain.clone(), client, peer, local, security: Security::SameNode };
+    let destination = arrival.pod.workload();
+    let mut report = arrival.report(&destination, Some(request));
+    let admitted = async {
+        let connection = arrival.check(&destination, request, &mut report)?;
+        admit(&arrival.pod, connection, &mut report).await
+    };
+    let admitted = tokio::select! {
+        biased;
+        error = cut(&drain) => Err(error),
+        admitted = admitted => admitted,
+    };
+    match admitted {
+        Ok(admitted) => Ok(Arrived { admitted, report, drain }),
+        Err(error) => {
+            report.failed(&error);
+            Err(error)
+        }
+    }
+}
+
+impl Arrived {
+    /// Carries the bytes of the client's connection; either pod's end is its end.
+    ///
+    /// # Errors
+    /// As `proxy::carry`.
+    pub async fn carry(
+        self,
+        stream: TcpStream,
+        meter: Arc<Metered>,
+        drain: &Watch,
+    ) -> Result<(), ProxyError> {
+        let Self { admitted: Admitted { upstream, permit, _occupied }, report, drain: own } = self;
+        let both = Both(meter, report.meter());
+        let closing = async {
+            tokio::select! {
+                () = drain.closing() => {}
+                () = own.closing() => {}
+            }
+        };
+        let result = carry(stream, upstream, &both, closing, Some(&permit)).await;
+        report.finish(&result);
+        result
+    }
+}
+
+/// Counts in the accounts of both sides.
+struct Both(Arc<Metered>, Arc<Metered>);
+
+impl Meter for Both {
+    fn carried(&self, side: From, bytes: u64) {
+        self.0.carried(side, bytes);
+        self.1.carried(side, bytes);
+    }
+
+    fn most_at_once(&self) -> usize {
+        self.0.most_at_once().min(self.1.most_at_once())
+    }
+}
