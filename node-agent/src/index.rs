@@ -9,6 +9,7 @@ pub mod event;
 pub mod local;
 pub mod membership;
 mod namespace;
+mod network;
 mod node;
 pub mod pod;
 mod relist;
@@ -89,6 +90,7 @@ pub struct Index {
     pods_of_node: HashMap<Arc<str>, BTreeSet<ObjectName>>,
     services: HashMap<ObjectName, service::Service>,
     slices: slice::Slices,
+    network: network::Network,
 }
 
 impl Index {
@@ -103,6 +105,7 @@ impl Index {
             pods_of_node: HashMap::new(),
             services: HashMap::new(),
             slices: slice::Slices::default(),
+            network: network::Network::default(),
         }
     }
 
@@ -115,9 +118,16 @@ impl Index {
             Event::Deleted(kind, name) => self.delete(kind, &name, &mut changes),
             Event::Unreadable { kind, name, reason } => {
                 self.relist.saw(kind, &name);
+                if kind == Kind::NetworkPolicy {
+                    self.unreadable_network_policy(&name, &mut changes);
+                }
                 changes.problems.push(Problem { kind, name, reason });
             }
+            Event::ApiGroups(groups) => self.api_groups(&groups, &mut changes),
             Event::Listed(kind) => {
+                if kind == Kind::NetworkPolicy {
+                    self.network_policies_listed(&mut changes);
+                }
                 let Some(seen) = self.relist.finish(kind) else { return changes };
                 for name in self.names(kind).into_iter().filter(|name| !seen.contains(name)) {
                     self.delete(kind, &name, &mut changes);
@@ -167,6 +177,10 @@ impl Index {
             Object::Pod(object) => self.apply_pod(&name, object, changes),
             Object::Service(object) => self.apply_service(&name, object, changes),
             Object::EndpointSlice(object) => self.apply_slice(&name, object, changes),
+            Object::NetworkPolicy(object) => {
+                self.apply_network_policy(&name, object, changes);
+                Ok(())
+            }
         };
         if let Err(invalid) = applied {
             changes.problems.push(Problem { kind, name, reason: invalid.to_string() });
@@ -180,6 +194,7 @@ impl Index {
             Kind::Pod => self.delete_pod(name, changes),
             Kind::Service => self.delete_service(name, changes),
             Kind::EndpointSlice => self.delete_slice(name, changes),
+            Kind::NetworkPolicy => self.delete_network_policy(name, changes),
         }
     }
 
@@ -191,6 +206,7 @@ impl Index {
             Kind::Pod => self.pods.keys().cloned().collect(),
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.names().cloned().collect(),
+            Kind::NetworkPolicy => self.network.names(),
         }
     }
 }

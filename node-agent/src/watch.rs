@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher;
@@ -46,6 +47,10 @@ impl ApiServer {
             watch::<EndpointSlice>(client, Kind::EndpointSlice, |object| {
                 Object::EndpointSlice(Box::new(object))
             }),
+            watch::<NetworkPolicy>(client, Kind::NetworkPolicy, |object| {
+                Object::NetworkPolicy(Box::new(object))
+            }),
+            api_groups(client.clone()),
         ]);
         Self { events: events.boxed() }
     }
@@ -82,6 +87,33 @@ where
             std::future::ready(event)
         })
         .boxed()
+}
+
+/// The API groups that are served, now and whenever they have changed: a CNI brings its own.
+fn api_groups(client: Client) -> BoxStream<'static, Event> {
+    let look = move |known: Option<Vec<String>>| {
+        let client = client.clone();
+        async move {
+            loop {
+                if known.is_some() {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                match client.list_api_groups().await {
+                    Ok(list) => {
+                        let groups: Vec<String> = list.groups.into_iter().map(|group| group.name).collect();
+                        if known.as_ref() != Some(&groups) {
+                            return Some((Event::ApiGroups(groups.clone()), Some(groups)));
+                        }
+                    }
+                    Err(error) => {
+                        tracing::debug!("cannot ask which API groups there are: {}", chain(&error));
+                        tokio::time::sleep(BACKOFF_MAX).await;
+                    }
+                }
+            }
+        }
+    };
+    stream::unfold(None, look).boxed()
 }
 
 /// Once loudly, then quietly: the API server may be away for long.
@@ -133,6 +165,8 @@ impl Backoff for Doubling {
 
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// How long a CNI's kinds may be there before they count.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests;

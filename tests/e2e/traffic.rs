@@ -1,11 +1,15 @@
 //! Connections between pods in and out of the mesh: who reaches whom, how, and with every byte.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
+use mesh_tests::capture::{Capture, Packet};
+use mesh_tests::lab::PodRef;
 use mesh_tests::workload::{self, Workload};
+use mesh_tests::{Lab, eventually};
 use serde_json::json;
 
-use crate::fixture::{self, ECHO, HBONE, HTTP, ask, log_end, log_line, service_of};
+use crate::fixture::{self, ECHO, HBONE, HTTP, SOON, ask, log_end, log_line, service_of};
 use crate::shared::scenario;
 
 const CLIENT: &str = "spiffe://cluster.local/ns/mesh/sa/client";
@@ -42,11 +46,61 @@ fn captured_to_captured_on_the_same_node() {
     scenario(|lab| {
         let (client, near) = (lab.pod("mesh/client"), lab.pod("mesh/near"));
         let (source, target) = (client.address()?, near.address()?);
+        // The agent has to know first that there is no network policy.
+        eventually("the pair needs no tunnel", SOON, || opened_near(lab, &client, target, "none"))?;
         let end = log_end(lab, 1)?;
+        let capture = Capture::start(lab.node(1).netns(), &lab.directory().join("same-node.pcap"))?;
         let answer = ask(&client, &format!("http://{target}:{HTTP}/"))?;
+        let captured = capture.stop()?;
         assert_eq!(answer["client"], json!(source.to_string()));
+        let of_the_pair = |packet: &Packet<'_>| {
+            let ends = [packet.source.ip(), packet.destination.ip()];
+            ends.contains(&source) && ends.contains(&target)
+        };
+        assert_eq!(captured.count(of_the_pair), 0, "nothing of it is on any interface of the node");
         for direction in ["outbound", "inbound"] {
-            log_line(lab, 1, end, &[direction, &target.to_string(), CLIENT, WEB])?;
+            log_line(lab, 1, end, &[direction, &format!("dst.addr={target}:{HTTP}"), CLIENT, WEB])?;
+        }
+        Ok(())
+    });
+}
+
+/// Opens a connection between two pods of node 1; fails if it is not counted, on both sides, as secured in this way.
+fn opened_near(lab: &Lab, client: &PodRef<'_>, target: IpAddr, security: &str) -> anyhow::Result<()> {
+    let label = format!("connection_security_policy=\"{security}\"");
+    let count = || -> anyhow::Result<u64> {
+        let metrics = lab.scrape(1, 15020, "/metrics")?;
+        let ours = metrics.lines().filter(|line| {
+            line.starts_with("istio_tcp_connections_opened_total")
+                && [label.as_str(), "source_workload=\"client\"", "destination_workload=\"near\""]
+                    .iter()
+                    .all(|text| line.contains(text))
+        });
+        Ok(ours.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+    };
+    let before = count()?;
+    ask(client, &format!("http://{target}:{HTTP}/"))?;
+    let opened = count()? - before;
+    anyhow::ensure!(opened == 2, "{opened} connections of {security} are new");
+    Ok(())
+}
+
+/// A network policy is the CNI's to enforce, so what it may be about has to pass the network.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_network_policy_brings_the_tunnel_back_to_the_same_node() {
+    scenario(|lab| {
+        let (client, near) = (lab.pod("mesh/client"), lab.pod("mesh/near"));
+        let target = near.address()?;
+        eventually("the pair needs no tunnel", SOON, || opened_near(lab, &client, target, "none"))?;
+        for (name, selector) in [("server", "{ matchLabels: { app: web } }"), ("anybody", "{}")] {
+            lab.apply(&format!(
+                "{{ apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, \
+                   metadata: {{ name: {name}, namespace: mesh }}, spec: {{ podSelector: {selector} }} }}"
+            ))?;
+            eventually("the pair has a tunnel", SOON, || opened_near(lab, &client, target, "mutual_tls"))?;
+            lab.kubectl(["delete", "networkpolicy", "-n", "mesh", name])?;
+            eventually("the pair needs none again", SOON, || opened_near(lab, &client, target, "none"))?;
         }
         Ok(())
     });

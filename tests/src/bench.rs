@@ -1,4 +1,4 @@
-//! What the mesh costs: the same pods on the same two nodes, in the mesh and outside of it, in one run.
+//! What the mesh costs: the same pods, on two nodes and on one, in the mesh and outside of it, in one run.
 //!
 //! The machine is noisy, so every round measures both, in turns, and what counts is the median of the rounds' ratios;
 //! absolute numbers are printed for orientation only.
@@ -40,41 +40,56 @@ pub struct Config {
 
 #[derive(Debug, Serialize)]
 struct Outcome {
-    /// Of mesh to no mesh, in the order measured.
+    /// Of mesh to no mesh across nodes, in the order measured.
     comparisons: Vec<Comparison>,
+    /// The same between two pods of one node.
+    same_node: Vec<Comparison>,
     memory: Vec<Memory>,
 }
 
 pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     progress("starting a cluster of two nodes with the mesh");
     let lab = Lab::new().nodes(2).mesh().start()?;
-    let plain = Pair::start(&lab, "plain", false)?;
-    let mesh = Pair::start(&lab, "mesh", true)?;
-    // Tunnels, certificates and caches are warm in both.
-    for pair in [&plain, &mesh] {
+    let plain = Pair::start(&lab, "plain", false, 2)?;
+    let mesh = Pair::start(&lab, "mesh", true, 2)?;
+    let (plain_near, mesh_near) =
+        (Pair::start(&lab, "plain-near", false, 1)?, Pair::start(&lab, "mesh-near", true, 1)?);
+    // Tunnels, certificates and caches are warm in all.
+    for pair in [&plain, &mesh, &plain_near, &mesh_near] {
         pair.measure(1, config.connections / 5)?;
     }
-    let mut samples = Vec::new();
+    let (mut samples, mut near) = (Vec::new(), Vec::new());
     for round in 0..config.rounds.max(1) {
         progress(&format!("round {} of {}", round + 1, config.rounds.max(1)));
-        let measure = |pair: &Pair<'_>| pair.measure(config.seconds, config.connections);
-        samples.push(if round % 2 == 0 {
-            let plain = measure(&plain)?;
-            (plain, measure(&mesh)?)
-        } else {
-            let mesh = measure(&mesh)?;
-            (measure(&plain)?, mesh)
-        });
+        samples.push(both(config, round, &plain, &mesh)?);
+        near.push(both(config, round, &plain_near, &mesh_near)?);
     }
     progress(&format!("memory, idle and with {} connections", config.parked));
     let memory = memory::measure(&lab, &mesh, config.parked)?;
-    let outcome = Outcome { comparisons: compare(&samples), memory };
+    let outcome = Outcome { comparisons: compare(&samples), same_node: compare(&near), memory };
     if config.json {
         println!("{}", serde_json::to_string(&outcome)?);
     } else {
         print(&outcome);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// One sample of each, now the one first, now the other.
+fn both(
+    config: &Config,
+    round: usize,
+    plain: &Pair<'_>,
+    mesh: &Pair<'_>,
+) -> anyhow::Result<(Sample, Sample)> {
+    let measure = |pair: &Pair<'_>| pair.measure(config.seconds, config.connections);
+    Ok(if round % 2 == 0 {
+        let plain = measure(plain)?;
+        (plain, measure(mesh)?)
+    } else {
+        let mesh = measure(mesh)?;
+        (measure(plain)?, mesh)
+    })
 }
 
 fn compare(samples: &[(Sample, Sample)]) -> Vec<Comparison> {
@@ -94,12 +109,19 @@ fn compare(samples: &[(Sample, Sample)]) -> Vec<Comparison> {
 }
 
 fn print(outcome: &Outcome) {
-    println!("pod to pod across nodes      no mesh       mesh   ratio (median of rounds, min..max)");
-    for row in &outcome.comparisons {
+    for (which, rows) in [("across nodes", &outcome.comparisons), ("on one node", &outcome.same_node)] {
         println!(
-            "{:<32} {:>8.2} {:>10.2}   {:.2} ({:.2}..{:.2}) {}",
-            row.name, row.plain, row.mesh, row.ratio, row.lowest, row.highest, row.unit
+            "{:<32} {:>8} {:>10}   ratio (median of rounds, min..max)",
+            format!("pod to pod {which}"),
+            "no mesh",
+            "mesh"
         );
+        for row in rows {
+            println!(
+                "{:<32} {:>8.2} {:>10.2}   {:.2} ({:.2}..{:.2}) {}",
+                row.name, row.plain, row.mesh, row.ratio, row.lowest, row.highest, row.unit
+            );
+        }
     }
     for row in &outcome.memory {
         println!(

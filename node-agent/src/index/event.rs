@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 /// Kinds that are watched.
@@ -23,10 +24,12 @@ pub enum Kind {
     Service,
     /// `discovery.k8s.io/v1`
     EndpointSlice,
+    /// `networking.k8s.io/v1`
+    NetworkPolicy,
 }
 
 impl Kind {
-    /// All of them.
+    /// Those that have to be known before anything is served.
     pub const ALL: [Self; 5] = [Self::Namespace, Self::Node, Self::Pod, Self::Service, Self::EndpointSlice];
 }
 
@@ -77,6 +80,8 @@ pub enum Object {
     Service(Box<Service>),
     /// Some endpoints of a service.
     EndpointSlice(Box<EndpointSlice>),
+    /// What the CNI lets reach some pods.
+    NetworkPolicy(Box<NetworkPolicy>),
 }
 
 impl Object {
@@ -88,6 +93,7 @@ impl Object {
             Self::Pod(_) => Kind::Pod,
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::NetworkPolicy(_) => Kind::NetworkPolicy,
         }
     }
 
@@ -99,6 +105,7 @@ impl Object {
             Self::Pod(object) => &object.metadata,
             Self::Service(object) => &object.metadata,
             Self::EndpointSlice(object) => &object.metadata,
+            Self::NetworkPolicy(object) => &object.metadata,
         })
     }
 }
@@ -123,4 +130,6 @@ pub enum Event {
     },
     /// The list of this kind is complete.
     Listed(Kind),
+    /// The API groups that are served now.
+    ApiGroups(Vec<String>),
 }

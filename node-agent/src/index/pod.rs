@@ -10,6 +10,7 @@ use mesh_core::proto::workload::WorkloadType;
 
 use super::event::ObjectName;
 use super::membership::{Mode, other_mesh};
+use super::network::Labels;
 use super::{Changes, Index, Invalid, Key, address};
 
 /// The annotation that says a pod's capture is in place, so that others may send it HBONE (Istio's name).
@@ -47,6 +48,8 @@ pub(super) struct Pod {
     pub(super) owner: Owner,
     pub(super) canonical_name: String,
     pub(super) canonical_revision: String,
+    /// Of this node's pods only.
+    pub(super) labels: Labels,
 }
 
 /// Our condition in a pod's status.
@@ -112,6 +115,7 @@ impl Pod {
             ])
             .unwrap_or_else(|| "latest".to_owned()),
             owner,
+            labels: meta.labels.clone().unwrap_or_default(),
         })
     }
 }
@@ -201,7 +205,11 @@ impl Index {
         object: &api::Pod,
         changes: &mut Changes,
     ) -> Result<(), Invalid> {
-        let pod = Pod::read(name, object)?;
+        let mut pod = Pod::read(name, object)?;
+        if pod.node.as_deref() != Some(&*self.config.node_name) {
+            // They are the most of a pod, and the pods of other nodes the most of all.
+            pod.labels = Labels::new();
+        }
         if self.pods.get(name) == Some(&pod) {
             return Ok(());
         }

@@ -34,6 +34,6 @@ impl Relist {
 
     /// Whether every kind was listed at least once.
     pub(super) fn is_complete(&self) -> bool {
-        self.completed.len() == Kind::ALL.len()
+        Kind::ALL.iter().all(|kind| self.completed.contains(kind))
     }
 }

@@ -1,6 +1,7 @@
 //! The model, kind by kind, and as a whole under events in any order.
 
 mod membership;
+mod network;
 mod order;
 
 use std::collections::BTreeSet;
@@ -38,6 +39,7 @@ fn object(kind: Kind, value: Value) -> Object {
         Kind::Pod => Object::Pod(decode(value)),
         Kind::Service => Object::Service(decode(value)),
         Kind::EndpointSlice => Object::EndpointSlice(decode(value)),
+        Kind::NetworkPolicy => Object::NetworkPolicy(decode(value)),
     }
 }
 

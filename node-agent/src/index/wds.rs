@@ -72,6 +72,7 @@ impl Index {
             services: self.services_of_pod(pod, healthy),
             locality: locality.filter(|locality| *locality != proto::Locality::default()),
             network_mode: mode.into(),
+            shortcut: pod.node.as_deref() == Some(&*self.config.node_name) && self.network.leaves_alone(pod),
             ..Default::default()
         })
     }

@@ -68,6 +68,7 @@ fn short(event: Event) -> String {
             assert!(!reason.is_empty());
             format!("unreadable {name}")
         }
+        Event::ApiGroups(groups) => format!("groups {groups:?}"),
     }
 }
 

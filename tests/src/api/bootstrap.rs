@@ -23,13 +23,14 @@ pub(super) fn objects() -> Vec<Value> {
         "jobs",
         "cronjobs",
         "endpointslices",
+        "networkpolicies",
         "leases",
     ];
     let everything = [
         json!({"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}),
         json!({"nonResourceURLs": ["*"], "verbs": ["*"]}),
     ];
-    let groups = ["", "apps", "batch", "discovery.k8s.io", "coordination.k8s.io"];
+    let groups = ["", "apps", "batch", "discovery.k8s.io", "networking.k8s.io", "coordination.k8s.io"];
     let edit = [json!({"apiGroups": groups, "resources": ["*"], "verbs": ["*"]})];
     let others = [
         json!({

@@ -300,6 +300,7 @@ const ROWS: &[Row] = &[
     Row::namespaced("", "ConfigMap", "configmaps", "cm"),
     Row::namespaced("", "Event", "events", "ev"),
     Row::namespaced("discovery.k8s.io", "EndpointSlice", "endpointslices", "").generation(),
+    Row::namespaced("networking.k8s.io", "NetworkPolicy", "networkpolicies", "netpol").generation(),
     Row::namespaced(APPS, "Deployment", "deployments", "deploy").status().scale().generation().in_all(),
     Row::namespaced(APPS, "ReplicaSet", "replicasets", "rs").status().scale().generation().in_all(),
     Row::namespaced(APPS, "DaemonSet", "daemonsets", "ds").status().generation().in_all(),

@@ -50,6 +50,7 @@ fn round_trip(kind: &Kind, object: &Value) -> Option<Result<Value, String>> {
         ("", "Event") => again::<api::core::v1::Event>(object),
         ("events.k8s.io", "Event") => again::<api::events::v1::Event>(object),
         (_, "EndpointSlice") => again::<api::discovery::v1::EndpointSlice>(object),
+        (_, "NetworkPolicy") => again::<api::networking::v1::NetworkPolicy>(object),
         (_, "Deployment") => again::<api::apps::v1::Deployment>(object),
         (_, "ReplicaSet") => again::<api::apps::v1::ReplicaSet>(object),
         (_, "DaemonSet") => again::<api::apps::v1::DaemonSet>(object),

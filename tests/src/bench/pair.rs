@@ -1,4 +1,4 @@
-//! A client pod on the first node and its servers on the second, in the mesh or not.
+//! A client pod on the first node and its servers on the second or beside it, in the mesh or not.
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -32,37 +32,39 @@ pub(super) struct Sample {
 
 impl<'a> Pair<'a> {
     /// Creates namespace `name` with the pods; in the mesh they are waited for until peers are told to tunnel to them.
-    pub(super) fn start(lab: &'a Lab, name: &str, mesh: bool) -> anyhow::Result<Self> {
+    pub(super) fn start(lab: &'a Lab, name: &str, mesh: bool, server_node: u8) -> anyhow::Result<Self> {
         let mode: &[(&str, &str)] = if mesh { &[("istio.io/dataplane-mode", "ambient")] } else { &[] };
         lab.namespace(name, mode)?;
         let client = Workload::new(name, "client").on_node(1).start(lab)?;
-        let echo = Workload::new(name, "echo").echo().on_node(2).start(lab)?;
+        let echo = Workload::new(name, "echo").echo().on_node(server_node).start(lab)?;
         let bulk = Workload::new(name, "bulk")
             .command(&["iperf3", "--server"])
             .port("iperf3", IPERF)
             .readiness(json!({ "exec": { "command": ["true"] }, "periodSeconds": 1 }))
-            .on_node(2)
+            .on_node(server_node)
             .start(lab)?;
         workload::service(lab, name, "echo", 7000, 7000)?;
         let pair = Self { echo: format!("{}:7000", echo.address()?), client, bulk };
         if mesh {
-            pair.wait_for_tunnels(lab)?;
+            // On one node the proxy hands connections over, without a tunnel.
+            pair.wait_for(lab, server_node, if server_node == 1 { "none" } else { "mutual_tls" })?;
         }
         Ok(pair)
     }
 
-    /// Until the server's own proxy counts a connection as mutual TLS.
-    fn wait_for_tunnels(&self, lab: &Lab) -> anyhow::Result<()> {
-        eventually("connections of the pair are tunnelled", PATIENCE, || {
+    /// Until the server's own proxy counts a connection of the pair as secured in this way.
+    fn wait_for(&self, lab: &Lab, server_node: u8, security: &str) -> anyhow::Result<()> {
+        let security = format!("connection_security_policy=\"{security}\"");
+        eventually("the pair is connected as it will be measured", PATIENCE, || {
             self.client.exec_ok(["ambit-example", "latency", &self.echo, "--count=1"])?;
-            let metrics = lab.scrape(2, 15020, "/metrics")?;
-            let tunnelled = metrics.lines().any(|line| {
+            let metrics = lab.scrape(server_node, 15020, "/metrics")?;
+            let so = metrics.lines().any(|line| {
                 line.starts_with("istio_tcp_connections_opened_total")
                     && line.contains("reporter=\"destination\"")
                     && line.contains("destination_workload=\"echo\"")
-                    && line.contains("connection_security_policy=\"mutual_tls\"")
+                    && line.contains(&security)
             });
-            anyhow::ensure!(tunnelled, "none of them was");
+            anyhow::ensure!(so, "none is counted with {security}");
             Ok(())
         })
     }
