@@ -54,7 +54,7 @@ pub struct Config {
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", default_value_t = 0)]
     pub threads: usize,
     /// Carry connections between two pods of this node over mutual TLS, too, although no byte of theirs leaves the node
-    #[arg(long, env = "ZTUNNEL_SAME_NODE_MTLS")]
+    #[arg(long, env = "ZTUNNEL_SAME_NODE_MTLS", value_parser = clap::builder::BoolishValueParser::new())]
     pub same_node_mtls: bool,
     #[command(flatten)]
     #[allow(missing_docs, reason = "a doc comment would replace the help's introduction")]
