@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -35,6 +35,8 @@ const MAX_CONNECTIONS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest life of one connection: a scraper that keeps it open reconnects.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
+/// Connections that wait in the kernel.
+const BACKLOG: u32 = 1024;
 /// Memory for the head of a request.
 const HEAD_LIMIT: usize = 16 * 1024;
 
@@ -146,14 +148,36 @@ pub fn reply(status: StatusCode, content_type: &'static str, body: Bytes) -> Res
     response
 }
 
-/// Opens the listening socket, so that a taken port is reported before anything starts.
+/// Opens the listening socket, so that a taken port is reported before anything starts. `[::]` stands for all
+/// addresses of both families, and of IPv4 alone where the kernel has no IPv6.
 ///
 /// # Errors
 /// With the address in the message.
-pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let without_v6 = |error: &io::Error| error.raw_os_error() == Some(libc::EAFNOSUPPORT);
+    let bound = match listen(address) {
+        Err(error) if is_any(address) && without_v6(&error) => {
+            listen((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        bound => bound,
+    };
+    bound.map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if is_any(address) {
+        // Whatever `net.ipv6.bindv6only` says.
+        socket2::SockRef::from(&socket).set_only_v6(false)?;
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// `[::]`
+fn is_any(address: SocketAddr) -> bool {
+    address.ip() == Ipv6Addr::UNSPECIFIED
 }
 
 /// Serves until `shutdown` completes; open connections are closed then.

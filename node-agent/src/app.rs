@@ -58,7 +58,7 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     let pinned = readiness.gate("pins");
     let chained = config.cni.cni_install.then(|| readiness.gate("cni"));
     // First of all: another agent may be running on this node.
-    let status_socket = status::bind(config.status_address).await?;
+    let status_socket = status::bind(config.status_address)?;
     let (kernel, flag_map) = open_datapath(&config).await?;
     open.open();
     let sockets = Sockets::bind(&config)?;

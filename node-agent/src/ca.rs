@@ -50,7 +50,7 @@ use crate::ca::server::CertificateService;
 #[group(skip)]
 pub struct Config {
     /// Where certificates are asked for, over TLS.
-    #[arg(long, env = "AMBIT_CA_LISTEN", default_value = "0.0.0.0:15012")]
+    #[arg(long, env = "AMBIT_CA_LISTEN", default_value = "[::]:15012")]
     pub listen: SocketAddr,
     /// Namespace of the mesh itself: of the CA's Secret, its ConfigMap, and the ztunnel ServiceAccount.
     #[arg(long, env = "POD_NAMESPACE", default_value = "ambit-system")]
@@ -62,7 +62,7 @@ pub struct Config {
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
     /// Where readiness, liveness and metrics are served.
-    #[arg(long, env = "AMBIT_STATUS_ADDRESS", default_value = "0.0.0.0:15014")]
+    #[arg(long, env = "AMBIT_STATUS_ADDRESS", default_value = "[::]:15014")]
     pub status_address: SocketAddr,
 }
 
@@ -72,8 +72,8 @@ pub struct Config {
 /// When a setting is wrong, an address is taken, or a part ends by itself.
 pub async fn run(config: Config, client: kube::Client, shutdown: CancellationToken) -> anyhow::Result<()> {
     let rules = config.rules()?;
-    let status_listener = status::bind(config.status_address).await?;
-    let listener = status::bind(config.listen).await?;
+    let status_listener = status::bind(config.status_address)?;
+    let listener = status::bind(config.listen)?;
 
     let readiness = Readiness::new();
     let mut registry = Registry::default();

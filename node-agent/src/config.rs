@@ -35,7 +35,7 @@ pub struct Config {
     #[arg(long, env = "AMBIT_PROC", default_value = "/proc")]
     pub proc: PathBuf,
     /// Where readiness, liveness and metrics are served
-    #[arg(long, env = "AMBIT_STATUS_ADDRESS", default_value = "0.0.0.0:15014")]
+    #[arg(long, env = "AMBIT_STATUS_ADDRESS", default_value = "[::]:15014")]
     pub status_address: SocketAddr,
     /// How long a pod that leaves the mesh stays captured after its annotation is withdrawn, in seconds: nodes that
     /// hear of it later than this meanwhile fail to reach the pod

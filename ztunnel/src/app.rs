@@ -144,7 +144,7 @@ async fn serve_status(
     ];
     let mut servers = JoinSet::new();
     for (address, handlers) in places {
-        let listener = status::bind(address).await?;
+        let listener = status::bind(address)?;
         servers.spawn(status::serve(listener, handlers, std::future::pending()));
     }
     Ok(servers)

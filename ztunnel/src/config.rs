@@ -42,10 +42,10 @@ pub struct Config {
     #[arg(long, env = "AMBIT_ADMIN_ADDRESS", default_value = "127.0.0.1:15000")]
     pub admin_address: SocketAddr,
     /// Prometheus metrics
-    #[arg(long, env = "AMBIT_METRICS_ADDRESS", default_value = "0.0.0.0:15020")]
+    #[arg(long, env = "AMBIT_METRICS_ADDRESS", default_value = "[::]:15020")]
     pub metrics_address: SocketAddr,
     /// Readiness, /healthz/ready
-    #[arg(long, env = "AMBIT_READINESS_ADDRESS", default_value = "0.0.0.0:15021")]
+    #[arg(long, env = "AMBIT_READINESS_ADDRESS", default_value = "[::]:15021")]
     pub readiness_address: SocketAddr,
     /// After SIGTERM, how many seconds connections may go on before they are cut
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", default_value = "5", value_parser = seconds)]

@@ -10,7 +10,7 @@ struct Served {
 }
 
 async fn served(handlers: Handlers) -> Served {
-    let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(serve(listener, handlers, async {
@@ -120,8 +120,17 @@ async fn refuses_what_is_too_long_or_no_http() {
 
 #[tokio::test]
 async fn says_which_address_is_taken() {
-    let taken = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let taken = bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = taken.local_addr().unwrap();
-    let error = bind(address).await.unwrap_err().to_string();
+    let error = bind(address).unwrap_err().to_string();
     assert!(error.contains(&address.to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn all_addresses_are_those_of_both_families() {
+    let listener = bind("[::]:0".parse().unwrap()).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    for host in ["127.0.0.1", "::1"] {
+        TcpStream::connect((host, port)).await.unwrap_or_else(|error| panic!("{host}: {error}"));
+    }
 }
