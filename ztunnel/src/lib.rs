@@ -19,4 +19,5 @@ pub mod proxy;
 pub mod reason;
 pub mod report;
 pub mod sockets;
+pub mod source;
 pub mod tuples;

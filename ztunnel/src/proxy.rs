@@ -1,5 +1,6 @@
 //! What all connections of the process share, and what all connections of one pod share.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_core::addr::{ClientAddr, NetworkAddress, Target};
@@ -21,6 +22,7 @@ use crate::neighbours::Neighbours;
 use crate::policy::{self, Permit, PolicyChanges};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::sockets::{self, Sockets};
+use crate::source;
 use crate::tuples::{Tuple, Tuples};
 
 /// The process.
@@ -102,25 +104,30 @@ impl Pod {
     }
 
     /// The workload at an address of the pod's network.
-    pub fn workload_at(&self, ip: std::net::IpAddr) -> Option<Arc<Workload>> {
+    pub fn workload_at(&self, ip: IpAddr) -> Option<Arc<Workload>> {
         self.proxy.mesh.workload_at(&NetworkAddress::new(self.described.network.clone(), ip))
     }
 
-    /// Connects to the pod's application as `client`, from a port of our choice.
+    /// Connects to the pod's application as `client`, from a port of our choice; from another of its addresses, `others`,
+    /// where the target is of the other IP family, and as the pod itself where it has none.
     ///
     /// # Errors
     /// When the application does not answer or no port is free.
     pub async fn connect_application(
         &self,
         client: ClientAddr,
+        others: &[IpAddr],
         target: Target,
     ) -> Result<(TcpStream, Tuple), ProxyError> {
+        let Some(client) = source::address(client, target, others) else {
+            return self.connect_plain(client, target).await;
+        };
         dial::to_application(&*self.sockets, target).connect(&self.tuples, client, target).await
     }
 
-    /// Connects to `target` in the clear from the pod's address that `client`, its application, connected from, and from
-    /// a port of our choice: the application's own would be taken by two sockets, and the kernel would give the answers
-    /// to either.
+    /// Connects to `target` in the clear from the pod's address that `client`, its application, connected from, or the
+    /// pod's own of the target's IP family, and from a port of our choice: the application's own would be taken by two
+    /// sockets, and the kernel would give the answers to either.
     ///
     /// # Errors
     /// When the target does not answer or no port is free.
@@ -129,6 +136,8 @@ impl Pod {
         client: ClientAddr,
         target: Target,
     ) -> Result<(TcpStream, Tuple), ProxyError> {
+        let client = source::address(client, target, &self.workload().addresses)
+            .ok_or_else(|| ProxyError::new(Phase::Connect, Side::Local, Cause::NoAddress(target.ip())))?;
         dial::to_network(&*self.sockets, target).connect(&self.tuples, client, target).await
     }
 }

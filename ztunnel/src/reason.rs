@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 
 use http::StatusCode;
 use mesh_core::authz::Denial;
@@ -155,6 +156,8 @@ pub enum Cause {
     Io { what: &'static str, error: io::Error },
     #[error("no free source port: too many connections between these two addresses")]
     NoPort,
+    #[error("{0} cannot be reached: this pod has no address of its IP family")]
+    NoAddress(IpAddr),
     #[error("the client gave up before it was answered")]
     Abandoned,
     #[error("cut, because the pod was removed or the proxy is shutting down")]
@@ -180,6 +183,7 @@ impl ProxyError {
             Cause::Handshake(_) => Reason::Tls,
             Cause::Served(_) | Cause::Abandoned => Reason::Broken,
             Cause::NoPort => Reason::Local,
+            Cause::NoAddress(_) => Reason::Connect,
             Cause::Cut => Reason::Cut,
             Cause::Io { .. } => match (self.phase, self.side) {
                 (Phase::Copy, _) => Reason::Broken,

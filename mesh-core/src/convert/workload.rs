@@ -1,5 +1,7 @@
 //! `istio.workload.Workload` to [`Workload`].
 
+use std::collections::HashSet;
+
 use super::{InvalidPart, Names, gateway, ip, known, optional_port, or_default, port, required};
 use crate::addr::NetworkAddress;
 use crate::identity::InvalidIdentity;
@@ -36,7 +38,8 @@ pub fn convert(message: &wire::Workload, names: &mut Names) -> Result<Workload, 
     let account = or_default(&message.service_account, "default");
     let trust_domain = or_default(&message.trust_domain, "cluster.local");
     let mut addresses = message.addresses.iter().map(|bytes| ip(bytes)).collect::<Result<Vec<_>, _>>()?;
-    addresses.dedup();
+    let mut seen = HashSet::new();
+    addresses.retain(|address| seen.insert(*address));
     let services = message
         .services
         .iter()
@@ -179,6 +182,15 @@ mod tests {
             (1, Tunnel::Plain, Health::Healthy)
         );
         assert!(!workload.host_network && !workload.shortcut && workload.waypoint.is_none());
+    }
+
+    #[test]
+    fn each_address_once_and_in_one_form() {
+        let v6 = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().octets().to_vec();
+        let addresses = vec![vec![10, 0, 0, 7], v6("fd00::7"), v6("::ffff:10.0.0.7"), v6("fd00::7")];
+        let workload = convert(&wire::Workload { addresses, ..minimal() }, &mut Names::default()).unwrap();
+        let addresses: Vec<String> = workload.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["10.0.0.7", "fd00::7"]);
     }
 
     #[test]

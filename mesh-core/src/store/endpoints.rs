@@ -1,17 +1,19 @@
 //! The endpoints of a service and the choice of one.
 //!
-//! A choice is O(1), by the endpoints' capacities, unless the service asks for locality, which has to look at every
-//! endpoint.
+//! A choice is O(1), by the endpoints' capacities, unless the service asks for locality, or its endpoints are of
+//! different IP families: then every endpoint has to be looked at.
 
 mod draw;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
 use self::draw::Draw;
-use crate::service::{Balancing, Mode, Scope, Service, ServicePort};
+use crate::addr::OrigDst;
+use crate::service::{Families, Mode, Scope, Service, ServicePort};
 use crate::workload::{Health, Workload, WorkloadUid};
 
 /// A workload in its role as a part of one service.
@@ -30,12 +32,51 @@ impl Endpoint {
         own.map(|(_, target)| *target).or(port.target)
     }
 
+    /// Where to dial it for a client that dialled `dialled`: that address if it is its own, else its first of that
+    /// family, else its first; only of `families`.
+    pub fn address(&self, dialled: IpAddr, families: Families) -> Option<IpAddr> {
+        let own = &self.workload.addresses;
+        if own.contains(&dialled) {
+            return Some(dialled);
+        }
+        let mut allowed = own.iter().copied().filter(|ip| families.allows(*ip));
+        let first = allowed.clone().next();
+        allowed.find(|ip| same_family(*ip, dialled)).or(first)
+    }
+
+    /// How well its address suits a client that dialled `dialled`.
+    fn fit(&self, dialled: IpAddr, families: Families) -> Fit {
+        match self.address(dialled, families) {
+            None => Fit::NoAddress,
+            Some(ip) if same_family(ip, dialled) => Fit::Dialled,
+            Some(_) => Fit::Other,
+        }
+    }
+
+    /// Whether it has an address of a family that the client has, too; of a client without addresses nothing is known.
+    fn reachable(&self, client: &Workload, families: Families) -> bool {
+        let shared = |ip: &IpAddr| client.addresses.iter().any(|own| same_family(*own, *ip));
+        client.addresses.is_empty()
+            || self.workload.addresses.iter().any(|ip| families.allows(*ip) && shared(ip))
+    }
+
     fn usable(&self) -> bool {
         self.workload.capacity > 0
             && !(self.workload.addresses.is_empty()
                 && self.workload.hostname.is_empty()
                 && self.workload.network_gateway.is_none())
     }
+}
+
+/// What the best address of an endpoint is like, the worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    /// None of the service's families.
+    NoAddress,
+    /// Of the other family.
+    Other,
+    /// Of the family that was dialled.
+    Dialled,
 }
 
 /// A service with its endpoints, which change without it.
@@ -92,66 +133,95 @@ impl ServiceEntry {
         workload.services.iter().any(|membership| membership.service == self.service.key)
     }
 
-    /// Chooses an endpoint for a client and its target port. `random` is any number; each value of it is as good as
-    /// another.
+    /// Chooses an endpoint for a client that dialled `dst`, and its target port. Of equal ones, those that have an
+    /// address of the family of `dst` come first. `random` is any number; each value of it is as good as another.
     ///
     /// # Errors
     /// When the port is not one of the service's, or nothing is ready.
     pub fn pick(
         &self,
         client: &Workload,
-        port: u16,
+        dst: OrigDst,
         random: usize,
     ) -> Result<(Arc<Endpoint>, u16), PickError> {
-        let port = self.service.port(port).ok_or(PickError::NoSuchPort(port))?;
+        let port = self.service.port(dst.port()).ok_or(PickError::NoSuchPort(dst.port()))?;
         let ready = self.ready.load();
         if ready.endpoints.is_empty() {
             return Err(PickError::NoneReady);
         }
-        let balancing = &self.service.balancing;
-        let picked = match balancing.mode {
-            Mode::Any | Mode::Passthrough => pick_any(&ready, port, random),
-            Mode::Strict | Mode::Failover => pick_near(&ready.endpoints, port, client, balancing, random)?,
+        let picked = match self.service.balancing.mode {
+            Mode::Any | Mode::Passthrough => self.pick_any(&ready, port, dst.ip(), random),
+            Mode::Strict | Mode::Failover => {
+                self.pick_near(&ready.endpoints, port, client, dst.ip(), random)?
+            }
         };
         picked.ok_or(PickError::NoTargetPort(port.port))
     }
-}
 
-/// Starts at one that is drawn and takes the first that resolves the port: nearly always the first one looked at.
-fn pick_any(ready: &Ready, port: ServicePort, random: usize) -> Option<(Arc<Endpoint>, u16)> {
-    let start = match &ready.draw {
-        Some(draw) => draw.draw(random as u64),
-        None => random % ready.endpoints.len(),
-    };
-    let (head, tail) = ready.endpoints.split_at(start);
-    tail.iter().chain(head).find_map(|endpoint| Some((endpoint.clone(), endpoint.target_port(port)?)))
-}
-
-fn pick_near(
-    endpoints: &[Arc<Endpoint>],
-    port: ServicePort,
-    client: &Workload,
-    balancing: &Balancing,
-    random: usize,
-) -> Result<Option<(Arc<Endpoint>, u16)>, PickError> {
-    let rank = |endpoint: &Endpoint| {
-        balancing.scopes.iter().take_while(|scope| same(**scope, client, &endpoint.workload)).count()
-    };
-    let candidates = || endpoints.iter().filter(|endpoint| endpoint.target_port(port).is_some());
-    let Some(best) = candidates().map(|endpoint| rank(endpoint)).max() else { return Ok(None) };
-    if balancing.mode == Mode::Strict && best < balancing.scopes.len() {
-        return Err(PickError::NoneReady);
+    /// Starts at one that is drawn and takes the first that resolves the port and fits: nearly always the first one
+    /// looked at.
+    fn pick_any(
+        &self,
+        ready: &Ready,
+        port: ServicePort,
+        dialled: IpAddr,
+        random: usize,
+    ) -> Option<(Arc<Endpoint>, u16)> {
+        let start = match &ready.draw {
+            Some(draw) => draw.draw(random as u64),
+            None => random % ready.endpoints.len(),
+        };
+        let (head, tail) = ready.endpoints.split_at(start);
+        let mut best: Option<(Fit, &Arc<Endpoint>, u16)> = None;
+        for endpoint in tail.iter().chain(head) {
+            let Some(target) = endpoint.target_port(port) else { continue };
+            let fit = endpoint.fit(dialled, self.service.families);
+            if best.is_none_or(|(other, ..)| fit > other) {
+                best = Some((fit, endpoint, target));
+            }
+            if fit == Fit::Dialled {
+                break;
+            }
+        }
+        best.map(|(_, endpoint, target)| (endpoint.clone(), target))
     }
-    let nearest = || candidates().filter(|endpoint| rank(endpoint) == best);
-    let total: u64 = nearest().map(|endpoint| u64::from(endpoint.workload.capacity)).sum();
-    let mut left = random as u64 % total.max(1);
-    let chosen = nearest().find(|endpoint| {
-        let capacity = u64::from(endpoint.workload.capacity);
-        let found = left < capacity;
-        left = left.saturating_sub(capacity);
-        found
-    });
-    Ok(chosen.and_then(|endpoint| Some((endpoint.clone(), endpoint.target_port(port)?))))
+
+    /// What the client cannot reach is worse than what is far away.
+    fn pick_near(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        port: ServicePort,
+        client: &Workload,
+        dialled: IpAddr,
+        random: usize,
+    ) -> Result<Option<(Arc<Endpoint>, u16)>, PickError> {
+        let Service { balancing, families, .. } = &*self.service;
+        let near = |endpoint: &Endpoint| {
+            balancing.scopes.iter().take_while(|scope| same(**scope, client, &endpoint.workload)).count()
+        };
+        let rank = |endpoint: &Endpoint| {
+            (endpoint.reachable(client, *families), near(endpoint), endpoint.fit(dialled, *families))
+        };
+        let candidates = || endpoints.iter().filter(|endpoint| endpoint.target_port(port).is_some());
+        let Some(best) = candidates().map(|endpoint| rank(endpoint)).max() else { return Ok(None) };
+        if balancing.mode == Mode::Strict && best.1 < balancing.scopes.len() {
+            return Err(PickError::NoneReady);
+        }
+        let nearest = || candidates().filter(|endpoint| rank(endpoint) == best);
+        let total: u64 = nearest().map(|endpoint| u64::from(endpoint.workload.capacity)).sum();
+        let mut left = random as u64 % total.max(1);
+        let chosen = nearest().find(|endpoint| {
+            let capacity = u64::from(endpoint.workload.capacity);
+            let found = left < capacity;
+            left = left.saturating_sub(capacity);
+            found
+        });
+        Ok(chosen.and_then(|endpoint| Some((endpoint.clone(), endpoint.target_port(port)?))))
+    }
+}
+
+fn same_family(a: IpAddr, b: IpAddr) -> bool {
+    a.is_ipv4() == b.is_ipv4()
 }
 
 /// Whether two workloads are in the same place; two unknown places are the same.

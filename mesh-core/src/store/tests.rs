@@ -3,12 +3,27 @@
 use std::net::IpAddr;
 
 use super::*;
+use crate::addr::OrigDst;
 use crate::convert::Names;
-use crate::service::{Balancing, Mode, Scope, ServicePort};
+use crate::service::{Balancing, Families, Mode, Scope, ServicePort};
 use crate::workload::{Health, Membership, WorkloadType};
 
 fn address(ip: &str) -> NetworkAddress {
     NetworkAddress::new(Network::default(), ip.parse::<IpAddr>().unwrap())
+}
+
+/// What a client of the service dials.
+fn vip(port: u16) -> OrigDst {
+    OrigDst::from(std::net::SocketAddr::from(([10, 96, 0, 1], port)))
+}
+
+fn vip6(port: u16) -> OrigDst {
+    OrigDst::from(format!("[fd00:96::1]:{port}").parse::<std::net::SocketAddr>().unwrap())
+}
+
+/// A pod with several addresses.
+fn dual(name: &str, ips: &[&str]) -> Workload {
+    Workload { addresses: ips.iter().map(|ip| ip.parse().unwrap()).collect(), ..pod(name, "10.0.0.1") }
 }
 
 fn key(namespace: &str, hostname: &str) -> ServiceName {
@@ -234,12 +249,12 @@ fn readiness_follows_policy() {
     writer.commit();
     let entry = reader.service("shop", "web").unwrap();
     let client = pod("client", "10.0.0.9");
-    assert_eq!(entry.pick(&client, 80, 0).unwrap_err(), PickError::NoneReady);
-    assert_eq!(entry.pick(&client, 81, 0).unwrap_err(), PickError::NoSuchPort(81));
+    assert_eq!(entry.pick(&client, vip(80), 0).unwrap_err(), PickError::NoneReady);
+    assert_eq!(entry.pick(&client, vip(81), 0).unwrap_err(), PickError::NoSuchPort(81));
     let balancing = Balancing { allow_unhealthy: true, ..Default::default() };
     writer.put_service(Service { balancing, ..service("shop", "web", "10.96.0.1") });
     writer.commit();
-    let (endpoint, port) = reader.service("shop", "web").unwrap().pick(&client, 80, 0).unwrap();
+    let (endpoint, port) = reader.service("shop", "web").unwrap().pick(&client, vip(80), 0).unwrap();
     assert_eq!((&*endpoint.workload.name, port), ("a", 8080));
 }
 
@@ -256,12 +271,12 @@ fn target_ports() {
     let entry = reader.service("shop", "web").unwrap();
     let client = pod("client", "10.0.0.9");
     for random in 0..8 {
-        let (endpoint, port) = entry.pick(&client, 80, random).unwrap();
+        let (endpoint, port) = entry.pick(&client, vip(80), random).unwrap();
         assert_eq!(port, if &*endpoint.workload.name == "a" { 9090 } else { 8080 });
-        let (endpoint, port) = entry.pick(&client, 81, random).unwrap();
+        let (endpoint, port) = entry.pick(&client, vip(81), random).unwrap();
         assert_eq!((&*endpoint.workload.name, port), ("a", 9091), "only a resolves the named port");
     }
-    assert_eq!(entry.pick(&client, 82, 0).unwrap_err(), PickError::NoTargetPort(82));
+    assert_eq!(entry.pick(&client, vip(82), 0).unwrap_err(), PickError::NoTargetPort(82));
 }
 
 #[test]
@@ -276,7 +291,7 @@ fn every_ready_endpoint_gets_its_share() {
     let client = pod("client", "10.0.0.99");
     let mut picks = HashMap::<String, usize>::new();
     for random in 0..1000 {
-        let (endpoint, _) = entry.pick(&client, 80, random).unwrap();
+        let (endpoint, _) = entry.pick(&client, vip(80), random).unwrap();
         *picks.entry(endpoint.workload.name.to_string()).or_default() += 1;
     }
     assert!(picks.len() == 10 && picks.values().all(|count| *count == 100), "{picks:?}");
@@ -326,7 +341,7 @@ fn locality_preferences() {
         writer.commit();
         let entry = reader.service("shop", "web").unwrap();
         let mut names: Vec<String> = (0..4)
-            .filter_map(|random| entry.pick(client, 80, random).ok())
+            .filter_map(|random| entry.pick(client, vip(80), random).ok())
             .map(|(endpoint, _)| endpoint.workload.name.to_string())
             .collect();
         names.sort();
@@ -336,6 +351,96 @@ fn locality_preferences() {
             Some("any") => assert_eq!(names, ["near", "other"], "{mode:?}"),
             Some(name) => assert_eq!(names, [name], "{mode:?}"),
         }
+    }
+}
+
+#[test]
+fn a_workload_is_found_at_each_of_its_addresses() {
+    let (mut writer, reader) = new();
+    writer.put_workload(dual("a", &["10.0.0.1", "fd00::1"]));
+    writer.commit();
+    for ip in ["10.0.0.1", "fd00::1", "::ffff:10.0.0.1"] {
+        assert_eq!(found_uid(&reader, ip).as_deref(), Some("c//Pod/shop/a"), "{ip}");
+    }
+    writer.put_workload(dual("a", &["fd00::1", "fd00::2"]));
+    writer.commit();
+    let found = ["10.0.0.1", "fd00::1", "fd00::2"].map(|ip| found_uid(&reader, ip).is_some());
+    assert_eq!(found, [false, true, true]);
+    writer.remove_workload("c//Pod/shop/a");
+    writer.commit();
+    let found = ["10.0.0.1", "fd00::1", "fd00::2"].map(|ip| found_uid(&reader, ip).is_some());
+    assert_eq!(found, [false; 3]);
+    assert!(writer.outranked.is_empty());
+}
+
+#[test]
+fn a_service_is_found_at_each_of_its_addresses() {
+    let (mut writer, reader) = new();
+    let both = ["10.96.0.1", "fd00:96::1"].map(|ip| Vip::Address(address(ip)));
+    writer.put_service(Service { vips: both.into(), ..service("shop", "web", "10.96.0.1") });
+    writer.put_workload(member(dual("a", &["10.0.0.1", "fd00::1"]), "web", &[]));
+    writer.commit();
+    for ip in ["10.96.0.1", "fd00:96::1"] {
+        assert_eq!(found_service(&reader, ip, "shop").as_deref(), Some("shop/web"), "{ip}");
+        let entry = reader.service_at(&address(ip), "shop").unwrap();
+        assert_eq!(entry.endpoints().len(), 1, "one endpoint, however many addresses it has");
+    }
+    writer.put_service(service("shop", "web", "10.96.0.1"));
+    writer.commit();
+    assert_eq!(found_service(&reader, "fd00:96::1", "shop"), None);
+}
+
+/// Which endpoints are chosen for what is dialled, in a service whose endpoints differ in their families.
+#[test]
+fn endpoints_of_the_dialled_family_come_first() {
+    let (v4, v6) = (&["10.0.0.4"][..], &["fd00::6"][..]);
+    let both = &["10.0.0.8", "fd00::8"][..];
+    let all: &[(&str, &[&str])] = &[("v4", v4), ("v6", v6), ("both", both)];
+    let client = || dual("client", &["10.0.0.9", "fd00::9"]);
+    let nowhere = Balancing::default();
+    let near = |mode| Balancing { mode, scopes: [Scope::Node].into(), allow_unhealthy: false };
+    for (what, endpoints, families, dst, client, balancing, expect) in [
+        ("v4", all, Families::Any, vip(80), client(), nowhere.clone(), "both v4"),
+        ("v6", all, Families::Any, vip6(80), client(), nowhere.clone(), "both v6"),
+        ("only the other family", &all[..1], Families::Any, vip6(80), client(), nowhere.clone(), "v4"),
+        ("only the other family", &all[1..2], Families::Any, vip(80), client(), nowhere.clone(), "v6"),
+        ("a family that is not served", all, Families::V4Only, vip6(80), client(), nowhere, "both v4"),
+        ("near, v4", all, Families::Any, vip(80), client(), near(Mode::Failover), "both v4"),
+        ("strict, v6", all, Families::Any, vip6(80), client(), near(Mode::Strict), "both v6"),
+        (
+            "what is near and cannot be reached",
+            &all[..2],
+            Families::Any,
+            vip(80),
+            Workload { node: "v6".into(), ..dual("client", &["10.0.0.9"]) },
+            near(Mode::Failover),
+            "v4",
+        ),
+        (
+            "what is near and can be reached over the other family",
+            &all[..2],
+            Families::Any,
+            vip(80),
+            Workload { node: "v6".into(), ..client() },
+            near(Mode::Failover),
+            "v6",
+        ),
+    ] {
+        let (mut writer, reader) = new();
+        for (name, ips) in endpoints {
+            // In the last cases each endpoint is on a node of its own.
+            let node = if client.node.starts_with("node") { "node-1" } else { *name };
+            writer.put_workload(Workload { node: node.into(), ..member(dual(name, ips), "web", &[]) });
+        }
+        writer.put_service(Service { families, balancing, ..service("shop", "web", "10.96.0.1") });
+        writer.commit();
+        let entry = reader.service("shop", "web").unwrap();
+        let mut names: Vec<String> = (0..12)
+            .map(|random| entry.pick(&client, dst, random).unwrap().0.workload.name.to_string())
+            .collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.join(" "), expect, "{what}");
     }
 }
 

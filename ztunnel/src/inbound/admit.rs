@@ -36,7 +36,8 @@ pub async fn admit(
     let permit = Permit::ask(pod, connection)?;
     let share = if proved { pod.budget.connection() } else { pod.budget.clear() }.map_err(exhausted)?;
     report.open();
-    let (upstream, tuple) = pod.connect_application(client, target).await?;
+    let others = report.facts.source.workload.as_ref().map(|peer| peer.addresses.clone()).unwrap_or_default();
+    let (upstream, tuple) = pod.connect_application(client, &others, target).await?;
     Ok(Admitted { upstream, permit, _occupied: (tuple, share) })
 }
 

@@ -12,7 +12,7 @@ use mesh_core::workload::Workload;
 /// Why a CONNECT is refused before policy is asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// An address that is not the pod's.
+    /// An address that is none of the pod's.
     #[error("authority {asked} names another address than this pod's, {local}")]
     OtherAddress {
         /// As asked.
@@ -73,18 +73,26 @@ pub fn check(
         return Err(Refusal::ApplicationTunnel);
     }
     let port = request.authority.port;
-    let port = match &request.authority.host {
-        Host::Address(asked) if asked.to_canonical() != local => {
-            return Err(Refusal::OtherAddress { asked: *asked, local });
+    let target = match &request.authority.host {
+        Host::Address(asked) => Target::from((own_address(*asked, local, pod)?, port)),
+        Host::Name(hostname) => {
+            let port = service_port(mesh, pod, hostname, port)
+                .ok_or_else(|| Refusal::UnknownService(request.authority.to_string()))?;
+            Target::from((local, port))
         }
-        Host::Address(_) => port,
-        Host::Name(hostname) => service_port(mesh, pod, hostname, port)
-            .ok_or_else(|| Refusal::UnknownService(request.authority.to_string()))?,
     };
-    if port == HBONE_PORT {
-        return Err(Refusal::IllegalPort(port));
+    if target.port() == HBONE_PORT {
+        return Err(Refusal::IllegalPort(HBONE_PORT));
     }
-    Ok(Target::from((local, port)))
+    Ok(target)
+}
+
+/// The address asked for, if it is the one that the tunnel arrived at or another of the pod's: a tunnel over IPv4 may
+/// carry a connection to its IPv6 address.
+fn own_address(asked: IpAddr, local: IpAddr, pod: &Workload) -> Result<IpAddr, Refusal> {
+    let asked = asked.to_canonical();
+    let own = asked == local || pod.addresses.contains(&asked);
+    own.then_some(asked).ok_or(Refusal::OtherAddress { asked, local })
 }
 
 /// The pod's own port for a port of a service that it is a part of.
@@ -111,7 +119,10 @@ mod tests {
             uid: UID.into(),
             name: "web".into(),
             namespace: "shop".into(),
-            addresses: vec![vec![10, 0, 0, 2]],
+            addresses: vec![
+                vec![10, 0, 0, 2],
+                "fd00::2".parse::<std::net::Ipv6Addr>().unwrap().octets().to_vec(),
+            ],
             services: [
                 ("shop/web.local".to_owned(), wire::PortList { ports: vec![port(81, 9091)] }),
                 ("shop/gone.local".to_owned(), wire::PortList::default()),
@@ -141,10 +152,33 @@ mod tests {
     }
 
     fn ask(authority: &str, workload_uid: Option<&str>) -> Result<Target, Refusal> {
+        ask_at("10.0.0.2", authority, workload_uid)
+    }
+
+    fn ask_at(local: &str, authority: &str, workload_uid: Option<&str>) -> Result<Target, Refusal> {
         let (reader, pod) = world(wire_pod());
         let mut request = ConnectRequest::new(authority.parse().unwrap());
         request.workload_uid = workload_uid.map(str::to_owned);
-        check(&request, "10.0.0.2".parse().unwrap(), &pod, &reader)
+        check(&request, local.parse().unwrap(), &pod, &reader)
+    }
+
+    #[test]
+    fn every_address_of_the_pod_is_its_own() {
+        for (local, authority, expect) in [
+            ("fd00::2", "[fd00::2]:8080", Some("[fd00::2]:8080")),
+            ("fd00::2", "[FD00:0::2]:8080", Some("[fd00::2]:8080")),
+            ("fd00::2", "10.0.0.2:8080", Some("10.0.0.2:8080")),
+            ("10.0.0.2", "[fd00::2]:8080", Some("[fd00::2]:8080")),
+            ("fd00::2", "web.local:80", Some("[fd00::2]:8080")),
+            // The mesh may know less of a new pod than the network does.
+            ("fd00::7", "[fd00::7]:8080", Some("[fd00::7]:8080")),
+            ("fd00::2", "[fd00::3]:8080", None),
+            ("fd00::2", "[::1]:8080", None),
+            ("fd00::2", "127.0.0.1:8080", None),
+        ] {
+            let target = ask_at(local, authority, None).ok().map(|target| target.to_string());
+            assert_eq!(target.as_deref(), expect, "{authority} at {local}");
+        }
     }
 
     #[test]

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use mesh_core::addr::{HBONE_PORT, NetworkAddress, NextHop, OrigDst, Target};
 use mesh_core::identity::Identity;
-use mesh_core::service::{Families, Gateway, Mode};
-use mesh_core::store::{Endpoint, Found, PickError, Reader, ServiceEntry};
+use mesh_core::service::{Gateway, Mode};
+use mesh_core::store::{Found, PickError, Reader, ServiceEntry};
 use mesh_core::workload::{Tunnel, Workload};
 
 /// Where a connection goes.
@@ -136,10 +136,12 @@ fn to_service(
         return Ok(plain(Target::from(dst.get()), Some(service)));
     }
     let (endpoint, port) = service
-        .pick(source, dst.port(), random)
+        .pick(source, dst, random)
         .map_err(|cause| PlanError::NoEndpoint { service: service.service.key.to_string(), cause })?;
     same_network(source, &endpoint.workload)?;
-    let ip = dialled_ip(&endpoint, dst.ip(), service.service.families)?;
+    let ip = endpoint
+        .address(dst.ip(), service.service.families)
+        .ok_or_else(|| PlanError::NoAddress { endpoint: endpoint.workload.uid.to_string() })?;
     let mut expected = service.service.identities.to_vec();
     expected.push(endpoint.workload.identity.clone());
     Ok(direct(source, endpoint.workload.clone(), ip, port, expected, Some(service)))
@@ -189,19 +191,6 @@ fn same_network(source: &Workload, endpoint: &Workload) -> Result<(), PlanError>
     }
     let network = endpoint.network.to_string();
     Err(PlanError::OtherNetwork { endpoint: endpoint.uid.to_string(), network })
-}
-
-/// The dialled address if it is the endpoint's own, else its first of the dialled family, else its first.
-fn dialled_ip(endpoint: &Endpoint, dialled: IpAddr, families: Families) -> Result<IpAddr, PlanError> {
-    let own = &endpoint.workload.addresses;
-    if own.contains(&dialled) {
-        return Ok(dialled);
-    }
-    let allowed = || own.iter().copied().filter(|ip| families.allows(*ip));
-    allowed()
-        .find(|ip| ip.is_ipv4() == dialled.is_ipv4())
-        .or_else(|| allowed().next())
-        .ok_or_else(|| PlanError::NoAddress { endpoint: endpoint.workload.uid.to_string() })
 }
 
 fn needs_waypoint(destination: String, waypoint: &Gateway) -> PlanError {

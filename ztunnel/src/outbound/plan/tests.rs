@@ -81,6 +81,10 @@ fn world() -> (Reader, Arc<Workload>) {
         wire::Workload { addresses: vec![], hostname: "ext.example".into(), ..member(pod("ext", ""), "ext") },
         member(pod("dual", "fd00::8,10.0.0.8"), "dual"),
         member(pod("six", "fd00::9"), "six"),
+        member(pod("twin", "10.0.0.15,fd00::15"), "both"),
+        member(pod("late", "10.0.0.16"), "only6"),
+        wire::Workload { tunnel_protocol: 0, ..pod("clear6", "fd00::17") },
+        wire::Workload { network_mode: 1, ..pod("host6", "fd00::18") },
     ];
     let mut services: Vec<_> = [
         ("web", "10.96.0.2"),
@@ -110,6 +114,13 @@ fn world() -> (Reader, Arc<Workload>) {
     let mut only_v4 = service("only4", "fd00:96::1");
     only_v4.ip_families = wire::IpFamilies::Ipv4Only as i32;
     services.push(only_v4);
+    let mut both = service("both", "10.96.0.15");
+    both.addresses.push(wire::NetworkAddress { address: octets("fd00:96::15"), ..Default::default() });
+    both.ip_families = wire::IpFamilies::Dual as i32;
+    services.push(both);
+    let mut only_v6 = service("only6", "fd00:96::16");
+    only_v6.ip_families = wire::IpFamilies::Ipv6Only as i32;
+    services.push(only_v6);
     mesh(workloads, services)
 }
 
@@ -173,6 +184,17 @@ fn table() {
         ("unknown", "203.0.113.10:443", "plain - 203.0.113.10:443"),
         ("family as dialled", "10.96.0.8:80", "hbone dual 10.0.0.8:15008 for 10.0.0.8:8080 as dual"),
         ("other family if need be", "10.96.0.9:80", "hbone six [fd00::9]:15008 for [fd00::9]:8080 as six"),
+        ("IPv6 pod that speaks HBONE", "[fd00::8]:81", "hbone dual [fd00::8]:15008 for [fd00::8]:81 as dual"),
+        ("IPv6 pod out of the mesh", "[fd00::17]:81", "plain clear6 [fd00::17]:81"),
+        ("IPv6 host network by address", "[fd00::18]:81", "plain - [fd00::18]:81"),
+        ("unknown IPv6", "[2001:db8::10]:443", "plain - [2001:db8::10]:443"),
+        ("both, dialled over IPv4", "10.96.0.15:80", "hbone twin 10.0.0.15:15008 for 10.0.0.15:8080 as twin"),
+        (
+            "both, dialled over IPv6",
+            "[fd00:96::15]:80",
+            "hbone twin [fd00::15]:15008 for [fd00::15]:8080 as twin",
+        ),
+        ("loop over IPv6", "[::1]:15008", "error: [::1]:15008 is the tunnel's own port on loopback"),
         ("itself by its service", "10.96.0.11:80", "own client 10.0.0.1:8080"),
         ("itself by its address", "10.0.0.1:81", "own client 10.0.0.1:81"),
         ("passthrough, though the address is a pod's", "10.0.0.2:81", "plain - 10.0.0.2:81"),
@@ -196,6 +218,7 @@ fn refusals() {
         ("10.96.0.7:80", "service shop/sick: no endpoint of the service is ready"),
         ("10.96.0.12:80", "service shop/empty: no endpoint of the service is ready"),
         ("10.96.0.10:80", "endpoint c//Pod/shop/ext has no IP address"),
+        ("[fd00:96::16]:80", "endpoint c//Pod/shop/late has no IP address"),
     ] {
         let plan = plan(dst);
         assert!(plan.starts_with("error: ") && plan.contains(expect), "{dst}: {plan}");
