@@ -1,5 +1,6 @@
 //! The model, kind by kind, and as a whole under events in any order.
 
+mod families;
 mod membership;
 mod network;
 mod order;
