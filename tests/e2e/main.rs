@@ -5,6 +5,7 @@ mod ca;
 mod cluster;
 mod demo;
 mod fail_closed;
+mod families;
 mod fixture;
 mod interrupts;
 mod membership;

@@ -10,8 +10,10 @@ use serde_json::json;
 use super::Scene;
 use crate::capture::Protocol;
 use crate::eventually;
+use crate::fabric;
 use crate::lab::PodRef;
 use crate::peer::{self, Authority, Outcome};
+use crate::stack::Family;
 use crate::workload::Workload;
 
 type Check = fn(&Scene<'_>) -> anyhow::Result<String>;
@@ -32,6 +34,7 @@ pub(super) const ALL: &[(u8, &str, Check)] = &[
     (8, "kill -9 of ztunnel under load: no connection is refused or lost", super::crashes::ztunnel),
     (9, "kill -9 of the agent under load: nobody notices", super::crashes::agent),
     (10, "an address that goes to another pod takes no traffic along", super::reuse::safe),
+    (11, "the same over IPv6: own address kept, both identities, TLS 1.3 on the wire, no marker", over_ipv6),
 ];
 
 /// The example's HTTP port, behind Service port 80.
@@ -42,9 +45,19 @@ const ENOUGH: usize = 20;
 const SOON: Duration = Duration::from_secs(10);
 
 fn in_the_clear(scene: &Scene<'_>) -> anyhow::Result<String> {
-    let marker = scene.marker(1);
-    let capture = scene.lab.capture("claim-1")?;
-    let answers = scene.pay(&scene.gateway(), &marker, ENOUGH)?;
+    paid_in_the_clear(scene, 1, &scene.gateway(), Family::V4)
+}
+
+/// Payments of a client that nobody captures are seen by whoever watches the wire.
+fn paid_in_the_clear(
+    scene: &Scene<'_>,
+    claim: u8,
+    client: &PodRef<'_>,
+    family: Family,
+) -> anyhow::Result<String> {
+    let marker = scene.marker(claim);
+    let capture = scene.lab.capture(&format!("claim-{claim}-clear"))?;
+    let answers = scene.pay_over(family, client, &marker, ENOUGH)?;
     let captured = capture.stop()?;
     let flows = captured.flows_with(marker.as_bytes());
     let first = flows.first().with_context(|| format!("marker {marker} is not on the wire"))?;
@@ -54,18 +67,24 @@ fn in_the_clear(scene: &Scene<'_>) -> anyhow::Result<String> {
 fn enrolled(scene: &Scene<'_>) -> anyhow::Result<String> {
     let before = scene.incarnations()?;
     scene.enrol()?;
-    let marker = scene.marker(2);
-    let capture = scene.lab.capture("claim-2")?;
-    let answers = scene.pay(&scene.gateway(), &marker, ENOUGH)?;
-    let captured = capture.stop()?;
+    let hidden = paid_unseen(scene, 2, Family::V4)?;
     anyhow::ensure!(scene.incarnations()? == before, "a pod was restarted");
+    Ok(format!("{} running pods captured, 0 restarts; {hidden}", before.len()))
+}
+
+/// Payments of the gateway reach both versions of the payment service, and the wire shows TLS 1.3 and nothing else.
+fn paid_unseen(scene: &Scene<'_>, claim: u8, family: Family) -> anyhow::Result<String> {
+    let marker = scene.marker(claim);
+    let capture = scene.lab.capture(&format!("claim-{claim}"))?;
+    let answers = scene.pay_over(family, &scene.gateway(), &marker, ENOUGH)?;
+    let captured = capture.stop()?;
     let versions: BTreeSet<&str> = answers.iter().filter_map(|answer| answer["version"].as_str()).collect();
     anyhow::ensure!(versions == BTreeSet::from(["v1", "v2"]), "answers came from {versions:?} only");
     let flows = captured.flows_with(marker.as_bytes());
     anyhow::ensure!(flows.is_empty(), "marker {marker} is on the wire: {}", flows[0]);
-    let gateway = scene.gateway().address()?;
+    let gateway = scene.gateway().address_of(family)?;
     let handshakes: Vec<_> = scene
-        .payment_addresses()?
+        .payment_addresses(family)?
         .into_iter()
         .flat_map(|server| captured.tls13(gateway, server))
         .filter(|handshake| handshake.flow.destination.port() == HBONE)
@@ -75,22 +94,27 @@ fn enrolled(scene: &Scene<'_>) -> anyhow::Result<String> {
     let clear = captured.count(|packet| packet.protocol == Protocol::Tcp && packet.has_port(HTTP));
     anyhow::ensure!(clear == 0, "{clear} packets to or from port {HTTP} in the clear");
     Ok(format!(
-        "{} running pods captured, 0 restarts; {} payments to {versions:?}; marker on the wire: never; \
-         TLS 1.3 {}; {hbone} HBONE segments, 0 packets of port {HTTP}",
-        before.len(),
+        "{} payments to {versions:?}; marker on the wire: never; TLS 1.3 {}; {hbone} HBONE segments, 0 packets of \
+         port {HTTP}",
         answers.len(),
         first.flow
     ))
 }
 
 fn identities(scene: &Scene<'_>) -> anyhow::Result<String> {
+    known_to_both(scene, 3, Family::V4)
+}
+
+/// The server sees the gateway's own address, and both nodes' logs have both identities.
+fn known_to_both(scene: &Scene<'_>, claim: u8, family: Family) -> anyhow::Result<String> {
     let gateway = scene.gateway();
-    let address = gateway.address()?.to_string();
+    let address = gateway.address_of(family)?.to_string();
     let node = gateway.node_index()?;
     let remote = remote_payment(scene, node)?;
-    let (server, server_node) = (remote.address()?.to_string(), remote.node_index()?);
+    let (server, server_node) =
+        (SocketAddr::new(remote.address_of(family)?, HTTP).to_string(), remote.node_index()?);
     let seen: BTreeSet<String> = scene
-        .pay(&gateway, &scene.marker(3), ENOUGH)?
+        .pay_over(family, &gateway, &scene.marker(claim), ENOUGH)?
         .iter()
         .map(|answer| answer["client"].as_str().unwrap_or_default().to_owned())
         .collect();
@@ -230,6 +254,30 @@ fn foreign_root(scene: &Scene<'_>) -> anyhow::Result<String> {
         new.lines().find(why).map(str::to_owned).with_context(|| tail(new))
     })?;
     Ok(format!("own root: 200; other root: {reason}\nn{node}: {line}"))
+}
+
+fn over_ipv6(scene: &Scene<'_>) -> anyhow::Result<String> {
+    let family = Family::V6;
+    let gateway = scene.gateway();
+    // What the next captures would show if there were no mesh.
+    let clear = paid_in_the_clear(scene, 11, &scene.lab.pod("legacy/client"), family)?;
+    let unseen = paid_unseen(scene, 11, family)?;
+    let known = known_to_both(scene, 11, family)?;
+    let name = gateway.exec_ok(["getent", "ahostsv6", "payment-service"])?;
+    let service = scene.lab.service_address_of(family, "payments", "payment-service")?.to_string();
+    anyhow::ensure!(name.contains(&service), "payment-service resolves to {name:?}, not {service}");
+    let outside = gateway.curl_over(family, "http://outside.example/")?;
+    let own = format!("\"client\":\"{}\"", gateway.address_of(family)?);
+    anyhow::ensure!(outside.contains(&own), "the outside answered {outside}");
+    let text = scene.marker(11);
+    let echo = SocketAddr::new(fabric::outside(family), 7).to_string();
+    let echoed = gateway.exec_ok(["ambit-example", "datagram", &echo, &text])?;
+    anyhow::ensure!(echoed.trim() == text, "the datagram came back as {echoed:?}");
+    Ok(format!(
+        "without the mesh: {clear}\nin the mesh, to {service}: {unseen}\n{known}\n\
+         UDP echo by {echo}: back unchanged; HTTP: {}",
+        outside.trim()
+    ))
 }
 
 /// The payment service's pod on another node than this one.

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::eventually;
 use crate::lab::{Lab, PATIENCE, PodRef};
+use crate::stack::Family;
 use crate::workload::Workload;
 
 /// The example's Deployments.
@@ -32,7 +33,9 @@ impl<'a> Scene<'a> {
         let scene = Self { lab };
         // Readiness has to get around: through EndpointSlices to the Service's rules on each node.
         for pod in [scene.gateway(), lab.pod("legacy/client")] {
-            eventually("a payment is made", PATIENCE, || scene.pay(&pod, "rehearsal", 3))?;
+            for family in Family::ALL {
+                eventually("a payment is made", PATIENCE, || scene.pay_over(family, &pod, "rehearsal", 3))?;
+            }
         }
         Ok(scene)
     }
@@ -54,11 +57,23 @@ impl<'a> Scene<'a> {
         format!("ambit-marker-{claim}-{:016x}", rand::random::<u64>())
     }
 
-    /// Make `count` payments from a pod, each marked; what the payment service answered.
+    /// Make `count` payments from a pod over IPv4, each marked; what the payment service answered.
     pub(super) fn pay(&self, from: &PodRef<'_>, marker: &str, count: usize) -> anyhow::Result<Vec<Value>> {
+        self.pay_over(Family::V4, from, marker, count)
+    }
+
+    /// The same over one IP family.
+    pub(super) fn pay_over(
+        &self,
+        family: Family,
+        from: &PodRef<'_>,
+        marker: &str,
+        count: usize,
+    ) -> anyhow::Result<Vec<Value>> {
         let header = format!("x-note: {marker}");
         let url = "http://payment-service.payments/payments";
-        let line = ["curl", "-sS", "--fail", "--max-time", "10", "-H", &header, url];
+        let option = if family == Family::V4 { "-4" } else { "-6" };
+        let line = ["curl", option, "-sS", "--fail", "--max-time", "10", "-H", &header, url];
         (0..count).map(|_| Ok(serde_json::from_str(&from.exec_ok(line)?)?)).collect()
     }
 
@@ -87,7 +102,7 @@ impl<'a> Scene<'a> {
     }
 
     /// The addresses of the payment service's pods.
-    pub(super) fn payment_addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
-        ["v1", "v2"].iter().map(|version| self.payment(version).address()).collect()
+    pub(super) fn payment_addresses(&self, family: Family) -> anyhow::Result<Vec<IpAddr>> {
+        ["v1", "v2"].iter().map(|version| self.payment(version).address_of(family)).collect()
     }
 }
