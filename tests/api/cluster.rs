@@ -7,6 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use mesh_tests::Stack;
 use mesh_tests::api::{ApiServer, Credential};
 
 /// A server, and a directory with kubeconfigs that goes with it.
@@ -18,9 +19,14 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn start() -> Self {
+        Self::start_with(Stack::V4)
+    }
+
+    /// With Services of these families.
+    pub(crate) fn start_with(stack: Stack) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
-        let server = ApiServer::start(vec![listener], Vec::new()).unwrap();
+        let server = ApiServer::start(vec![listener], Vec::new(), stack).unwrap();
         let name = format!("ambit-api-{}-{}", std::process::id(), url.rsplit(':').next().unwrap());
         let directory = std::env::temp_dir().join(name);
         std::fs::create_dir(&directory).unwrap();

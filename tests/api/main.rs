@@ -2,5 +2,6 @@
 
 mod cluster;
 mod definitions;
+mod families;
 mod kubectl;
 mod watcher;

@@ -3,16 +3,33 @@
 use std::time::Duration;
 
 use mesh_tests::lab::PATIENCE;
+use mesh_tests::stack::Family;
 use mesh_tests::workload::{self, Workload};
-use mesh_tests::{Lab, eventually};
+use mesh_tests::{Lab, Stack, eventually, fabric};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-/// Pods, Services, DNS, probes, restarts and the fabric in one lab: starting one takes longer than any of these.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn behaves_as_a_cluster() -> anyhow::Result<()> {
-    let lab = Lab::new().nodes(2).start()?;
+    behaves(Stack::V4)
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn behaves_as_a_cluster_of_ipv6_only() -> anyhow::Result<()> {
+    behaves(Stack::V6)
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn behaves_as_a_cluster_of_both_families() -> anyhow::Result<()> {
+    behaves(Stack::Dual)
+}
+
+/// Pods, Services, DNS, probes, restarts and the fabric in one lab: starting one takes longer than any of these.
+fn behaves(stack: Stack) -> anyhow::Result<()> {
+    let lab = Lab::new().nodes(2).stack(stack).start()?;
     lab.namespace("shop", &[])?;
     let client = Workload::new("shop", "client").on_node(1).create(&lab)?;
     let near = Workload::new("shop", "near").on_node(1).serve().label("app", "web").create(&lab)?;
@@ -21,20 +38,51 @@ fn behaves_as_a_cluster() -> anyhow::Result<()> {
     for pod in [&client, &near, &far] {
         pod.ready()?;
     }
-    services(&lab)?;
-    names(&lab)?;
+    addresses(&lab, stack)?;
+    for family in stack.families() {
+        services(&lab, *family)?;
+        names(&lab, *family)?;
+        capture(&lab, *family)?;
+    }
+    refusal(&lab, stack)?;
+    over_tcp(&lab)?;
     limits(&lab)?;
     restarts(&lab)?;
-    capture(&lab)?;
     deployments(&lab)
 }
 
-fn services(lab: &Lab) -> anyhow::Result<()> {
+/// What nodes, pods, Services and slices say of themselves, in the order of the families.
+fn addresses(lab: &Lab, stack: Stack) -> anyhow::Result<()> {
+    let families: Vec<&str> = stack.families().iter().map(|family| family.as_str()).collect();
+    let of = |ips: &str| -> anyhow::Result<Vec<&str>> {
+        ips.split_whitespace().map(|ip| Ok(Family::of(ip.parse()?).as_str())).collect()
+    };
+    let paths = [
+        ("node/n1", "{.status.addresses[?(@.type==\"InternalIP\")].address}"),
+        ("-nshop pod/near", "{.status.podIPs[*].ip}"),
+        ("-nshop pod/near", "{.status.hostIPs[*].ip}"),
+        ("-nshop service/web", "{.spec.clusterIPs[*]}"),
+    ];
+    for (object, path) in paths {
+        let path = format!("-ojsonpath={path}");
+        let line = ["get"].into_iter().chain(object.split(' ')).chain([path.as_str()]);
+        let ips = lab.kubectl(line)?;
+        assert_eq!(of(&ips)?, families, "{object} {path}: {ips}");
+    }
+    let selector = "kubernetes.io/service-name=web";
+    let slices = ["get", "-nshop", "endpointslices", "-l", selector, "-ojsonpath={.items[*].addressType}"];
+    let mut types: Vec<String> = lab.kubectl(slices)?.split(' ').map(str::to_owned).collect();
+    types.sort();
+    assert_eq!(types, families, "one slice for each family");
+    Ok(())
+}
+
+fn services(lab: &Lab, family: Family) -> anyhow::Result<()> {
     let client = lab.pod("shop/client");
-    let address = client.address()?.to_string();
+    let address = client.address_of(family)?.to_string();
     let mut answered = std::collections::BTreeSet::new();
     eventually("both endpoints answer through the Service", PATIENCE, || {
-        let answer: serde_json::Value = serde_json::from_str(&client.curl("http://web/")?)?;
+        let answer: serde_json::Value = serde_json::from_str(&client.curl_over(family, "http://web/")?)?;
         anyhow::ensure!(answer["client"] == address.as_str(), "the server saw {}", answer["client"]);
         answered.insert(answer["service"].to_string());
         anyhow::ensure!(answered.len() == 2, "only {answered:?}");
@@ -43,26 +91,43 @@ fn services(lab: &Lab) -> anyhow::Result<()> {
     // A pod behind a Service reaches itself through it.
     let near = lab.pod("shop/near");
     for _ in 0..8 {
-        near.curl("http://web.shop.svc.cluster.local/")?;
+        near.curl_over(family, "http://web.shop.svc.cluster.local/")?;
     }
-    // Without endpoints it refuses at once.
-    workload::service(lab, "shop", "nobody", 80, 8080)?;
-    eventually("a Service without endpoints refuses", PATIENCE, || {
-        let output = client.exec(["curl", "-sS", "--max-time", "3", "http://nobody/"])?;
-        anyhow::ensure!(output.code == 7, "curl ended with {}: {}", output.code, output.stderr);
-        Ok(())
-    })
+    Ok(())
 }
 
-fn names(lab: &Lab) -> anyhow::Result<()> {
+/// Without endpoints a Service refuses at once, at each of its addresses.
+fn refusal(lab: &Lab, stack: Stack) -> anyhow::Result<()> {
     let client = lab.pod("shop/client");
-    let outside = client.curl("http://outside.example/")?;
-    assert!(outside.contains("\"service\":\"outside\""), "{outside}");
-    let echoed = client.exec_ok(["ambit-example", "datagram", "outside.example:7", "hello"])?;
+    workload::service(lab, "shop", "nobody", 80, 8080)?;
+    for option in stack.families().iter().map(|family| if *family == Family::V4 { "-4" } else { "-6" }) {
+        eventually("a Service without endpoints refuses", PATIENCE, || {
+            let output = client.exec(["curl", option, "-sS", "--max-time", "3", "http://nobody/"])?;
+            anyhow::ensure!(output.code == 7, "curl {option} ended with {}: {}", output.code, output.stderr);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn names(lab: &Lab, family: Family) -> anyhow::Result<()> {
+    let client = lab.pod("shop/client");
+    let outside = client.curl_over(family, "http://outside.example/")?;
+    let seen = format!("\"client\":\"{}\"", client.address_of(family)?);
+    assert!(outside.contains("\"service\":\"outside\"") && outside.contains(&seen), "{outside}");
+    let echo = std::net::SocketAddr::new(fabric::outside(family), 7).to_string();
+    let echoed = client.exec_ok(["ambit-example", "datagram", &echo, "hello"])?;
     assert_eq!(echoed.trim(), "hello");
-    assert!(!client.exec(["getent", "hosts", "nowhere.example"])?.success());
-    let over_tcp = client.exec_ok(["bash", "-c", "RES_OPTIONS=use-vc getent ahostsv4 web"])?;
-    assert!(over_tcp.contains(&lab.service_address("shop", "web")?.to_string()), "{over_tcp}");
+    let database = if family == Family::V4 { "ahostsv4" } else { "ahostsv6" };
+    let found = client.exec_ok(["getent", database, "web"])?;
+    assert!(found.contains(&lab.service_address_of(family, "shop", "web")?.to_string()), "{found}");
+    assert!(!client.exec(["getent", database, "nowhere.example"])?.success());
+    Ok(())
+}
+
+fn over_tcp(lab: &Lab) -> anyhow::Result<()> {
+    let found = lab.pod("shop/client").exec_ok(["bash", "-c", "RES_OPTIONS=use-vc getent ahosts web"])?;
+    assert!(found.contains(&lab.service_address("shop", "web")?.to_string()), "{found}");
     Ok(())
 }
 
@@ -113,14 +178,16 @@ fn restarts(lab: &Lab) -> anyhow::Result<()> {
     sick.signal(Signal::SIGKILL)
 }
 
-fn capture(lab: &Lab) -> anyhow::Result<()> {
+fn capture(lab: &Lab, family: Family) -> anyhow::Result<()> {
     let (client, far) = (lab.pod("shop/client"), lab.pod("shop/far"));
+    let server = std::net::SocketAddr::new(far.address_of(family)?, 8080);
     let capture = lab.capture("cluster")?;
-    client.curl(&format!("http://{}:8080/a-path-to-be-seen", far.address()?))?;
+    client.curl(&format!("http://{server}/a-path-to-be-seen"))?;
     let captured = capture.stop()?;
     let flows = captured.flows_with(b"/a-path-to-be-seen");
     // The request and the answer that quotes it.
     assert_eq!(flows.len(), 2, "{flows:?}");
+    assert!(flows.iter().any(|flow| flow.destination == server), "{flows:?}");
     assert!(captured.flows_with(b"never sent").is_empty());
     assert!(captured.handshakes().is_empty());
     Ok(())

@@ -9,8 +9,9 @@ use aya::maps::{HashMap, Map, MapData, SockMap};
 use mesh_ebpf_abi::{ABI_VERSION, Address, PodAddress, SOCKETS_PER_POD, map};
 use mesh_tests::Lab;
 use mesh_tests::capture::{Packet, Protocol};
-use mesh_tests::fabric::OUTSIDE;
+use mesh_tests::fabric;
 use mesh_tests::lab::PodRef;
+use mesh_tests::stack::Family;
 use mesh_tests::workload::Workload;
 
 use crate::fixture::{HBONE, HTTP, service_of};
@@ -83,14 +84,15 @@ fn take_listeners(lab: &Lab, address: IpAddr) -> anyhow::Result<()> {
 
 /// Everything at once: what waits for nobody's answer waits at the same time.
 fn attempt(pod: &PodRef<'_>, mesh: SocketAddr, service: IpAddr) -> anyhow::Result<Attempts> {
+    let outside = fabric::outside(Family::V4);
     let get = |url: String| format!("curl -s -o /dev/null --max-time 2 http://{url}/ & ");
     let script = format!(
         "{}m=$!; {}s=$!; {}o=$!; \
-         ambit-example datagram {OUTSIDE}:7 word >/dev/null; u=$?; ambit-example ping {OUTSIDE} >/dev/null; i=$?; \
+         ambit-example datagram {outside}:7 word >/dev/null; u=$?; ambit-example ping {outside} >/dev/null; i=$?; \
          wait $m; m=$?; wait $s; s=$?; wait $o; echo $m $s $? $u $i",
         get(mesh.to_string()),
         get(service.to_string()),
-        get(OUTSIDE.to_string()),
+        get(outside.to_string()),
     );
     let output = pod.exec_ok(["bash", "-c", &script])?;
     let codes: Vec<bool> = output.split_whitespace().map(|code| code == "0").collect();
@@ -122,7 +124,7 @@ fn round(lab: &Lab, state: &str, ztunnel: bool, broken: &[Broken<'_>]) -> anyhow
         captured
             .count(|packet| packet.protocol == Protocol::Tcp && packet.source.ip() == from && wanted(packet))
     };
-    let outside = SocketAddr::from((OUTSIDE, 80));
+    let outside = SocketAddr::from((fabric::outside(Family::V4), 80));
     // The same calls of a pod outside the mesh are on the fabric, so what is not seen was not sent.
     let of_plain = plain.address()?;
     for destination in [mesh, outside] {

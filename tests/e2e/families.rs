@@ -10,7 +10,7 @@ use mesh_tests::workload::{self, Workload};
 use mesh_tests::{Stack, eventually, fabric};
 use serde_json::{Value, json};
 
-use crate::fixture::{self, ECHO, HBONE, HTTP, ask, enrolled, log_end, log_line};
+use crate::fixture::{ECHO, HBONE, HTTP, ask, log_end, log_line};
 use crate::shared::scenario;
 
 const CLIENT: &str = "spiffe://cluster.local/ns/mesh/sa/client";
@@ -148,7 +148,7 @@ fn clients_of_one_family_reach_a_service_of_both() {
         for family in Family::ALL {
             let name = format!("only-{}", family.as_str().to_ascii_lowercase());
             let client = Workload::new("mesh", &name).families(&[family]).on_node(1).start(lab)?;
-            enrolled(&client)?;
+            client.captured()?;
             let own = client.addresses()?;
             assert_eq!(own.iter().map(|ip| Family::of(*ip)).collect::<Vec<_>>(), [family]);
             let capture = lab.capture(&name)?;
@@ -174,7 +174,7 @@ fn servers_of_one_family_are_reached_at_an_address_of_the_other() {
             let server = Workload::new(namespace, &name).serve().families(&[family]).on_node(2).start(lab)?;
             workload::service(lab, namespace, &name, 80, HTTP)?;
             if namespace == "mesh" {
-                enrolled(&server)?;
+                server.captured()?;
             }
             let client = lab.pod("mesh/client");
             // kube-proxy has no endpoint behind that address; the mesh finds the workload whatever was dialled.
@@ -217,7 +217,7 @@ fn authorities_of_both_families() {
                 assert_eq!(outcome, Outcome::Status(expect), "{authority} over {}", over.as_str());
             }
         }
-        fixture::ask(&lab.pod("mesh/client"), "http://web/").map(drop)
+        ask(&lab.pod("mesh/client"), "http://web/").map(drop)
     });
 }
 
@@ -242,8 +242,8 @@ fn mesh_of_one(stack: Stack) -> anyhow::Result<()> {
         let client = Workload::new("one", "client").on_node(1).start(&lab)?;
         let server = Workload::new("one", "server").serve().on_node(2).start(&lab)?;
         workload::service(&lab, "one", "server", 80, HTTP)?;
-        enrolled(&client)?;
-        enrolled(&server)?;
+        client.captured()?;
+        server.captured()?;
         let capture = lab.capture("one")?;
         let answer = eventually("the server answers through its Service", PATIENCE, || {
             ask(&client, "http://server/in-one-family")

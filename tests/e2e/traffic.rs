@@ -237,7 +237,7 @@ fn every_byte_of_a_long_transfer_arrives_and_half_closes_pass_both_ways() {
         client.exec_ok(["ambit-example", "send", "--bytes", "0", &echo])?;
         // The server closes its half first; the client goes on sending.
         let greet = Workload::new("mesh", "greet")
-            .command(&["ambit-example", "greet", "--listen=0.0.0.0:7001"])
+            .command(&["ambit-example", "greet", "--listen=[::]:7001"])
             .port("tcp", 7001)
             .on_node(2)
             .start(lab)?;
@@ -257,7 +257,7 @@ fn every_byte_of_a_long_transfer_arrives_and_half_closes_pass_both_ways() {
 fn named_target_ports_differ_from_pod_to_pod() {
     scenario(|lab| {
         for (name, port) in [("first", "8081"), ("second", "8082")] {
-            let listen = format!("--listen=0.0.0.0:{port}");
+            let listen = format!("--listen=[::]:{port}");
             Workload::new("mesh", name)
                 .command(&["ambit-example", "serve", &listen, &format!("--name={name}")])
                 .port("web", port.parse()?)

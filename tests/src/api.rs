@@ -14,6 +14,7 @@ mod columns;
 mod defaults;
 mod definition;
 mod discovery;
+mod families;
 mod http;
 mod jsonpath;
 mod kinds;
@@ -60,6 +61,8 @@ use shared::Shared;
 use token::{Grant, Tokens, User};
 use tokio::runtime::{Builder, Runtime};
 use tokio_rustls::TlsAcceptor;
+
+use crate::stack::Stack;
 
 /// A running API server; dropping it ends it and every connection.
 pub struct ApiServer {
@@ -125,12 +128,13 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl ApiServer {
     /// Serves on `listeners`, which the caller may have made in other network namespaces, with a certificate
-    /// of a fresh CA for `sans` (addresses or names; loopback and the in-cluster names are added). It runs on
-    /// threads of its own.
-    pub fn start(listeners: Vec<TcpListener>, sans: Vec<String>) -> anyhow::Result<Self> {
+    /// of a fresh CA for `sans` (addresses or names; loopback and the in-cluster names are added). Services get
+    /// addresses of the families of `stack`. It runs on threads of its own.
+    pub fn start(listeners: Vec<TcpListener>, sans: Vec<String>, stack: Stack) -> anyhow::Result<Self> {
         let authority = Authority::new()?;
         let tls = TlsAcceptor::from(Arc::new(authority.server_config(sans)?));
-        let cluster = Cluster::new(authority.pem()).context("the objects every cluster starts with")?;
+        let cluster =
+            Cluster::new(authority.pem(), stack).context("the objects every cluster starts with")?;
         let (shared, tokens) = (Arc::new(Shared::new(cluster)), Arc::new(Tokens::new()?));
         let runtime =
             Builder::new_multi_thread().worker_threads(2).thread_name("apiserver").enable_all().build()?;

@@ -1,6 +1,7 @@
 //! Runs CNI plugins as a container runtime does: the node's first network configuration, each plugin given the result
 //! of the one before, the other way round on deletion (CNI spec 1.0, section 3).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::node::Node;
 use crate::shell;
+use crate::stack::Family;
 
 const CONFIGURATIONS: &str = "/etc/cni/net.d";
 const PLUGINS: &str = "/opt/cni/bin";
@@ -18,6 +20,8 @@ const RESULTS: &str = "/var/lib/cni/results";
 const INTERFACE: &str = "eth0";
 /// Annotation of a pod that asks for a certain address, as IPAM plugins of several networks have one.
 pub const ADDRESS: &str = "lab.ambit/address";
+/// Annotation of a pod that gets addresses of these families only, as from a pool that is chosen for it.
+pub const FAMILIES: &str = "lab.ambit/families";
 
 /// One pod's attachment to the node's network.
 #[derive(Clone, Debug)]
@@ -31,6 +35,19 @@ pub struct Attachment {
     pub netns: PathBuf,
     /// The address that the pod asks for.
     pub address: Option<Ipv4Addr>,
+    /// The families of its addresses; those of the node unless they are fewer here.
+    pub families: Vec<Family>,
+}
+
+impl Attachment {
+    /// What a Pod's annotation [`FAMILIES`] asks for, e.g. `IPv4`; else all.
+    #[must_use]
+    pub fn families(annotations: Option<&BTreeMap<String, String>>) -> Vec<Family> {
+        let asked = annotations.and_then(|annotations| annotations.get(FAMILIES));
+        let asked: Vec<Family> =
+            asked.iter().flat_map(|text| text.split(',')).filter_map(Family::named).collect();
+        if asked.is_empty() { Family::ALL.to_vec() } else { asked }
+    }
 }
 
 /// What was configured at ADD: DEL uses the same, whatever the node's configuration has become (as libcni's cache).
@@ -51,7 +68,7 @@ pub struct Added {
 
 /// Set up `lo` and `eth0`.
 pub fn add(node: &Node, attachment: &Attachment) -> anyhow::Result<Added> {
-    let configuration = configuration(node)?;
+    let configuration = limited(configuration(node)?, &attachment.families);
     let loopback = json!({ "cniVersion": "1.0.0", "name": "lo", "type": "loopback" });
     call(node, "ADD", "lo", attachment, &loopback)?;
     let (mut result, mut enrolment) = (None, None);
@@ -111,6 +128,24 @@ fn configuration(node: &Node) -> anyhow::Result<Value> {
     Ok(json!({ "cniVersion": value["cniVersion"], "name": value["name"], "plugins": [value] }))
 }
 
+/// The configuration without the ranges, and the routes, of other families.
+fn limited(mut configuration: Value, families: &[Family]) -> Value {
+    let of_family = |prefix: &Value| {
+        let address = prefix.as_str().and_then(|prefix| prefix.split('/').next()?.parse().ok());
+        address.is_some_and(|address| families.contains(&Family::of(address)))
+    };
+    for plugin in configuration["plugins"].as_array_mut().into_iter().flatten() {
+        let Some(ipam) = plugin.get_mut("ipam") else { continue };
+        if let Some(ranges) = ipam["ranges"].as_array_mut() {
+            ranges.retain(|range| of_family(&range[0]["subnet"]));
+        }
+        if let Some(routes) = ipam["routes"].as_array_mut() {
+            routes.retain(|route| of_family(&route["dst"]));
+        }
+    }
+    configuration
+}
+
 fn plugins(configuration: &Value) -> Vec<&Value> {
     configuration["plugins"].as_array().map(|list| list.iter().collect()).unwrap_or_default()
 }
@@ -134,7 +169,7 @@ fn call(
     request: &Value,
 ) -> anyhow::Result<Value> {
     let kind = request["type"].as_str().context("a plugin without a type")?;
-    let Attachment { namespace, name, uid, container_id, netns, address } = attachment;
+    let Attachment { namespace, name, uid, container_id, netns, address, .. } = attachment;
     let address = address.map(requested).unwrap_or_default();
     let mut command = node.command(&format!("{PLUGINS}/{kind}"))?;
     command
@@ -205,6 +240,23 @@ mod tests {
     #[test]
     fn an_address_that_is_asked_for_has_its_own_hardware_address() {
         assert_eq!(requested(Ipv4Addr::new(10, 244, 2, 250)), ";IP=10.244.2.250;MAC=0a:58:0a:f4:02:fa");
+    }
+
+    #[test]
+    fn ranges_and_routes_of_the_families_asked_for() {
+        let both = json!({ "plugins": [{ "ipam": {
+            "ranges": [[{ "subnet": "10.244.1.0/24" }], [{ "subnet": "fd00:244:1::/64" }]],
+            "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
+        } }, { "type": "mesh-cni" }] });
+        let asked = |text: &str| {
+            let annotations = BTreeMap::from([(FAMILIES.to_owned(), text.to_owned())]);
+            limited(both.clone(), &Attachment::families(Some(&annotations)))
+        };
+        let ipam = &asked("IPv6")["plugins"][0]["ipam"];
+        assert_eq!(ipam["ranges"], json!([[{ "subnet": "fd00:244:1::/64" }]]));
+        assert_eq!(ipam["routes"], json!([{ "dst": "::/0" }]));
+        assert_eq!(asked("IPv4,IPv6"), both);
+        assert_eq!(limited(both.clone(), &Attachment::families(None)), both);
     }
 
     #[test]

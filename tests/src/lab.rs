@@ -19,6 +19,7 @@ use crate::kubelet::Kubelet;
 use crate::node::Node;
 use crate::run::Run;
 use crate::sandbox::{Plan, Step};
+use crate::stack::{Family, Stack};
 use crate::{cgroup, controllers, dns, eventually, kube_proxy, shell};
 
 mod bootstrap;
@@ -34,6 +35,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Builder {
     nodes: u8,
     mesh: bool,
+    stack: Stack,
 }
 
 /// A cluster in a box; dropping it removes everything.
@@ -55,6 +57,13 @@ impl Builder {
         self
     }
 
+    /// The IP families of nodes, pods and Services; both unless told otherwise.
+    #[must_use]
+    pub fn stack(mut self, stack: Stack) -> Self {
+        self.stack = stack;
+        self
+    }
+
     /// Install the mesh from `manifests/base` and wait until it is ready.
     #[must_use]
     pub fn mesh(mut self) -> Self {
@@ -71,18 +80,25 @@ impl Builder {
             .build()
             .context("start the runtime")?;
         let inside = runtime.enter();
-        let fabric = Fabric::create(&run)?;
-        let control = fabric.router.run(|| Ok(TcpListener::bind((fabric::CONTROL, 6443))?));
+        let fabric = Fabric::create(&run, self.stack)?;
+        let control = self.stack.families().iter().map(|family| fabric::control(*family));
+        let mut listeners = Vec::new();
+        for address in control.clone() {
+            listeners.push(fabric.router.run(|| Ok(TcpListener::bind((address, 6443))?)).context("listen")?);
+        }
         let for_host = TcpListener::bind("127.0.0.1:0")?;
         let url = format!("https://{}", for_host.local_addr()?);
-        let sans = vec![fabric::CONTROL.to_string()];
-        let server = Arc::new(ApiServer::start(vec![control.context("listen")?, for_host], sans)?);
+        listeners.push(for_host);
+        let sans = control.map(|address| address.to_string()).collect();
+        let server = Arc::new(ApiServer::start(listeners, sans, self.stack)?);
         let kubeconfig = run.directory().join("kubeconfig");
         std::fs::write(&kubeconfig, server.kubeconfig(&Credential::Admin, &url)?)?;
 
         let cluster = Arc::new(Cluster::new(server.clone()));
-        bootstrap::services(&cluster)?;
-        tokio::spawn(dns::run(dns::Sockets::bind(&fabric.router)?, cluster.clone()));
+        bootstrap::services(&cluster, self.stack.primary())?;
+        for family in self.stack.families() {
+            tokio::spawn(dns::run(dns::Sockets::bind(&fabric.router, *family)?, cluster.clone(), self.stack));
+        }
         tokio::spawn(controllers::run(cluster.clone()));
         let mut kubelets = Vec::new();
         for index in 1..=self.nodes {
@@ -105,11 +121,11 @@ impl Builder {
 }
 
 impl Lab {
-    /// Two nodes, no mesh.
+    /// Two nodes, both IP families, no mesh.
     #[expect(clippy::new_ret_no_self, reason = "the scenario begins with Lab::new() and ends with start()")]
     #[must_use]
     pub fn new() -> Builder {
-        Builder { nodes: 2, mesh: false }
+        Builder { nodes: 2, mesh: false, stack: Stack::Dual }
     }
 
     /// The name that everything of this run carries.
@@ -287,10 +303,9 @@ impl Lab {
     fn start_outside(&self) -> anyhow::Result<()> {
         let program = crate::rootfs::built_binaries()?.join("ambit-example");
         let program = program.to_string_lossy();
-        for arguments in [
-            vec!["serve", "--listen=0.0.0.0:80", "--name=outside"],
-            vec!["echo", "--listen=0.0.0.0:7", "--udp"],
-        ] {
+        for arguments in
+            [vec!["serve", "--listen=[::]:80", "--name=outside"], vec!["echo", "--listen=[::]:7", "--udp"]]
+        {
             let mut command = self.outside(&program)?;
             command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             let _inside = self.runtime.as_ref().map(Runtime::enter);
@@ -313,12 +328,27 @@ impl Lab {
         }))
     }
 
-    /// The address of a Service.
+    /// The primary address of a Service.
     pub fn service_address(&self, namespace: &str, name: &str) -> anyhow::Result<IpAddr> {
+        self.service_addresses(namespace, name)?.first().copied().context("it has no address")
+    }
+
+    /// A Service's address of a family.
+    pub fn service_address_of(&self, family: Family, namespace: &str, name: &str) -> anyhow::Result<IpAddr> {
+        let addresses = self.service_addresses(namespace, name)?;
+        addresses
+            .into_iter()
+            .find(|ip| Family::of(*ip) == family)
+            .with_context(|| format!("{namespace}/{name} has no {} address", family.as_str()))
+    }
+
+    /// All addresses of a Service, the primary one first.
+    pub fn service_addresses(&self, namespace: &str, name: &str) -> anyhow::Result<Vec<IpAddr>> {
         let service: k8s_openapi::api::core::v1::Service =
             self.cluster.get(Kind::Service, namespace, name)?;
-        let address = service.spec.and_then(|spec| spec.cluster_ip).context("it has no address")?;
-        address.parse().with_context(|| format!("{namespace}/{name} is at {address:?}"))
+        let addresses = service.spec.and_then(|spec| spec.cluster_ips).unwrap_or_default();
+        let parse = |ip: &String| ip.parse().with_context(|| format!("{namespace}/{name} is at {ip:?}"));
+        addresses.iter().map(parse).collect()
     }
 }
 

@@ -32,7 +32,9 @@ pub mod rootfs;
 pub mod run;
 pub mod sandbox;
 pub mod shell;
+pub mod stack;
 pub mod workload;
 
 pub use eventually::eventually;
 pub use lab::Lab;
+pub use stack::Stack;

@@ -2,7 +2,7 @@
 //! processes like the whole hierarchy.
 
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,6 +17,7 @@ use crate::netns::Netns;
 use crate::rootfs;
 use crate::run::Run;
 use crate::sandbox::{Plan, Step};
+use crate::stack::{Family, Stack};
 
 /// Debian's containernetworking-plugins.
 const CNI_PLUGINS: &str = "/usr/lib/cni";
@@ -26,6 +27,7 @@ const CNI_PLUGINS: &str = "/usr/lib/cni";
 pub struct Node {
     name: String,
     index: u8,
+    stack: Stack,
     netns: Netns,
     mounts: OwnedFd,
     directory: PathBuf,
@@ -43,10 +45,11 @@ impl Node {
         for part in ["kubelet", "kubepods"] {
             fs::create_dir_all(cgroup.join(part)).with_context(|| format!("make cgroups of {name}"))?;
         }
-        prepare(&directory, index).with_context(|| format!("make {}", directory.display()))?;
+        prepare(&directory, fabric.stack(), index)
+            .with_context(|| format!("make {}", directory.display()))?;
         let mounts =
             mount(&netns, &directory, &cgroup).with_context(|| format!("mount the root of {name}"))?;
-        Ok(Self { name, index, netns, mounts, directory, cgroup })
+        Ok(Self { name, index, stack: fabric.stack(), netns, mounts, directory, cgroup })
     }
 
     #[must_use]
@@ -59,9 +62,22 @@ impl Node {
         self.index
     }
 
+    /// The families of its addresses and of its pods'.
     #[must_use]
-    pub fn address(&self) -> Ipv4Addr {
-        fabric::node_address(self.index)
+    pub fn stack(&self) -> Stack {
+        self.stack
+    }
+
+    /// Its primary address.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        fabric::node_address(self.stack.primary(), self.index)
+    }
+
+    /// One of each of its families, the primary one first.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.stack.families().iter().map(|family| fabric::node_address(*family, self.index)).collect()
     }
 
     #[must_use]
@@ -125,7 +141,7 @@ impl Node {
 }
 
 /// The node's own directories and files.
-fn prepare(directory: &Path, index: u8) -> std::io::Result<()> {
+fn prepare(directory: &Path, stack: Stack, index: u8) -> std::io::Result<()> {
     for part in [
         "root",
         "run/netns",
@@ -143,6 +159,13 @@ fn prepare(directory: &Path, index: u8) -> std::io::Result<()> {
         let target = directory.join("opt/cni/bin").join(plugin);
         std::os::unix::fs::symlink(Path::new(CNI_PLUGINS).join(plugin), target)?;
     }
+    let families = stack.families().iter().copied();
+    let ranges: Vec<_> = families
+        .clone()
+        .map(|family| serde_json::json!([{ "subnet": fabric::pod_cidr(family, index) }]))
+        .collect();
+    let default = |family| if family == Family::V4 { "0.0.0.0/0" } else { "::/0" };
+    let routes: Vec<_> = families.map(|family| serde_json::json!({ "dst": default(family) })).collect();
     let conflist = serde_json::json!({
         "cniVersion": "1.0.0",
         "name": "lab",
@@ -153,13 +176,13 @@ fn prepare(directory: &Path, index: u8) -> std::io::Result<()> {
             "hairpinMode": true,
             "ipam": {
                 "type": "host-local",
-                "ranges": [[{ "subnet": fabric::pod_cidr(index) }]],
-                "routes": [{ "dst": "0.0.0.0/0" }],
+                "ranges": ranges,
+                "routes": routes,
             },
         }],
     });
     fs::write(directory.join("etc/cni/net.d/10-lab.conflist"), format!("{conflist:#}"))?;
-    fs::write(directory.join("resolv.conf"), format!("nameserver {}\n", fabric::CONTROL))?;
+    fs::write(directory.join("resolv.conf"), format!("nameserver {}\n", fabric::control(stack.primary())))?;
     fs::write(directory.join("hosts"), "127.0.0.1 localhost\n::1 localhost\n")
 }
 

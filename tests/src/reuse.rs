@@ -148,7 +148,7 @@ fn lane(
         let mut live = None;
         eventually(&format!("{name} at {address} is asked"), PATIENCE, || {
             let now = live.insert(pod.live()?);
-            anyhow::ensure!(pod.logs()?.contains("GET "), "{:?}", now.address());
+            anyhow::ensure!(pod.logs()?.contains("GET "), "{:?}", now.addresses());
             Ok(())
         })?;
         // By turns at once, and with the time to end that a pod usually has.

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
+use crate::cni;
 use crate::lab::{Lab, PodRef};
+use crate::stack::Family;
 
 /// A Pod with one container from the examples, in the making.
 #[derive(Clone, Debug)]
@@ -43,7 +45,7 @@ impl Workload {
     #[must_use]
     pub fn serve(self) -> Self {
         let name = self.object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        self.command(&["ambit-example", "serve", "--listen=0.0.0.0:8080", &format!("--name={name}")])
+        self.command(&["ambit-example", "serve", "--listen=[::]:8080", &format!("--name={name}")])
             .port("http", 8080)
             .readiness(json!({ "httpGet": { "path": "/healthz", "port": 8080 }, "periodSeconds": 1 }))
     }
@@ -51,7 +53,7 @@ impl Workload {
     /// An echo server on 7000, TCP and UDP, ready when it accepts.
     #[must_use]
     pub fn echo(self) -> Self {
-        self.command(&["ambit-example", "echo", "--listen=0.0.0.0:7000", "--udp"])
+        self.command(&["ambit-example", "echo", "--listen=[::]:7000", "--udp"])
             .port("tcp", 7000)
             .readiness(json!({ "tcpSocket": { "port": 7000 }, "periodSeconds": 1 }))
     }
@@ -73,6 +75,14 @@ impl Workload {
     #[must_use]
     pub fn liveness(mut self, probe: Value) -> Self {
         self.container()["livenessProbe"] = probe;
+        self
+    }
+
+    /// With addresses of these IP families only.
+    #[must_use]
+    pub fn families(mut self, families: &[Family]) -> Self {
+        let names: Vec<&str> = families.iter().map(|family| family.as_str()).collect();
+        self.object["metadata"]["annotations"][cni::FAMILIES] = json!(names.join(","));
         self
     }
 
@@ -138,21 +148,24 @@ impl Workload {
     }
 }
 
-/// A Service for the pods with label `app: <app>`.
+/// A Service for the pods with label `app: <app>`, with an address of each IP family that the lab has.
 pub fn service(lab: &Lab, namespace: &str, app: &str, port: u16, target: u16) -> anyhow::Result<()> {
-    lab.cluster().create(json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": { "name": app, "namespace": namespace },
-        "spec": { "selector": { "app": app }, "ports": [{ "name": "main", "port": port, "targetPort": target }] },
-    }))
+    service_to(lab, namespace, app, port, &json!(target))
 }
 
 /// The same with a target port by name.
 pub fn named_service(lab: &Lab, namespace: &str, app: &str, port: u16, target: &str) -> anyhow::Result<()> {
+    service_to(lab, namespace, app, port, &json!(target))
+}
+
+fn service_to(lab: &Lab, namespace: &str, app: &str, port: u16, target: &Value) -> anyhow::Result<()> {
     lab.cluster().create(json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": { "name": app, "namespace": namespace },
-        "spec": { "selector": { "app": app }, "ports": [{ "name": "main", "port": port, "targetPort": target }] },
+        "spec": {
+            "selector": { "app": app }, "ipFamilyPolicy": "PreferDualStack",
+            "ports": [{ "name": "main", "port": port, "targetPort": target }],
+        },
     }))
 }
 

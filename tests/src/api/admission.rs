@@ -1,18 +1,18 @@
 //! Admission: what a new object gets or is refused because of other objects in the cluster. Namespaces must be
 //! there, pods get their service account and its token volume, services get addresses and node ports.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::cluster::{Cluster, Deletion, Write};
 use super::kinds::Kind;
-use super::meta;
 use super::status::Status;
+use super::{families, meta};
+use crate::fabric;
+use crate::stack::Family;
 
-/// First address of the service range 10.96.0.0/16, and its size.
-const SERVICE_RANGE: (u32, u32) = (0x0a60_0000, 0x1_0000);
 const NODE_PORTS: std::ops::RangeInclusive<u64> = 30000..=32767;
 /// Where pods find their token.
 const TOKEN_DIRECTORY: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -42,9 +42,25 @@ impl Cluster {
     pub(super) fn admit(&mut self, kind: &Kind, object: &mut Value) -> Result<(), Status> {
         match (kind.group.as_str(), kind.kind.as_str()) {
             ("", "Pod") => self.admit_pod(object),
-            ("", "Service") => self.admit_service(object),
+            ("", "Service") => {
+                self.give_addresses(object, &[])?;
+                self.give_node_ports(object)
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Completes a changed object, or refuses the change.
+    pub(super) fn admit_change(&mut self, kind: &Kind, old: &Value, new: &mut Value) -> Result<(), Status> {
+        if kind.kind != "Service" || kind.custom.is_some() {
+            return Ok(());
+        }
+        let own = families::addresses(&old["spec"]);
+        if !own.is_empty() {
+            let kept = families::keep(&old["spec"], &mut new["spec"]);
+            kept.map_err(|faults| Status::invalid("Service", "", meta::name(old), &faults))?;
+        }
+        self.give_addresses(new, &own)
     }
 
     /// What a new object brings about.
@@ -110,30 +126,46 @@ impl Cluster {
         Ok(())
     }
 
-    fn admit_service(&mut self, service: &mut Value) -> Result<(), Status> {
+    /// Gives a Service families, and an address of each; `own` are addresses that it has already.
+    fn give_addresses(&mut self, service: &mut Value, own: &[String]) -> Result<(), Status> {
         if meta::text(service, "/spec/type") == "ExternalName" {
             return Ok(());
         }
         let name = meta::name(service).to_owned();
-        let asked = meta::text(service, "/spec/clusterIP").to_owned();
-        let address = match asked.as_str() {
-            "None" => asked,
-            "" => {
-                self.free_address().ok_or_else(|| Status::internal("no service address is free"))?.to_string()
+        let families = families::complete(&mut service["spec"], self.stack)
+            .map_err(|faults| Status::invalid("Service", "", &name, &faults))?;
+        let asked = families::addresses(&service["spec"]);
+        let mut given = Vec::new();
+        if asked.first().is_some_and(|first| first == "None") {
+            given.push("None".to_owned());
+        } else {
+            for (index, family) in families.into_iter().enumerate() {
+                given.push(match asked.get(index).filter(|asked| !asked.is_empty()) {
+                    Some(asked) if own.contains(asked) => asked.clone(),
+                    Some(asked) => self.checked_address(&name, family, asked)?,
+                    None => self
+                        .free_address(family)
+                        .ok_or_else(|| Status::internal("no service address is free"))?
+                        .to_string(),
+                });
             }
-            asked => self.checked_address(&name, asked)?,
-        };
-        service["spec"]["clusterIP"] = address.clone().into();
-        service["spec"]["clusterIPs"] = json!([address]);
-        if ["NodePort", "LoadBalancer"].contains(&meta::text(service, "/spec/type")) {
-            let mut used = self.node_ports();
-            for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
-                if port["nodePort"].as_u64().unwrap_or(0) == 0 {
-                    let free = NODE_PORTS.clone().find(|port| !used.contains(port));
-                    let free = free.ok_or_else(|| Status::internal("no node port is free"))?;
-                    used.push(free);
-                    port["nodePort"] = free.into();
-                }
+        }
+        service["spec"]["clusterIP"] = given[0].clone().into();
+        service["spec"]["clusterIPs"] = given.into();
+        Ok(())
+    }
+
+    fn give_node_ports(&self, service: &mut Value) -> Result<(), Status> {
+        if !["NodePort", "LoadBalancer"].contains(&meta::text(service, "/spec/type")) {
+            return Ok(());
+        }
+        let mut used = self.node_ports();
+        for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
+            if port["nodePort"].as_u64().unwrap_or(0) == 0 {
+                let free = NODE_PORTS.clone().find(|port| !used.contains(port));
+                let free = free.ok_or_else(|| Status::internal("no node port is free"))?;
+                used.push(free);
+                port["nodePort"] = free.into();
             }
         }
         Ok(())
@@ -147,45 +179,44 @@ impl Cluster {
             .collect()
     }
 
-    fn is_used(&self, address: &str) -> bool {
-        self.store.list("services", None).any(|service| meta::text(service, "/spec/clusterIP") == address)
+    fn is_used(&self, address: IpAddr) -> bool {
+        let mut addresses =
+            self.store.list("services", None).flat_map(|service| families::addresses(&service["spec"]));
+        addresses.any(|used| used.parse() == Ok(address))
     }
 
-    fn free_address(&mut self) -> Option<Ipv4Addr> {
-        let (first, size) = SERVICE_RANGE;
-        for _ in 0..size {
+    fn free_address(&mut self, family: Family) -> Option<IpAddr> {
+        for _ in 0..u16::MAX {
             // The low addresses are left to those who ask for one, such as the cluster's DNS.
-            self.next_service = if self.next_service + 1 < size - 1 { self.next_service + 1 } else { 257 };
-            let address = Ipv4Addr::from_bits(first + self.next_service);
-            if !self.is_used(&address.to_string()) {
+            self.next_service = if self.next_service + 1 < u16::MAX { self.next_service + 1 } else { 257 };
+            let address = fabric::service_address(family, self.next_service);
+            if !self.is_used(address) {
                 return Some(address);
             }
         }
         None
     }
 
-    fn checked_address(&self, name: &str, asked: &str) -> Result<String, Status> {
+    fn checked_address(&self, name: &str, family: Family, asked: &str) -> Result<String, Status> {
         let refuse = |why: String| {
             let field = "spec.clusterIPs".to_owned();
-            Err(Status::invalid(
-                "Service",
-                "",
-                name,
-                &[(field, format!("Invalid value: [\"{asked}\"]: {why}"))],
-            ))
+            let why = format!("Invalid value: [\"{asked}\"]: failed to allocate IP {asked}: {why}");
+            Err(Status::invalid("Service", "", name, &[(field, why)]))
         };
-        let Ok(address) = asked.parse::<Ipv4Addr>() else {
-            return refuse("must be a valid IP address".to_owned());
+        let (first, length) = fabric::service_range(family);
+        let address = asked.parse::<IpAddr>().ok();
+        let within =
+            |address: &IpAddr| ipnet::IpNet::new(first, length).is_ok_and(|range| range.contains(address));
+        let Some(address) = address.filter(within) else {
+            return refuse(format!(
+                "provided IP is not in the valid range. The range of valid IPs is {first}/{length}"
+            ));
         };
-        let (first, size) = SERVICE_RANGE;
-        if !(first..first + size).contains(&address.to_bits()) {
-            let why = "provided IP is not in the valid range. The range of valid IPs is 10.96.0.0/16";
-            return refuse(format!("failed to allocate IP {asked}: {why}"));
+        if self.is_used(address) {
+            return refuse("provided IP is already allocated".to_owned());
         }
-        if self.is_used(asked) {
-            return refuse(format!("failed to allocate IP {asked}: provided IP is already allocated"));
-        }
-        Ok(asked.to_owned())
+        // As it is written everywhere else, whatever the user's way to write it.
+        Ok(address.to_string())
     }
 }
 

@@ -3,8 +3,11 @@
 
 use serde_json::{Value, json};
 
+use crate::fabric;
+use crate::stack::Stack;
+
 /// The objects, in an order in which they can be created.
-pub(super) fn objects() -> Vec<Value> {
+pub(super) fn objects(stack: Stack) -> Vec<Value> {
     let namespaces = ["default", "kube-system", "kube-public", "kube-node-lease"]
         .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
     let read = ["get", "list", "watch"];
@@ -40,7 +43,7 @@ pub(super) fn objects() -> Vec<Value> {
                 "labels": {"component": "apiserver", "provider": "kubernetes"},
             },
             "spec": {
-                "clusterIP": "10.96.0.1",
+                "clusterIP": fabric::service_address(stack.primary(), 1),
                 "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
             },
         }),

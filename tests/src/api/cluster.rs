@@ -12,13 +12,16 @@ use super::patch::{Patch, PatchKind};
 use super::status::Status;
 use super::store::Store;
 use super::{bootstrap, defaults, definition, meta, schema, validate};
+use crate::stack::Stack;
 
 /// The state of the cluster.
 pub(super) struct Cluster {
     pub(super) store: Store,
     pub(super) kinds: Kinds,
-    /// Where the search for a free service address goes on, as offset in the range.
-    pub(super) next_service: u32,
+    /// Where the search for a free service address goes on, as offset in the ranges.
+    pub(super) next_service: u16,
+    /// The families of its Services.
+    pub(super) stack: Stack,
     /// The CA that pods get to verify the API server, in PEM.
     pub(super) ca_pem: String,
 }
@@ -58,9 +61,9 @@ pub(super) struct Deletion {
 
 impl Cluster {
     /// An empty cluster with the objects every cluster has.
-    pub(super) fn new(ca_pem: String) -> Result<Self, Status> {
-        let mut cluster = Self { store: Store::new(), kinds: Kinds::new(), next_service: 256, ca_pem };
-        for object in bootstrap::objects() {
+    pub(super) fn new(ca_pem: String, stack: Stack) -> Result<Self, Status> {
+        let mut cluster = Self { store: Store::new(), kinds: Kinds::new(), next_service: 256, stack, ca_pem };
+        for object in bootstrap::objects(stack) {
             let kind = cluster.kinds.of_object(&object).ok_or_else(Status::unknown_path)?;
             let namespace = meta::namespace(&object).to_owned();
             cluster.create(&kind, &namespace, object, Write::default())?;
@@ -125,6 +128,9 @@ impl Cluster {
             Part::Status => status(kind, &old, object),
         };
         defaults::apply(kind, &mut new);
+        if part == Part::Whole {
+            self.admit_change(kind, &old, &mut new)?;
+        }
         validate::check(kind, &new, Some(&old))?;
         if kind.generation && generation_changes(kind, &old, &new) {
             let generation = old["metadata"]["generation"].as_u64().unwrap_or(0);

@@ -133,8 +133,6 @@ fn service(spec: &mut Value) {
     }
     if meta::text(spec, "/type") != "ExternalName" {
         default(spec, "internalTrafficPolicy", "Cluster");
-        default(spec, "ipFamilies", json!(["IPv4"]));
-        default(spec, "ipFamilyPolicy", "SingleStack");
     }
 }
 

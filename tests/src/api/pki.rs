@@ -15,10 +15,11 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::token::User;
 
 /// Names and addresses the server is always known by.
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "localhost",
     "127.0.0.1",
     "10.96.0.1",
+    "fd00:96::1",
     "kubernetes",
     "kubernetes.default",
     "kubernetes.default.svc",

@@ -147,9 +147,10 @@ mod tests {
     use super::Attributes;
     use crate::api::cluster::{Cluster, Write};
     use crate::api::token::User;
+    use crate::stack::Stack;
 
     fn cluster() -> Cluster {
-        let mut cluster = Cluster::new(String::new()).unwrap();
+        let mut cluster = Cluster::new(String::new(), Stack::V4).unwrap();
         let rule = |groups: &[&str], resources: &[&str], verbs: &[&str], names: &[&str]| json!({"apiGroups": groups, "resources": resources, "verbs": verbs, "resourceNames": names});
         let mut make = |kind: &str, metadata: Value, rest: Value| {
             let mut object =

@@ -254,6 +254,7 @@ mod tests {
     use super::{API_AUDIENCE, Grant, Tokens, User, decode, encode};
     use crate::api::cluster::{Cluster, Deletion, Write};
     use crate::api::meta;
+    use crate::stack::Stack;
 
     fn grant<'a>(pod: Option<(&'a str, Option<&'a str>)>, audience: &str, seconds: u64) -> Grant<'a> {
         let audiences = if audience.is_empty() { Vec::new() } else { vec![audience.to_owned()] };
@@ -262,7 +263,7 @@ mod tests {
     }
 
     fn cluster_with_pod() -> Cluster {
-        let mut cluster = Cluster::new(String::new()).unwrap();
+        let mut cluster = Cluster::new(String::new(), Stack::V4).unwrap();
         let kind = cluster.kinds.named("pods").unwrap();
         let pod = json!({"metadata": {"name": "a"}, "spec": {
             "nodeName": "node1", "terminationGracePeriodSeconds": 0, "containers": [{"name": "c", "image": "i"}],
@@ -309,7 +310,7 @@ mod tests {
 
     #[test]
     fn fixed_tokens_and_encoding() {
-        let cluster = Cluster::new(String::new()).unwrap();
+        let cluster = Cluster::new(String::new(), Stack::V4).unwrap();
         let tokens = Tokens::new().unwrap();
         let token = tokens.fix(User::new("jo", &["x"]));
         let api = [API_AUDIENCE.to_owned()];

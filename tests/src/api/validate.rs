@@ -9,6 +9,7 @@ use super::select::Selector;
 use super::status::Status;
 use super::structure::{self, Schema};
 use super::{definition, rules};
+use crate::stack::Family;
 
 /// Faults found: field path and what is wrong.
 type Faults = Vec<(String, String)>;
@@ -295,8 +296,16 @@ fn slice(object: &Value, faults: &mut Faults) {
         faults.push(("addressType".into(), unsupported(family, "\"FQDN\", \"IPv4\", \"IPv6\"")));
     }
     for (index, endpoint) in items(object, "/endpoints").enumerate() {
+        let at = format!("endpoints[{index}].addresses");
         if items(endpoint, "/addresses").next().is_none() {
-            faults.push((format!("endpoints[{index}].addresses"), "Required value".into()));
+            faults.push((at.clone(), "Required value".into()));
+        }
+        for (position, address) in items(endpoint, "/addresses").enumerate() {
+            let parsed = address.as_str().and_then(|text| text.parse().ok()).map(Family::of);
+            if family != "FQDN" && parsed != Family::named(family) {
+                let why = format!("Invalid value: {address}: must be a valid {family} address");
+                faults.push((format!("{at}[{position}]"), why));
+            }
         }
     }
 }

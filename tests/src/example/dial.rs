@@ -1,6 +1,7 @@
 //! Clients that only want to know whether a connection comes about.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -117,8 +118,11 @@ pub(super) async fn run(
 }
 
 pub(super) async fn datagram(address: &str, text: &str) -> anyhow::Result<()> {
-    let socket = UdpSocket::bind("0.0.0.0:0").await?;
-    socket.connect(address).await.with_context(|| format!("resolve {address}"))?;
+    let mut found = tokio::net::lookup_host(address).await.with_context(|| format!("resolve {address}"))?;
+    let to = found.next().with_context(|| format!("{address} has no address"))?;
+    let from: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((from, 0)).await?;
+    socket.connect(to).await.with_context(|| format!("reach {to}"))?;
     let mut buffer = vec![0; 65_536];
     for _ in 0..5 {
         socket.send(text.as_bytes()).await?;

@@ -25,7 +25,7 @@ pub async fn get(url: &str, headers: &[(String, String)], timeout: Duration) -> 
     let exchange = async {
         let rest = url.strip_prefix("http://").context("only http:// is spoken here")?;
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let address = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
+        let address = with_port(host);
         let mut stream =
             TcpStream::connect(&address).await.with_context(|| format!("connect to {address}"))?;
         let mut request = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
@@ -43,6 +43,12 @@ pub async fn get(url: &str, headers: &[(String, String)], timeout: Duration) -> 
         .with_context(|| format!("{url}: no answer within {timeout:?}"))?
 }
 
+/// `host`, `host:port`, `[address]` or `[address]:port`, where the colons in brackets are an IPv6 address's.
+fn with_port(host: &str) -> String {
+    let after = host.rsplit_once(']').map_or(host, |(_, after)| after);
+    if after.contains(':') { host.to_owned() } else { format!("{host}:80") }
+}
+
 /// The servers asked here send no chunks; a body ends with its connection.
 fn parse(bytes: &[u8]) -> anyhow::Result<Answer> {
     let text = String::from_utf8_lossy(bytes);
@@ -54,6 +60,18 @@ fn parse(bytes: &[u8]) -> anyhow::Result<Answer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_of_urls() {
+        for (host, expect) in [
+            ("web", "web:80"),
+            ("web:8080", "web:8080"),
+            ("[fd00::1]", "[fd00::1]:80"),
+            ("[fd00::1]:8080", "[fd00::1]:8080"),
+        ] {
+            assert_eq!(with_port(host), expect);
+        }
+    }
 
     #[test]
     fn answers_and_half_answers() {

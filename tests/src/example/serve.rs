@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -13,11 +12,12 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
-use super::http;
+use super::{http, stream};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Config {
-    #[arg(long, default_value = "0.0.0.0:8080")]
+    /// By default all addresses of both families.
+    #[arg(long, default_value = "[::]:8080")]
     listen: SocketAddr,
     /// What the service calls itself.
     #[arg(long)]
@@ -30,13 +30,13 @@ pub(super) struct Config {
 }
 
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("listen on {}", config.listen))?;
+    let listener = stream::listen(config.listen).await?;
     println!("{} {} listens on {}", config.name, config.version, config.listen);
     let config = Arc::new(config);
     loop {
         let Ok((stream, client)) = listener.accept().await else { continue };
+        // What dials IPv4 is seen as ::ffff:a.b.c.d by a socket of both families.
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         let config = config.clone();
         tokio::spawn(async move {
             let service = hyper::service::service_fn(|request| {

@@ -1,16 +1,28 @@
 //! TCP servers and clients that check every byte and every half-close.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
+/// A listener; on `[::]` for both families, or for IPv4 alone where the kernel has no IPv6.
+pub(super) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let without_v6 = |error: &std::io::Error| error.raw_os_error() == Some(libc::EAFNOSUPPORT);
+    let bound = match TcpListener::bind(address).await {
+        Err(error) if without_v6(&error) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await,
+        bound => bound,
+    };
+    bound.with_context(|| format!("listen on {address}"))
+}
+
 pub(super) async fn echo(listen: SocketAddr, udp: bool) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("listen on {listen}"))?;
+    let listener = self::listen(listen).await?;
     if udp {
-        let socket = UdpSocket::bind(listen).await.with_context(|| format!("bind UDP {listen}"))?;
+        // The same address that TCP got.
+        let address = listener.local_addr()?;
+        let socket = UdpSocket::bind(address).await.with_context(|| format!("bind UDP {address}"))?;
         tokio::spawn(echo_datagrams(socket));
     }
     println!("echo listens on {listen}");
@@ -35,7 +47,7 @@ async fn echo_datagrams(socket: UdpSocket) {
 }
 
 pub(super) async fn greet(listen: SocketAddr) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("listen on {listen}"))?;
+    let listener = self::listen(listen).await?;
     println!("greet listens on {listen}");
     loop {
         let Ok((mut stream, client)) = listener.accept().await else { continue };

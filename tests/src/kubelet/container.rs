@@ -19,6 +19,7 @@ use super::worker::Worker;
 use crate::cgroup;
 use crate::rootfs;
 use crate::sandbox::{Capabilities, Plan, Step};
+use crate::{dns, fabric};
 
 /// How long to wait before a container that ended is started again: doubled each time up to the limit, forgotten
 /// when it ran for long.
@@ -109,11 +110,12 @@ fn start(worker: &Worker, container: &Container) -> anyhow::Result<tokio::proces
     let live = &worker.live;
     let pod = live.pod();
     let place = worker.place();
+    let api_server = fabric::service_address(live.node().stack().primary(), 1);
     let mut environment = BTreeMap::from([
         ("PATH".to_owned(), rootfs::PATH.to_owned()),
         ("HOME".to_owned(), "/root".to_owned()),
         ("HOSTNAME".to_owned(), pod.metadata.name.clone().unwrap_or_default()),
-        ("KUBERNETES_SERVICE_HOST".to_owned(), "10.96.0.1".to_owned()),
+        ("KUBERNETES_SERVICE_HOST".to_owned(), api_server.to_string()),
         ("KUBERNETES_SERVICE_PORT".to_owned(), "443".to_owned()),
     ]);
     environment.extend(env::environment(&pod, container, &place, worker)?);
@@ -263,19 +265,21 @@ fn write_settings(worker: &Worker, pod: &Pod, directory: &Path) -> anyhow::Resul
     let policy = spec.and_then(|spec| spec.dns_policy.as_deref()).unwrap_or("ClusterFirst");
     let of_node = policy == "Default" || (policy == "ClusterFirst" && host_network);
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let primary = worker.live.node().stack().primary();
     let resolv = if of_node {
-        format!("nameserver {}\n", crate::fabric::CONTROL)
+        format!("nameserver {}\n", fabric::control(primary))
     } else {
         format!(
             "search {namespace}.svc.cluster.local svc.cluster.local cluster.local\n\
              nameserver {}\n\
              options ndots:5\n",
-            crate::dns::SERVICE
+            dns::service(primary)
         )
     };
     fs::write(directory.join("resolv.conf"), resolv)?;
     let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{} {name}\n", worker.place().pod_ip);
+    let own: String = worker.place().pod_ips.iter().map(|ip| format!("{ip} {name}\n")).collect();
+    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{own}");
     fs::write(directory.join("hosts"), hosts)?;
     Ok(())
 }

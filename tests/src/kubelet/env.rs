@@ -1,6 +1,7 @@
 //! The environment and command line of a container, from what its Pod says.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, Pod};
 
@@ -10,11 +11,12 @@ pub trait Lookup {
     fn secret(&self, name: &str, key: &str) -> Option<String>;
 }
 
-/// Where the pod runs.
+/// Where the pod runs; of each list the primary address is the first.
 #[derive(Clone, Debug)]
 pub struct Place {
-    pub pod_ip: String,
-    pub host_ip: String,
+    /// Empty before it has a network.
+    pub pod_ips: Vec<IpAddr>,
+    pub host_ips: Vec<IpAddr>,
 }
 
 /// A variable that has no value yet; the container waits for it.
@@ -106,8 +108,10 @@ pub(super) fn field(pod: &Pod, path: &str, place: &Place) -> Option<String> {
         "spec.serviceAccountName" => {
             spec?.service_account_name.clone().unwrap_or_else(|| "default".to_owned())
         }
-        "status.podIP" | "status.podIPs" => place.pod_ip.clone(),
-        "status.hostIP" | "status.hostIPs" => place.host_ip.clone(),
+        "status.podIP" => list(&place.pod_ips[..place.pod_ips.len().min(1)]),
+        "status.podIPs" => list(&place.pod_ips),
+        "status.hostIP" => list(&place.host_ips[..place.host_ips.len().min(1)]),
+        "status.hostIPs" => list(&place.host_ips),
         _ => {
             let (map, key) = path.strip_suffix("']")?.split_once("['")?;
             let map = match map {
@@ -118,6 +122,11 @@ pub(super) fn field(pod: &Pod, path: &str, place: &Place) -> Option<String> {
             map.and_then(|map| map.get(key)).cloned().unwrap_or_default()
         }
     })
+}
+
+/// As the downward API writes addresses.
+fn list(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// `$(NAME)` becomes the variable's value, `$$` a dollar; an unknown name stays as it is.
@@ -182,20 +191,30 @@ mod tests {
                 "env": [
                     { "name": "APP", "valueFrom": { "fieldRef": { "fieldPath": "metadata.labels['app']" } } },
                     { "name": "IP", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } },
+                    { "name": "IPS", "valueFrom": { "fieldRef": { "fieldPath": "status.podIPs" } } },
+                    { "name": "HOST", "valueFrom": { "fieldRef": { "fieldPath": "status.hostIP" } } },
                     { "name": "MAYBE", "valueFrom": {
                         "configMapKeyRef": { "name": "m", "key": "k", "optional": true } } },
                 ],
             }] },
         }))
         .expect("a pod");
-        let place = Place { pod_ip: "10.244.1.2".to_owned(), host_ip: "172.30.1.2".to_owned() };
+        let addresses = |list: [&str; 2]| list.map(|ip| ip.parse().expect("literal")).to_vec();
+        let place = Place {
+            pod_ips: addresses(["10.244.1.2", "fd00:244:1::2"]),
+            host_ips: addresses(["172.30.1.2", "fd00:30:1::2"]),
+        };
         let mut container = pod.spec.as_ref().expect("spec").containers[0].clone();
         let variables = environment(&pod, &container, &place, &Nothing).expect("resolves");
-        assert_eq!(variables.get("IP").map(String::as_str), Some("10.244.1.2"));
+        for (name, expect) in
+            [("IP", "10.244.1.2"), ("IPS", "10.244.1.2,fd00:244:1::2"), ("HOST", "172.30.1.2")]
+        {
+            assert_eq!(variables.get(name).map(String::as_str), Some(expect), "{name}");
+        }
         assert!(!variables.contains_key("MAYBE"));
         assert_eq!(command_line(&container, &variables), ["ambit-example", "serve", "--name=x"]);
 
-        let missing = &mut container.env.as_mut().expect("env")[2];
+        let missing = &mut container.env.as_mut().expect("env")[4];
         missing
             .value_from
             .as_mut()

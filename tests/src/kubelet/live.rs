@@ -133,10 +133,10 @@ impl Live {
         self.state().network.as_ref().and_then(|network| network.enrolment)
     }
 
-    /// The pod's own address, once it has a sandbox.
+    /// The pod's own addresses, the primary one first; none before it has a sandbox.
     #[must_use]
-    pub fn address(&self) -> Option<IpAddr> {
-        self.state().network.as_ref()?.addresses.first().copied()
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.state().network.as_ref().map(|network| network.addresses.clone()).unwrap_or_default()
     }
 
     #[must_use]

@@ -111,15 +111,15 @@ fn command(worker: &Worker, container: &Container, probe: &Probe) -> anyhow::Res
         command.args(arguments);
         return Ok(command);
     }
-    let address = worker.place().pod_ip;
+    let address = worker.live.addresses().first().map(ToString::to_string).unwrap_or_default();
     let target = if let Some(http) = &probe.http_get {
         let scheme = http.scheme.as_deref().unwrap_or("HTTP").to_ascii_lowercase();
         anyhow::ensure!(scheme == "http", "the lab probes over plain HTTP only");
-        let host = http.host.clone().unwrap_or(address);
+        let host = in_url(http.host.clone().unwrap_or(address));
         let path = http.path.as_deref().unwrap_or("/");
         format!("http://{host}:{}{path}", port(container, &http.port)?)
     } else if let Some(tcp) = &probe.tcp_socket {
-        let host = tcp.host.clone().unwrap_or(address);
+        let host = in_url(tcp.host.clone().unwrap_or(address));
         format!("tcp://{host}:{}", port(container, &tcp.port)?)
     } else {
         anyhow::bail!("the lab knows no probe of this kind")
@@ -127,6 +127,11 @@ fn command(worker: &Worker, container: &Container, probe: &Probe) -> anyhow::Res
     let mut command = worker.live.node().command(&format!("{BINARIES}/ambit-example"))?;
     command.args(["probe", &target]);
     Ok(command)
+}
+
+/// An IPv6 address in brackets.
+fn in_url(host: String) -> String {
+    if host.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{host}]") } else { host }
 }
 
 fn port(container: &Container, port: &IntOrString) -> anyhow::Result<i32> {

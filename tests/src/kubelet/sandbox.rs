@@ -1,7 +1,6 @@
 //! A pod's sandbox: its network namespace, attached by the node's CNI plugins, and the process that stands for it.
 
 use std::fs;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use nix::sched::CloneFlags;
 
 use super::live::{Live, Network};
 use crate::cni::{self, Attachment};
+use crate::fabric;
 use crate::netns::Netns;
 use crate::sandbox::Step;
 
@@ -36,12 +36,12 @@ pub(super) fn create(live: &Live) -> anyhow::Result<Sandbox> {
     }
     if pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
         let netns = Netns::open(node.name(), &PathBuf::from(crate::netns::NAMED).join(node.netns().name()))?;
-        let network =
-            Network { netns: Arc::new(netns), addresses: vec![IpAddr::V4(node.address())], enrolment: None };
+        let network = Network { netns: Arc::new(netns), addresses: node.addresses(), enrolment: None };
         return Ok(Sandbox { attachment: None, network });
     }
     let address = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(cni::ADDRESS));
     let attachment = Attachment {
+        families: Attachment::families(pod.metadata.annotations.as_ref()),
         namespace: pod.metadata.namespace.unwrap_or_default(),
         name: pod.metadata.name.unwrap_or_default(),
         uid: live.uid().to_owned(),
@@ -50,6 +50,7 @@ pub(super) fn create(live: &Live) -> anyhow::Result<Sandbox> {
         address: address.map(|text| text.parse()).transpose().context(cni::ADDRESS)?,
     };
     let netns = Arc::new(namespace(live, &attachment)?);
+    fabric::without_v6(&netns, node.stack());
     let attached = cni::add(node, &attachment).and_then(|added| {
         pause(live, &attachment, &netns)?;
         Ok(added)

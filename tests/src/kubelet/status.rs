@@ -1,5 +1,7 @@
 //! The status of a Pod, from what its kubelet knows: a pure function.
 
+use std::net::IpAddr;
+
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
@@ -26,8 +28,8 @@ pub(super) fn of(pod: &Pod, state: &State, place: &Place, started: Timestamp) ->
 
     let mut status = json!({
         "phase": phase,
-        "hostIP": place.host_ip,
-        "hostIPs": [{ "ip": place.host_ip }],
+        "hostIP": place.host_ips.first(),
+        "hostIPs": ips(&place.host_ips),
         "startTime": whole_seconds(started),
         "qosClass": "BestEffort",
         "conditions": [
@@ -39,11 +41,15 @@ pub(super) fn of(pod: &Pod, state: &State, place: &Place, started: Timestamp) ->
         "containerStatuses": statuses(&mains, state),
         "initContainerStatuses": statuses(&inits, state),
     });
-    if !place.pod_ip.is_empty() {
-        status["podIP"] = json!(place.pod_ip);
-        status["podIPs"] = json!([{ "ip": place.pod_ip }]);
+    if let Some(primary) = place.pod_ips.first() {
+        status["podIP"] = json!(primary);
+        status["podIPs"] = ips(&place.pod_ips);
     }
     status
+}
+
+fn ips(addresses: &[IpAddr]) -> Value {
+    addresses.iter().map(|ip| json!({ "ip": ip })).collect()
 }
 
 fn condition(kind: &str, holds: bool) -> Value {
@@ -103,10 +109,22 @@ mod tests {
                 .expect("a pod");
         let mut state = State::default();
         change(&mut state);
-        let place = Place { pod_ip: String::new(), host_ip: "172.30.1.2".to_owned() };
+        let place = Place { pod_ips: Vec::new(), host_ips: vec!["172.30.1.2".parse().expect("literal")] };
         let status = of(&pod, &state, &place, Timestamp::UNIX_EPOCH);
         assert_eq!(status["phase"], phase);
         assert_eq!(status["conditions"][3], json!({ "type": "Ready", "status": ready }));
+    }
+
+    #[test]
+    fn addresses_of_both_families() {
+        let parse = |list: &[&str]| list.iter().map(|ip| ip.parse().expect("literal")).collect();
+        let place =
+            Place { pod_ips: parse(&["10.244.1.2", "fd00::2"]), host_ips: parse(&["172.30.1.2", "fd00::1"]) };
+        let status = of(&Pod::default(), &State::default(), &place, Timestamp::UNIX_EPOCH);
+        assert_eq!(status["podIP"], "10.244.1.2");
+        assert_eq!(status["podIPs"], json!([{ "ip": "10.244.1.2" }, { "ip": "fd00::2" }]));
+        assert_eq!(status["hostIP"], "172.30.1.2");
+        assert_eq!(status["hostIPs"], json!([{ "ip": "172.30.1.2" }, { "ip": "fd00::1" }]));
     }
 
     #[test]

@@ -229,10 +229,7 @@ impl Worker {
     }
 
     pub(super) fn place(&self) -> Place {
-        Place {
-            pod_ip: self.live.address().map(|address| address.to_string()).unwrap_or_default(),
-            host_ip: self.live.node().address().to_string(),
-        }
+        Place { pod_ips: self.live.addresses(), host_ips: self.live.node().addresses() }
     }
 
     /// Where a volume is on the node.

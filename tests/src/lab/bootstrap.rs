@@ -8,11 +8,12 @@ use crate::api::LogSource;
 use crate::cluster::Cluster;
 use crate::kubelet::Kubelet;
 use crate::node::Node;
+use crate::stack::Family;
 use crate::{dns, fabric};
 
-/// Services that lead to the lab's own servers.
-pub(super) fn services(cluster: &Cluster) -> anyhow::Result<()> {
-    let control = fabric::CONTROL.to_string();
+/// Services that lead to the lab's own servers, in the cluster's primary family.
+pub(super) fn services(cluster: &Cluster, family: Family) -> anyhow::Result<()> {
+    let control = (family, fabric::control(family).to_string());
     // The API server itself made the Service `kubernetes`.
     cluster.ensure(slice(
         "default",
@@ -24,7 +25,7 @@ pub(super) fn services(cluster: &Cluster) -> anyhow::Result<()> {
         "apiVersion": "v1", "kind": "Service",
         "metadata": { "name": "kube-dns", "namespace": "kube-system" },
         "spec": {
-            "clusterIP": dns::SERVICE.to_string(),
+            "clusterIP": dns::service(family).to_string(),
             "ports": [
                 { "name": "dns", "port": 53, "protocol": "UDP" },
                 { "name": "dns-tcp", "port": 53, "protocol": "TCP" },
@@ -38,20 +39,30 @@ pub(super) fn services(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.ensure(slice("kube-system", "kube-dns", &control, &ports))
 }
 
-fn slice(namespace: &str, service: &str, address: &str, ports: &serde_json::Value) -> serde_json::Value {
+fn slice(
+    namespace: &str,
+    service: &str,
+    (family, address): &(Family, String),
+    ports: &serde_json::Value,
+) -> serde_json::Value {
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {
             "name": service, "namespace": namespace, "labels": { "kubernetes.io/service-name": service },
         },
-        "addressType": "IPv4",
+        "addressType": family.as_str(),
         "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }],
         "ports": ports,
     })
 }
 
 pub(super) fn node(cluster: &Cluster, node: &Node) -> anyhow::Result<()> {
-    let (name, cidr) = (node.name(), fabric::pod_cidr(node.index()));
+    let name = node.name();
+    let families = node.stack().families().iter();
+    let cidrs: Vec<String> = families.map(|family| fabric::pod_cidr(*family, node.index())).collect();
+    let internal = node.addresses().into_iter().map(|ip| json!({ "type": "InternalIP", "address": ip }));
+    let hostname = json!({ "type": "Hostname", "address": name });
+    let addresses: Vec<_> = internal.chain([hostname]).collect();
     cluster.create(json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {
@@ -63,15 +74,12 @@ pub(super) fn node(cluster: &Cluster, node: &Node) -> anyhow::Result<()> {
                 "topology.kubernetes.io/zone": format!("zone-{}", node.index()),
             },
         },
-        "spec": { "podCIDR": cidr, "podCIDRs": [cidr] },
+        "spec": { "podCIDR": cidrs[0], "podCIDRs": cidrs },
     }))?;
     cluster.node_status(
         name,
         &json!({
-            "addresses": [
-                { "type": "InternalIP", "address": node.address().to_string() },
-                { "type": "Hostname", "address": name },
-            ],
+            "addresses": addresses,
             "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady" }],
             "nodeInfo": {
                 "architecture": std::env::consts::ARCH, "operatingSystem": "linux", "kubeletVersion": "v1.34.0",

@@ -15,6 +15,7 @@ use crate::cluster::Kind;
 use crate::eventually;
 use crate::kubelet::Live;
 use crate::shell::{self, Output};
+use crate::stack::Family;
 
 /// How long a program inside a pod may take, in seconds.
 const EXEC_SECONDS: &str = "60";
@@ -96,8 +97,24 @@ impl<'a> PodRef<'a> {
         Ok(self.object()?.metadata.name.unwrap_or_default())
     }
 
+    /// Its primary address.
     pub fn address(&self) -> anyhow::Result<IpAddr> {
-        self.live()?.address().with_context(|| format!("{}/{} has no address yet", self.namespace, self.name))
+        self.addresses()?.first().copied().with_context(|| self.has_no("primary"))
+    }
+
+    /// Its address of a family.
+    pub fn address_of(&self, family: Family) -> anyhow::Result<IpAddr> {
+        let mut addresses = self.addresses()?.into_iter();
+        addresses.find(|ip| Family::of(*ip) == family).with_context(|| self.has_no(family.as_str()))
+    }
+
+    /// All its addresses, the primary one first; none yet while it has no network.
+    pub fn addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
+        Ok(self.live()?.addresses())
+    }
+
+    fn has_no(&self, what: &str) -> String {
+        format!("{}/{} has no {what} address", self.namespace, self.name)
     }
 
     /// The number of the node it runs on.
@@ -129,6 +146,15 @@ impl<'a> PodRef<'a> {
     /// `curl` inside; the body.
     pub fn curl(&self, url: &str) -> anyhow::Result<String> {
         self.exec_ok(["curl", "-sS", "--fail", "--max-time", "10", url])
+    }
+
+    /// The same, over one IP family.
+    pub fn curl_over(&self, family: Family, url: &str) -> anyhow::Result<String> {
+        let option = match family {
+            Family::V4 => "-4",
+            Family::V6 => "-6",
+        };
+        self.exec_ok(["curl", option, "-sS", "--fail", "--max-time", "10", url])
     }
 
     fn command<'s>(&self, line: impl IntoIterator<Item = &'s str>) -> anyhow::Result<Command> {
