@@ -7,10 +7,11 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE};
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf, SockMap};
+use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use mesh_ebpf_abi::event::{Counter, DropEvent};
 use mesh_ebpf_abi::{
-    Address, MAX_ADDRESSES, MAX_PODS, NetnsConfig, PodAddress, PodRecord, SOCKET_OLDER, SOCKETS_PER_POD,
+    Address, Handshake, MAX_ADDRESSES, MAX_PODS, NetnsConfig, PodAddress, PodRecord, SOCKET_OLDER,
+    SOCKETS_PER_POD,
 };
 
 /// Written by the agent: an entry switches capture of connect() on. Read by connect.
@@ -34,6 +35,10 @@ pub(crate) static SKPROXY: SocketFlags = SocketFlags::new();
 /// Written by the agent for the next agent; no program reads it. Here so that it is pinned with the others.
 #[map]
 static PODS: HashMap<u32, PodRecord> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
+
+/// Written by `older`, read and cleared by `grown`. The oldest give way when there are too many.
+#[map]
+pub(crate) static HANDSHAKES: LruHashMap<Handshake, u64> = LruHashMap::with_max_entries(16 * 1024, 0);
 
 /// Written by every program, read by the agent.
 #[map]

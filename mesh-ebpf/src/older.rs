@@ -1,15 +1,18 @@
-//! TCP socket iterator: flags the connections that a pod had before it was enrolled, so that the guard lets them be.
+//! TCP socket iterators: flag the connections that a pod had before it was enrolled, so that the guard lets them be.
 //!
 //! The flag is on the socket, not in a table of addresses: it dies with the connection, and no later connection can
 //! inherit it by using the same ports. Listeners are left out (their accepted sockets would inherit the flag).
-//! Handshakes have no storage; one byte of output for each tells the agent to look again.
+//! Handshakes of accepted connections have no storage. `older` notes them, and `grown`, which the agent runs again and
+//! again for a while, flags what has come of those that were noted; one byte of output for each that is still under way
+//! tells the agent to look again. Of a handshake that is not noted nothing is flagged.
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::{bpf_seq_write, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_seq_write, bpf_skc_to_tcp_sock};
+use mesh_ebpf_abi::Handshake;
 use mesh_ebpf_abi::event::Counter;
 
-use crate::maps::{SKPROXY, count};
+use crate::maps::{HANDSHAKES, SKPROXY, count};
 
 /// `struct bpf_iter__tcp`.
 #[repr(C)]
@@ -40,30 +43,76 @@ const TCP_LISTEN: u8 = 10;
 const TCP_NEW_SYN_RECV: u8 = 12;
 const LOOPBACK_IFINDEX: i32 = 1;
 
-/// The iterator, run by the agent inside the pod's network namespace.
+/// How long a noted handshake may take. The agent looks no longer; longer than TCP's second try (RFC 6298: 3 s).
+const PATIENCE_NS: u64 = 10_000_000_000;
+
+/// Run by the agent inside the pod's network namespace once, when new connections meet the proxy already.
 #[unsafe(link_section = "iter/tcp")]
 #[unsafe(no_mangle)]
 extern "C" fn older(ctx: *const TcpIterator) -> i32 {
-    // SAFETY: the context of a TCP iterator; the verifier knows the pointers' types and checks the loads.
-    let (seq, socket) = unsafe { ((*(*ctx).meta).seq, (*ctx).socket) };
-    if !socket.is_null() {
-        // SAFETY: not null, a socket of any kind.
-        let (state, device) = unsafe { ((*socket).state, (*socket).bound_device) };
-        match state {
-            TCP_LISTEN => {}
-            TCP_NEW_SYN_RECV => pending(seq),
-            // Captured already: it has no business on another interface.
-            _ if device == LOOPBACK_IFINDEX => {}
-            _ => flag(socket),
-        }
+    let Some(seen) = look(ctx) else { return 0 };
+    if seen.state != TCP_NEW_SYN_RECV {
+        flag(seen.socket);
+        return 0;
+    }
+    count(Counter::OlderPending);
+    // SAFETY: takes nothing.
+    let deadline = unsafe { bpf_ktime_get_ns() } + PATIENCE_NS;
+    if HANDSHAKES.insert(seen.handshake, deadline, 0).is_ok() {
+        look_again(seen.seq);
     }
     0
 }
 
+/// Run by the agent after `older`, until it writes nothing.
+#[unsafe(link_section = "iter/tcp")]
+#[unsafe(no_mangle)]
+extern "C" fn grown(ctx: *const TcpIterator) -> i32 {
+    let Some(seen) = look(ctx) else { return 0 };
+    // SAFETY: a word, written once.
+    let Some(deadline) = (unsafe { HANDSHAKES.get(seen.handshake) }) else { return 0 };
+    // SAFETY: takes nothing.
+    let late = unsafe { bpf_ktime_get_ns() } > *deadline;
+    if seen.state == TCP_NEW_SYN_RECV && !late {
+        look_again(seen.seq);
+        return 0;
+    }
+    if !late {
+        flag(seen.socket);
+    }
+    // Used up: a later connection may have the same ports. Gone already is fine.
+    let _ = HANDSHAKES.remove(seen.handshake);
+    0
+}
+
+/// A connection that may be older than enrolment, or a handshake.
+struct Seen {
+    seq: *mut c_void,
+    socket: *mut SockCommon,
+    state: u8,
+    handshake: Handshake,
+}
+
+/// None for the iterator's end, for listeners, and for what is bound to lo: captured already, or the proxy's.
 #[inline(always)]
-fn pending(seq: *mut c_void) {
+fn look(ctx: *const TcpIterator) -> Option<Seen> {
+    // SAFETY: the context of a TCP iterator; the verifier knows the pointers' types and checks the loads.
+    let (seq, socket) = unsafe { ((*(*ctx).meta).seq, (*ctx).socket) };
+    if socket.is_null() {
+        return None;
+    }
+    // SAFETY: not null, a socket of any kind.
+    let (state, device, hash, ports) =
+        unsafe { ((*socket).state, (*socket).bound_device, (*socket).hash, (*socket).ports) };
+    if state == TCP_LISTEN || device == LOOPBACK_IFINDEX {
+        return None;
+    }
+    Some(Seen { seq, socket, state, handshake: Handshake { hash, ports } })
+}
+
+#[inline(always)]
+fn look_again(seq: *mut c_void) {
     let mut byte = b'.';
-    count(Counter::OlderPending);
     // SAFETY: the iterator's own output, one byte.
     unsafe { bpf_seq_write(seq.cast(), (&raw mut byte).cast(), 1) };
 }

@@ -28,10 +28,16 @@ fn ipv4(protocol: u8, options: usize, fragment: u16, rest: &[u8]) -> Vec<u8> {
 }
 
 fn ipv6(next: u8, rest: &[u8]) -> Vec<u8> {
+    ipv6_between([0xfd, 0], [0xfd, 0], next, rest)
+}
+
+/// Between addresses that begin like this.
+fn ipv6_between(from: [u8; 2], to: [u8; 2], next: u8, rest: &[u8]) -> Vec<u8> {
     let mut ip = vec![0; 40];
     (ip[0], ip[6], ip[7]) = (0x60, next, 64);
     ip[4..6].copy_from_slice(&(rest.len() as u16).to_be_bytes());
-    (ip[8], ip[24]) = (0xfd, 0xfd);
+    ip[8..10].copy_from_slice(&from);
+    ip[24..26].copy_from_slice(&to);
     [&[0; 12][..], &[0x86, 0xdd], &ip, rest].concat()
 }
 
@@ -54,6 +60,10 @@ fn packets() -> Result<()> {
     let guard: &mut SchedClassifier =
         object.program_mut(program::GUARD).ok_or_else(|| anyhow!("no guard"))?.try_into()?;
     guard.load()?;
+    const LINK: [u8; 2] = [0xfe, 0x80];
+    const GLOBAL: [u8; 2] = [0x20, 0x01];
+    const MULTICAST: [u8; 2] = [0xff, 0x02];
+    let router_alert = [58, 0, 5, 2, 0, 0, 1, 0];
     let options = [&[60, 0][..], &[0; 6], &[6, 0], &[0; 6]].concat();
     for (why, frame, expected) in [
         ("TCP data", ipv4(6, 0, 0, &tcp(ACK, b"data")), SHOT),
@@ -71,6 +81,19 @@ fn packets() -> Result<()> {
         ("UDP fragment", ipv4(17, 0, 0x00b9, &[0; 8]), NEXT),
         ("ICMP", ipv4(1, 0, 0, &[0; 8]), NEXT),
         ("IPv6 UDP", ipv6(17, &[0; 8]), NEXT),
+        ("IPv6 reset", ipv6(6, &tcp(RST, b"")), NEXT),
+        ("IPv6 reset with data", ipv6(6, &tcp(RST, b"data")), SHOT),
+        ("IPv6 with a tag", tagged(&ipv6(6, &tcp(ACK, b"data"))), SHOT),
+        ("on the link", ipv6_between(LINK, LINK, 6, &tcp(ACK, b"data")), NEXT),
+        ("from the link to the world", ipv6_between(LINK, GLOBAL, 6, &tcp(ACK, b"data")), SHOT),
+        ("from the world to the link", ipv6_between(GLOBAL, LINK, 6, &tcp(ACK, b"data")), SHOT),
+        ("neighbour solicitation", ipv6_between(LINK, MULTICAST, 58, &[135; 24]), NEXT),
+        (
+            "multicast listener report",
+            ipv6_between(LINK, MULTICAST, 0, &[&router_alert[..], &[143; 8]].concat()),
+            NEXT,
+        ),
+        ("multicast UDP", ipv6_between(LINK, MULTICAST, 17, &[0; 8]), NEXT),
         ("ARP", [&[0; 12][..], &[0x08, 0x06], &[0; 28]].concat(), NEXT),
     ] {
         let run = guard.test_run(TestRunOptions { data_in: Some(&frame), ..Default::default() })?;
@@ -86,15 +109,20 @@ fn a_drop_is_counted_and_reported() -> Result<()> {
     let guard: &mut SchedClassifier =
         object.program_mut(program::GUARD).ok_or_else(|| anyhow!("no guard"))?.try_into()?;
     guard.load()?;
-    let frame = ipv4(6, 0, 0, &tcp(ACK, b"data"));
-    guard.test_run(TestRunOptions { data_in: Some(&frame), ..Default::default() })?;
-    assert_eq!(object::count(&object, Counter::GuardApp)?, 1);
+    for frame in [ipv4(6, 0, 0, &tcp(ACK, b"data")), ipv6(6, &tcp(ACK, b"data"))] {
+        guard.test_run(TestRunOptions { data_in: Some(&frame), ..Default::default() })?;
+    }
+    assert_eq!(object::count(&object, Counter::GuardApp)?, 2);
     let mut drops = RingBuf::try_from(object.take_map(map::DROPS).ok_or_else(|| anyhow!("no DROPS"))?)?;
     let event = drops.next().ok_or_else(|| anyhow!("no event"))?;
     assert_eq!(event.len(), 48);
     assert_eq!(event[12..16], [10, 1, 0, 3], "source, v4-mapped");
     assert_eq!(event[32..36], [8080_u16.to_ne_bytes(), 80_u16.to_ne_bytes()].concat());
     assert_eq!(event[36..40], (Counter::GuardApp as u32).to_ne_bytes());
+    drop(event);
+    let event = drops.next().ok_or_else(|| anyhow!("no event of IPv6"))?;
+    assert_eq!((&event[..3], &event[16..18]), (&[0xfd, 0, 0][..], &[0xfd, 0][..]));
+    assert_eq!(event[32..36], [8080_u16.to_ne_bytes(), 80_u16.to_ne_bytes()].concat());
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod object;
 mod steer;
 
 use anyhow::{Context as _, Result};
+use aya::Ebpf;
 use aya::programs::Program;
 use mesh_ebpf_abi::program;
 
@@ -16,7 +17,19 @@ use mesh_ebpf_abi::program;
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn the_kernel_takes_every_program() -> Result<()> {
-    let mut object = object::open(0)?;
+    load_all(object::open(0)?)
+}
+
+/// What logs is several times as long, and run by developers only: nobody else would notice that it does not load.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_kernel_takes_every_program_that_logs() -> Result<()> {
+    let object = object::open_logging()?;
+    anyhow::ensure!(object.map("AYA_LOGS").is_some(), "it does not log");
+    load_all(object)
+}
+
+fn load_all(mut object: Ebpf) -> Result<()> {
     for name in [
         program::CONNECT4,
         program::CONNECT6,
@@ -24,6 +37,7 @@ fn the_kernel_takes_every_program() -> Result<()> {
         program::GUARD,
         program::GUARD_L3,
         program::OLDER,
+        program::GROWN,
     ] {
         let program = object.program_mut(name).with_context(|| format!("no program {name}"))?;
         match program {
@@ -36,6 +50,6 @@ fn the_kernel_takes_every_program() -> Result<()> {
         .with_context(|| name.to_owned())?;
         assert!(name.len() <= 15, "the kernel cuts {name}");
     }
-    assert_eq!(object.programs().count(), 6, "a program that this test does not know");
+    assert_eq!(object.programs().count(), 7, "a program that this test does not know");
     Ok(())
 }

@@ -1,6 +1,8 @@
-//! The embedded object, loaded with maps of its own.
+//! The embedded object, and the one that logs, loaded with maps of their own.
 
-use anyhow::{Result, ensure};
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
 use aya::maps::{HashMap, MapData, PerCpuArray};
 use aya::{Ebpf, EbpfLoader};
 use mesh_ebpf_abi::event::Counter;
@@ -10,6 +12,17 @@ use mesh_ebpf_abi::{Address, PodAddress, map};
 pub(crate) fn open(slot: u32) -> Result<Ebpf> {
     ensure!(!node_agent::datapath::OBJECT.is_empty(), "no programs embedded; run `cargo xtask ebpf` first");
     Ok(EbpfLoader::new().override_global("SLOT", &slot, true).load(node_agent::datapath::OBJECT)?)
+}
+
+/// The same of the build that logs (`cargo xtask ebpf --debug` would embed it): it is beside the embedded one.
+pub(crate) fn open_logging() -> Result<Ebpf> {
+    let binary = std::env::current_exe()?;
+    // <target>/<profile>/deps/<binary>
+    let target = binary.ancestors().nth(3).context("where is the target directory?")?;
+    let path = target.join("ebpf").join("mesh-ebpf-log");
+    let bytes =
+        fs::read(&path).with_context(|| format!("{}: run `cargo xtask ebpf` first", path.display()))?;
+    Ok(EbpfLoader::new().override_global("SLOT", &0_u32, true).load(&bytes)?)
 }
 
 /// Gives a pod an address.

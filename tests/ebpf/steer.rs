@@ -57,13 +57,20 @@ struct TestRun {
 #[ignore = "needs root: cargo xtask test"]
 fn packets_from_the_network() -> Result<()> {
     let mut object = object::open(SLOT)?;
-    object::enrol(&mut object, SLOT, "10.1.0.3")?;
-    object::enrol(&mut object, SLOT + 1, "10.1.0.4")?;
+    for (slot, address) in
+        [(SLOT, "10.1.0.3"), (SLOT, "fd00:1::3"), (SLOT + 1, "10.1.0.4"), (SLOT + 1, "fd00:1::4")]
+    {
+        object::enrol(&mut object, slot, address)?;
+    }
     let (plain, hbone) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
     let mut listen = SockMap::try_from(object.take_map(map::LISTEN).ok_or_else(|| anyhow!("no LISTEN"))?)?;
     listen.set(SocketKind::Inbound4.index(SLOT), &plain, 0)?;
     listen.set(SocketKind::Hbone4.index(SLOT), &hbone, 0)?;
+    let (plain6, hbone6) = (TcpListener::bind("[::1]:0")?, TcpListener::bind("[::1]:0")?);
+    listen.set(SocketKind::Inbound6.index(SLOT), &plain6, 0)?;
+    listen.set(SocketKind::Hbone6.index(SLOT), &hbone6, 0)?;
     let (plain, hbone) = (cookie(&plain)?, cookie(&hbone)?);
+    let (plain6, hbone6) = (cookie(&plain6)?, cookie(&hbone6)?);
     let steer: &mut SkLookup =
         object.program_mut(program::STEER).ok_or_else(|| anyhow!("no steer"))?.try_into()?;
     steer.load()?;
@@ -76,8 +83,17 @@ fn packets_from_the_network() -> Result<()> {
         ("localhost", tcp("127.0.0.1", "127.0.0.1", 80)?, (PASS, 0)),
         ("another pod's address", tcp("10.2.0.9", "10.1.0.4", 80)?, (DROP, 0)),
         ("nobody's address", tcp("10.2.0.9", "10.1.0.9", 80)?, (DROP, 0)),
+        ("plaintext, IPv6", tcp("fd00:2::9", "fd00:1::3", 80)?, (PASS, plain6)),
+        ("from a pod of the node, IPv6", tcp("fd00:1::4", "fd00:1::3", 80)?, (PASS, plain6)),
+        ("from the link, IPv6", tcp("fe80::1", "fd00:1::3", 80)?, (PASS, plain6)),
+        ("HBONE, IPv6", tcp("fd00:2::9", "fd00:1::3", HBONE_PORT)?, (PASS, hbone6)),
+        ("the pod dials itself, IPv6", tcp("fd00:1::3", "fd00:1::3", 80)?, (PASS, 0)),
+        ("another pod's address, IPv6", tcp("fd00:2::9", "fd00:1::4", 80)?, (DROP, 0)),
         ("IPv6 that is not enrolled", tcp("fd00::9", "fd00::3", 80)?, (DROP, 0)),
+        ("link-local", tcp("fe80::9", "fe80::3", 80)?, (DROP, 0)),
+        ("the pod dials itself, link-local", tcp("fe80::3", "fe80::3", 80)?, (PASS, 0)),
         ("IPv6 localhost", tcp("::1", "::1", 80)?, (PASS, 0)),
+        ("UDP, IPv6", run(steer, 17, "fd00:2::9", "fd00:1::3", 53)?, (PASS, 0)),
         ("UDP", run(steer, 17, "10.2.0.9", "10.1.0.3", 53)?, (PASS, 0)),
     ] {
         assert_eq!((verdict, chosen), expected, "{why}");

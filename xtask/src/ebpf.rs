@@ -39,18 +39,26 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
-    build(workspace, args.debug)
+    build(workspace, args.debug)?;
+    build_logging(workspace)
 }
 
 /// Builds the object if anything it is made of changed, and puts it where the agent's build looks for it.
 pub(crate) fn build(workspace: &Workspace, debug: bool) -> Result<()> {
     setup::ensure(workspace, &[Need::Build])?;
     BPF_LINKER.ensure(workspace)?;
-    process::step("eBPF programs", || {
-        let out = workspace.target.join("ebpf-build");
-        process::run(cargo_build(workspace, compiler(), &out, debug).arg("--quiet"))?;
-        install(&out.join(TARGET).join("ebpf").join("mesh-ebpf"), &workspace.ebpf_object())
-    })
+    process::step("eBPF programs", || object(workspace, debug, &workspace.ebpf_object()))
+}
+
+/// Builds the object that logs beside the other, for the suite that loads both.
+pub(crate) fn build_logging(workspace: &Workspace) -> Result<()> {
+    process::step("eBPF programs that log", || object(workspace, true, &workspace.ebpf_logging_object()))
+}
+
+fn object(workspace: &Workspace, debug: bool, place: &Path) -> Result<()> {
+    let out = workspace.target.join("ebpf-build");
+    process::run(cargo_build(workspace, compiler(), &out, debug).arg("--quiet"))?;
+    install(&out.join(TARGET).join("ebpf").join("mesh-ebpf"), place)
 }
 
 /// Who compiles the kernel programs.

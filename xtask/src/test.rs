@@ -52,6 +52,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     if !chosen.is_empty() {
         setup::ensure(workspace, &[Need::Build, Need::Lab])?;
         ebpf::build(workspace, false)?;
+        ebpf::build_logging(workspace)?;
     }
     if checks {
         lint(workspace)?;

@@ -42,6 +42,11 @@ impl Workspace {
         self.target.join("ebpf").join("mesh-ebpf")
     }
 
+    /// The same of programs that log, for the test that loads them.
+    pub(crate) fn ebpf_logging_object(&self) -> PathBuf {
+        self.ebpf_object().with_file_name("mesh-ebpf-log")
+    }
+
     /// `cargo` with the lock file as it is, in the checkout.
     pub(crate) fn cargo(&self, subcommand: &str) -> Command {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

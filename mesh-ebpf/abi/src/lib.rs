@@ -55,6 +55,8 @@ pub mod map {
     pub const PODS: &str = "PODS";
     /// Counters per CPU, index [`Counter`](crate::event::Counter).
     pub const COUNTS: &str = "COUNTS";
+    /// [`Handshake`](crate::Handshake) to the time (bpf_ktime_get_ns) until which its connection is taken for older.
+    pub const HANDSHAKES: &str = "HANDSHAKES";
     /// Ring buffer of [`DropEvent`](crate::event::DropEvent).
     pub const DROPS: &str = "DROPS";
 }
@@ -73,6 +75,8 @@ pub mod program {
     pub const GUARD_L3: &str = "guard_l3";
     /// TCP socket iterator: flags the sockets older than enrolment.
     pub const OLDER: &str = "older";
+    /// TCP socket iterator: flags those whose handshake is older than enrolment.
+    pub const GROWN: &str = "grown";
 }
 
 /// Bit in [`NetnsConfig`]: the pod has an IPv4 address.
@@ -123,6 +127,16 @@ pub struct NetnsConfig {
     pub slot: u32,
     /// Families in which its connections can be captured, [`FAMILY_V4`] and [`FAMILY_V6`].
     pub families: u32,
+}
+
+/// Key in `HANDSHAKES`: a handshake, and the connection that comes of it, as the kernel's table of connections has it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handshake {
+    /// Hash of addresses and ports with the kernel's secrets.
+    pub hash: u32,
+    /// The two ports, as in `struct sock_common`.
+    pub ports: u32,
 }
 
 /// Value of `PODIP`.
