@@ -22,6 +22,7 @@ mod pins;
 mod pod;
 mod rules;
 mod sysctls;
+mod upkeep;
 mod versions;
 
 use std::collections::HashMap;
@@ -287,6 +288,7 @@ impl Datapath {
         if known.record.netns_cookie == pod.record.netns_cookie {
             pod.record.captured = known.record.captured;
             pod.record.sysctls = known.record.sysctls;
+            pod.pending = known.pending;
         } else {
             // The same pod in another sandbox: the old one is gone, or going.
             self.pods.insert(spec.uid.clone(), known);
@@ -301,7 +303,7 @@ impl Datapath {
         let steer_tag = bpf::tag(load::steer(&self.pins, u32::MAX)?.as_fd()).map_err(take_over)?;
         for (slot, record) in self.maps.records().map_err(take_over)? {
             let uid = maps::uid(&record);
-            let mut pod = Pod { slot, record, netns: None, sources: Vec::new() };
+            let mut pod = Pod::known(slot, record);
             let steer = || load::steer(&self.pins, slot).map_err(io::Error::other);
             let whole = pod.captured()
                 && pod::take_over(&uid, &self.pins, &self.programs, steer, steer_tag).map_err(take_over)?;

@@ -8,8 +8,9 @@ use std::path::Path;
 use std::{fs, io};
 
 use super::bpf::{self, Hook, Target};
+use super::load::Programs;
 use super::pins::{remove, replace};
-use super::rules::Interface;
+use super::rules::{self, Interface};
 
 /// Makes sure that a link on `target` is pinned at `path` and runs `program`. Returns whether it had to be made: a
 /// link that is there is updated in place, one whose target is gone or another is replaced.
@@ -33,6 +34,19 @@ pub(super) fn ensure(
     let link = bpf::attach(program, target, hook)?;
     replace(link.as_fd(), path)?;
     Ok(true)
+}
+
+/// Attaches the guard to every interface of the calling thread's network namespace that has none; pins are in
+/// `directory`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn guard(directory: &Path, programs: &Programs) -> io::Result<()> {
+    rules::interfaces()?.into_iter().try_for_each(|interface| {
+        let path = directory.join(guard_pin(interface));
+        let target = Target::Interface(interface.index);
+        ensure(&path, programs.guard_for(interface).as_fd(), target, Hook::TcxEgress).map(drop)
+    })
 }
 
 /// Moves a link to `program` if it runs other instructions.

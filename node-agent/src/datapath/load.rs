@@ -19,8 +19,8 @@ use super::{attach, bpf, logs};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
 
 /// Maps that are kept in bpffs.
-const PINNED: [&str; 7] =
-    [map::NSCFG, map::PODIP, map::LISTEN, map::SKPROXY, map::PODS, map::COUNTS, map::DROPS];
+const PINNED: [&str; 8] =
+    [map::NSCFG, map::PODIP, map::LISTEN, map::SKPROXY, map::PODS, map::HANDSHAKES, map::COUNTS, map::DROPS];
 
 /// The programs that all pods share.
 #[derive(Debug)]
@@ -33,8 +33,10 @@ pub(super) struct Programs {
     pub guard: OwnedFd,
     /// tcx egress, other devices.
     pub guard_l3: OwnedFd,
-    /// TCP socket iterator.
+    /// TCP socket iterator, the first look.
     pub older: OwnedFd,
+    /// TCP socket iterator, later looks.
+    pub grown: OwnedFd,
 }
 
 /// Loads the programs and opens or makes the maps.
@@ -49,6 +51,7 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps), DatapathError> {
         guard: shared(&mut object, pins, program::GUARD)?,
         guard_l3: shared(&mut object, pins, program::GUARD_L3)?,
         older: shared(&mut object, pins, program::OLDER)?,
+        grown: shared(&mut object, pins, program::GROWN)?,
     };
     bpf::probe_tcx(programs.guard.as_fd()).map_err(DatapathError::NoTcx)?;
     logs::forward(&mut object).map_err(DatapathError::Log)?;

@@ -1,32 +1,50 @@
 //! Flags a pod's connections that are older than its enrolment, so that the guard lets them live.
 //!
-//! A socket iterator sets the flag on the sockets themselves. A table of address pairs would have to be cleaned when
+//! Socket iterators set the flag on the sockets themselves. A table of address pairs would have to be cleaned when
 //! they close, and would let a later connection with the same pair pass.
 
 use std::io::{self, Read};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use super::bpf;
+use super::load::Programs;
 
-/// Handshakes take a round trip; this many looks, that far apart, are the patience for those under way.
+/// How long handshakes that were under way at enrolment are looked after.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Most handshakes take less than this; what they send before they are flagged is lost in the guard, and sent again.
 const LOOKS: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Runs the iterator in the calling thread's network namespace until no handshake is under way: a connection whose
-/// handshake began at the app's listener would be cut by the guard. Gives up silently, since a busy proxy has
-/// handshakes all the time, and its own are flagged by inheritance.
+/// Flags what there is in the calling thread's network namespace, and for a moment what comes of the handshakes that
+/// are under way. Returns whether some still are: then [`look_again`].
 ///
 /// # Errors
-/// When the iterator cannot be run.
-pub(super) fn flag(program: BorrowedFd<'_>) -> io::Result<()> {
+/// When the iterators cannot be run.
+pub(super) fn flag(programs: &Programs) -> io::Result<bool> {
+    let mut pending = run(programs.older.as_fd())?;
     for _ in 0..LOOKS {
-        let mut pending = Vec::new();
-        bpf::iterate(program)?.read_to_end(&mut pending)?;
-        if pending.is_empty() {
+        if !pending {
             break;
         }
         std::thread::sleep(PAUSE);
+        pending = look_again(programs)?;
     }
-    Ok(())
+    Ok(pending)
+}
+
+/// Flags the connections that have come of the handshakes that were under way at [`flag`]. Returns whether some still
+/// are; those that began later do not count.
+///
+/// # Errors
+/// When the iterator cannot be run.
+pub(super) fn look_again(programs: &Programs) -> io::Result<bool> {
+    run(programs.grown.as_fd())
+}
+
+fn run(program: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut pending = Vec::new();
+    bpf::iterate(program)?.read_to_end(&mut pending)?;
+    Ok(!pending.is_empty())
 }

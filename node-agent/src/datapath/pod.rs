@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Instant;
 
 use mesh_ebpf_abi::{Address, FAMILY_V4, FAMILY_V6, MAX_ADDRESSES, MAX_UID, PodRecord};
 use tracing::warn;
@@ -19,6 +20,7 @@ use super::load::Programs;
 use super::maps::{self, Maps};
 use super::pins::Pins;
 use super::rules::{self, Interface};
+use super::upkeep::Pending;
 use super::{Config, Listeners, PodSpec, attach, bpf, listeners, netns, older, sysctls};
 
 /// Name of the pin of a pod's sk_lookup link.
@@ -47,6 +49,8 @@ pub(super) struct Pod {
     pub record: PodRecord,
     /// Its network namespace; none for a pod of an earlier agent that was not prepared again yet.
     pub netns: Option<OwnedFd>,
+    /// What is left to do after its capture.
+    pub pending: Pending,
     /// Where the connections that it opens come from, at most one address of each family; empty until `furnish`.
     pub sources: Vec<IpAddr>,
 }
@@ -75,7 +79,12 @@ impl Pod {
             *place = Address::from(*ip);
         }
         record.uid[..spec.uid.len()].copy_from_slice(spec.uid.as_bytes());
-        Ok(Self { slot, record, netns: Some(spec.netns.try_clone()?), sources: Vec::new() })
+        Ok(Self { netns: Some(spec.netns.try_clone()?), ..Self::known(slot, record) })
+    }
+
+    /// A pod as its record has it.
+    pub(super) fn known(slot: u32, record: PodRecord) -> Self {
+        Self { slot, record, netns: None, pending: Pending::default(), sources: Vec::new() }
     }
 
     /// Whether the record says that it is captured.
@@ -139,8 +148,8 @@ impl Pod {
         Ok(listeners)
     }
 
-    /// Hooks on. A pod that is captured already gets what is missing, for example a guard on a new interface; its
-    /// connections are not flagged again, or one that got past the hooks would be let out for good.
+    /// Hooks on. A pod that is captured already gets what is missing; its connections are not flagged again, or one
+    /// that got past the hooks would be let out for good.
     ///
     /// # Errors
     /// When a step fails; `release` undoes those before it.
@@ -162,18 +171,11 @@ impl Pod {
         let capture = maps.capture(self.record.netns_cookie, self.slot, self.families());
         step("capture its connections", capture)?;
         if !self.captured() {
-            let flag = || older::flag(programs.older.as_fd());
-            step("flag its older connections", netns::within(netns.as_fd(), flag))?;
+            let flag = || older::flag(programs);
+            let under_way = step("flag its older connections", netns::within(netns.as_fd(), flag))?;
+            self.pending.handshakes = under_way.then(|| Instant::now() + older::PATIENCE);
         }
-        let guard = || {
-            rules::interfaces()?.into_iter().try_for_each(|interface| {
-                let path = directory.join(attach::guard_pin(interface));
-                let target = Target::Interface(interface.index);
-                attach::ensure(&path, programs.guard_for(interface).as_fd(), target, Hook::TcxEgress)
-                    .map(|_| ())
-            })
-        };
-        step("attach the guard", netns::within(netns.as_fd(), guard))?;
+        self.guard(pins, programs)?;
         self.record.captured = 1;
         step("write its record", maps.remember(self.slot, &self.record))
     }
@@ -214,7 +216,7 @@ impl Pod {
         step("restore its routes and sysctls", inside).and(forgotten)
     }
 
-    fn netns(&self) -> io::Result<OwnedFd> {
+    pub(super) fn netns(&self) -> io::Result<OwnedFd> {
         let missing = || invalid("not known: prepare the pod first".to_owned());
         self.netns.as_ref().ok_or_else(missing)?.try_clone()
     }

@@ -42,6 +42,10 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// As there.
     fn leave(&mut self, uid: &str) -> Result<(), PodError>;
+    /// See [`Datapath::upkeep`]; called between jobs.
+    fn upkeep(&mut self) -> Duration {
+        PULSE
+    }
     /// What the programs counted, and up to `most` of the packets and connections that they dropped.
     fn drops(&mut self, most: usize) -> Drops;
 }
@@ -82,6 +86,10 @@ impl Kernel for Datapath {
 
     fn leave(&mut self, uid: &str) -> Result<(), PodError> {
         Datapath::leave(self, uid)
+    }
+
+    fn upkeep(&mut self) -> Duration {
+        Datapath::upkeep(self)
     }
 
     fn drops(&mut self, most: usize) -> Drops {
@@ -129,7 +137,8 @@ pub fn spawn(mut kernel: impl Kernel) -> std::io::Result<Handle> {
     let thread = thread::Builder::new().name("datapath".to_owned()).spawn(move || {
         loop {
             *beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-            match queue.recv_timeout(PULSE) {
+            let next = kernel.upkeep();
+            match queue.recv_timeout(next.min(PULSE)) {
                 Ok(job) => job(&mut kernel),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -139,7 +148,7 @@ pub fn spawn(mut kernel: impl Kernel) -> std::io::Result<Handle> {
     Ok(Handle { jobs, thread: Arc::new(thread), pulse })
 }
 
-/// How often an idle thread shows that it is there.
+/// How often an idle thread shows that it is there, at least.
 const PULSE: Duration = Duration::from_secs(5);
 /// Longer than any job takes on a busy node.
 const STUCK: Duration = Duration::from_secs(60);

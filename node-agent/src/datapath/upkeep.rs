@@ -1,0 +1,121 @@
+//! What a captured pod needs later on: a guard on interfaces that were not there when it was captured, and the flag on
+//! connections whose handshake was under way then.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
+use tracing::{debug, warn};
+
+use super::load::Programs;
+use super::pins::Pins;
+use super::pod::{Failed, Pod, step};
+use super::{Datapath, attach, maps, netns, older};
+
+/// How soon a new interface is noticed. What is captured is bound to lo and does not leave by it in the meantime.
+const IDLE: Duration = Duration::from_secs(1);
+/// While handshakes are under way.
+const BUSY: Duration = Duration::from_millis(20);
+
+/// Hears of new interfaces in a network namespace.
+#[derive(Debug)]
+pub(super) struct Watch {
+    socket: OwnedFd,
+}
+
+impl Watch {
+    /// In the calling thread's network namespace, from now on.
+    ///
+    /// # Errors
+    /// When netlink is not there.
+    pub(super) fn open() -> io::Result<Self> {
+        const RTMGRP_LINK: u32 = 1;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, RTMGRP_LINK))?;
+        Ok(Self { socket })
+    }
+
+    /// Whether an interface came, went or changed since the last call.
+    fn changed(&self) -> bool {
+        let mut message = [0; 8192];
+        let mut changed = false;
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut message, MsgFlags::empty()) {
+                Ok(_) | Err(Errno::EINTR) => changed = true,
+                // More than the socket's buffer holds: look at all of them.
+                Err(Errno::ENOBUFS) => changed = true,
+                Err(_) => return changed,
+            }
+        }
+    }
+}
+
+/// What is left to do for a pod.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    /// Its interfaces may have changed.
+    pub watch: Option<Watch>,
+    /// A guard could not be attached.
+    pub unguarded: bool,
+    /// Handshakes were under way; until then they are looked for.
+    pub handshakes: Option<Instant>,
+}
+
+impl Datapath {
+    /// Does what has become necessary for captured pods without anybody asking. Returns how soon to call it again.
+    pub fn upkeep(&mut self) -> Duration {
+        let mut next = IDLE;
+        for pod in self.pods.values_mut().filter(|pod| pod.captured()) {
+            if let Err(failed) = pod.upkeep(&self.pins, &self.programs) {
+                warn!(pod = maps::uid(&pod.record), step = failed.step, error = %failed.source, "upkeep failed");
+            }
+            if pod.pending.handshakes.is_some() {
+                next = BUSY;
+            }
+        }
+        next
+    }
+}
+
+impl Pod {
+    /// Attaches the guard where it is missing, in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn guard(&mut self, pins: &Pins, programs: &Programs) -> Result<(), Failed> {
+        let netns = step("enter its network namespace", self.netns())?;
+        let directory = pins.pod(&maps::uid(&self.record));
+        let (watching, watch) = (self.pending.watch.is_some(), &mut self.pending.watch);
+        let guard = || {
+            if !watching {
+                // Before the interfaces are listed, so that none is missed.
+                *watch = Some(Watch::open()?);
+            }
+            attach::guard(&directory, programs)
+        };
+        let result = step("attach the guard", netns::within(netns.as_fd(), guard));
+        self.pending.unguarded = result.is_err();
+        result
+    }
+
+    fn upkeep(&mut self, pins: &Pins, programs: &Programs) -> Result<(), Failed> {
+        let changed = self.pending.watch.as_ref().is_some_and(Watch::changed);
+        if changed || self.pending.unguarded {
+            debug!(pod = maps::uid(&self.record), "interfaces changed");
+            self.guard(pins, programs)?;
+        }
+        let Some(until) = self.pending.handshakes else { return Ok(()) };
+        let netns = step("enter its network namespace", self.netns())?;
+        let look = || older::look_again(programs);
+        let under_way = step("flag its older connections", netns::within(netns.as_fd(), look))?;
+        if !under_way || Instant::now() >= until {
+            self.pending.handshakes = None;
+        }
+        Ok(())
+    }
+}
