@@ -1,6 +1,7 @@
 //! Enrolling a running pod, restarting the agent, letting pods go.
 
 use std::fs;
+use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use mesh_ebpf_abi::event::Counter;
@@ -8,26 +9,8 @@ use mesh_tests::shell;
 use node_agent::datapath::{Config, Datapath};
 
 use crate::family::over_both;
-use crate::packets::Sniffer;
+use crate::packets::{SYN, Sniffer, segment, send_raw};
 use crate::world::{PATIENCE, PORT, Pod, REFUSAL, World, accept, converse, enrol, idle};
-
-/// Connections of both directions from before enrolment live on; new ones are captured.
-#[test]
-#[ignore = "needs root: cargo xtask test"]
-fn connections_older_than_enrolment_live_on() -> Result<()> {
-    over_both(|world| {
-        let (theirs, ours) = (world.b.serve()?, world.a.serve()?);
-        let opened = (world.a.dial(world.b.at(PORT), PATIENCE)?, theirs.accept()?.0);
-        let accepted = (world.b.dial(world.a.at(PORT), PATIENCE)?, ours.accept()?.0);
-        let (datapath, listeners) = world.enrolled(&[&world.a])?;
-        converse(&opened.0, &opened.1)?;
-        converse(&accepted.0, &accepted.1)?;
-        ensure!(datapath.count(Counter::OlderFlagged)? >= 2);
-        ensure!(datapath.count(Counter::GuardOlder)? >= 2);
-        let new = world.a.dial(world.b.at(PORT), PATIENCE)?;
-        converse(&new, &accept(world.family.outbound(&listeners[0]))?)
-    })
-}
 
 /// Capture goes on while no agent runs, and the next agent takes the pod over without a gap.
 #[test]
@@ -183,6 +166,35 @@ fn without_a_setting_the_cgroup_is_found() -> Result<()> {
     converse(&client, &accept(world.family.outbound(&listeners))?)?;
     ensure!(world.b.dial(world.a.at(PORT), REFUSAL).is_ok());
     Ok(())
+}
+
+/// As where a pod gets a second network while it runs.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_interface_that_comes_later_is_guarded() -> Result<()> {
+    over_both(|world| {
+        let (mut datapath, _listeners) = world.enrolled(&[&world.a])?;
+        let (ours, theirs, prefix) =
+            world.family.pick(("10.97.0.2", "10.97.0.1", 24), ("fd97::2", "fd97::1", 64));
+        let router = world.router.name();
+        world.a.netns.ip(&format!(
+            "link add net1 type veth peer name later netns {router}\naddr add {ours}/{prefix} dev net1\nlink set net1 up\n"
+        ))?;
+        world.router.ip(&format!("addr add {theirs}/{prefix} dev later\nlink set later up\n"))?;
+        let mut sniffer = Sniffer::new(world)?;
+        let packet =
+            segment(SocketAddr::new(ours.parse()?, 5000), SocketAddr::new(theirs.parse()?, PORT), SYN);
+        send_raw(&world.a, &packet, 0)?;
+        sniffer.wait("a packet before the guard", |seen| seen.from.port() == 5000)?;
+        datapath.upkeep();
+        send_raw(&world.a, &packet, 0)?;
+        mesh_tests::eventually("the guard is asked", PATIENCE, || {
+            ensure!(datapath.count(Counter::GuardApp)? == 1);
+            Ok(())
+        })?;
+        datapath.leave(&world.a.uid)?;
+        nothing_pinned(world)
+    })
 }
 
 /// What enrolment changes inside a pod.

@@ -2,6 +2,7 @@
 
 mod cycles;
 mod fail_closed;
+mod families;
 mod family;
 mod faults;
 mod guard;
@@ -9,6 +10,7 @@ mod inbound;
 mod kinds;
 mod lifecycle;
 mod local;
+mod older;
 mod outbound;
 mod packets;
 mod proxy;

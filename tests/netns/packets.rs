@@ -24,6 +24,8 @@ pub(crate) struct Segment {
     pub(crate) from: SocketAddr,
     pub(crate) to: SocketAddr,
     pub(crate) flags: u8,
+    pub(crate) sequence: u32,
+    pub(crate) data: usize,
 }
 
 /// Sees every packet of the world's family that crosses the router.
@@ -102,9 +104,10 @@ fn parse(family: Family, ip: &[u8]) -> Packet {
     }
     let v4 = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&ip[at..at + 4]).expect("four bytes"));
     let v6 = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&ip[at..at + 16]).expect("sixteen bytes"));
-    let (protocol, header, from, to) = match family {
-        Family::V4 => (ip[9], usize::from(ip[0] & 15) * 4, v4(12), v4(16)),
-        Family::V6 => (ip[6], 40, v6(8), v6(24)),
+    let word = |at: usize| usize::from(u16::from_be_bytes([ip[at], ip[at + 1]]));
+    let (protocol, header, length, from, to) = match family {
+        Family::V4 => (ip[9], usize::from(ip[0] & 15) * 4, word(2), v4(12), v4(16)),
+        Family::V6 => (ip[6], 40, 40 + word(4), v6(8), v6(24)),
     };
     let transport = &ip[header..];
     let port = |at: usize| u16::from_be_bytes([transport[at], transport[at + 1]]);
@@ -113,18 +116,29 @@ fn parse(family: Family, ip: &[u8]) -> Packet {
             from: SocketAddr::new(from, port(0)),
             to: SocketAddr::new(to, port(2)),
             flags: transport[13],
+            sequence: u32::from_be_bytes([transport[4], transport[5], transport[6], transport[7]]),
+            data: length.saturating_sub(header + usize::from(transport[12] >> 4) * 4),
         }),
         17 if port(2) == MARKER => Packet::Marker(from),
         _ => Packet::Other,
     }
 }
 
-/// An IP packet with a TCP segment, checksums and all; sequence numbers are far from any real ones.
+/// Sequence number of every segment made by hand, far from any real ones.
+pub(crate) const SEQUENCE: u32 = 0x1234_5678;
+
+/// An IP packet with a TCP segment, checksums and all.
 pub(crate) fn segment(from: SocketAddr, to: SocketAddr, flags: u8) -> Vec<u8> {
+    segment_of(from, to, flags, [SEQUENCE, 0])
+}
+
+/// The same with these sequence and acknowledgement numbers.
+pub(crate) fn segment_of(from: SocketAddr, to: SocketAddr, flags: u8, numbers: [u32; 2]) -> Vec<u8> {
     let mut tcp = [0; 20];
     tcp[0..2].copy_from_slice(&from.port().to_be_bytes());
     tcp[2..4].copy_from_slice(&to.port().to_be_bytes());
-    tcp[4..8].copy_from_slice(&0x1234_5678_u32.to_be_bytes());
+    tcp[4..8].copy_from_slice(&numbers[0].to_be_bytes());
+    tcp[8..12].copy_from_slice(&numbers[1].to_be_bytes());
     tcp[12] = 5 << 4;
     tcp[13] = flags;
     tcp[14..16].copy_from_slice(&1000_u16.to_be_bytes());
