@@ -43,9 +43,7 @@ pub trait Kernel: Send + 'static {
     /// As there.
     fn leave(&mut self, uid: &str) -> Result<(), PodError>;
     /// See [`Datapath::upkeep`]; called between jobs.
-    fn upkeep(&mut self) -> Duration {
-        PULSE
-    }
+    fn upkeep(&mut self) -> Duration;
     /// What the programs counted, and up to `most` of the packets and connections that they dropped.
     fn drops(&mut self, most: usize) -> Drops;
 }

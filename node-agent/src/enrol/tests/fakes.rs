@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use mesh_core::pod_link::Link;
@@ -103,16 +104,15 @@ pub(super) struct FakeKernel {
     pub(super) captured: BTreeMap<String, Vec<IpAddr>>,
     pub(super) unfinished: BTreeSet<String>,
     pub(super) runtime: Handle,
+    /// Calls of `upkeep`, which asks to be called again soon.
+    pub(super) upkeeps: Arc<AtomicUsize>,
 }
 
 impl FakeKernel {
     pub(super) fn new(faults: &Faults) -> Self {
-        Self {
-            faults: faults.clone(),
-            captured: BTreeMap::new(),
-            unfinished: BTreeSet::new(),
-            runtime: Handle::current(),
-        }
+        let (faults, runtime) = (faults.clone(), Handle::current());
+        let (captured, unfinished, upkeeps) = (BTreeMap::new(), BTreeSet::new(), Arc::default());
+        Self { faults, captured, unfinished, runtime, upkeeps }
     }
 
     fn does(&self, uid: &str, step: String) -> Result<(), PodError> {
@@ -165,6 +165,11 @@ impl Kernel for FakeKernel {
             note(&self.faults.journal, format!("leave {uid}"));
         }
         left
+    }
+
+    fn upkeep(&mut self) -> Duration {
+        self.upkeeps.fetch_add(1, Ordering::Relaxed);
+        Duration::from_millis(10)
     }
 
     fn drops(&mut self, _: usize) -> Drops {

@@ -77,6 +77,20 @@ async fn a_datapath_that_is_stuck_is_unwell() {
     assert_eq!(kernel.check(Instant::now()), Ok(()));
 }
 
+/// Nobody asks for a guard on an interface that comes later.
+#[tokio::test]
+async fn an_idle_datapath_is_kept_up() {
+    let fake = fake_kernel();
+    let upkeeps = Arc::clone(&fake.upkeeps);
+    let _kernel = kernel::spawn(fake).unwrap();
+    let several = async {
+        while upkeeps.load(Ordering::Relaxed) < 3 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(4), several).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_datapath_that_panicked_is_dead() {
     let kernel = kernel::spawn(fake_kernel()).unwrap();
