@@ -312,7 +312,7 @@ fn capacity_is_the_share() {
         let client = pod("client", "10.0.0.9");
         let threes = (0..8000_usize)
             .map(|random| random.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 8)
-            .filter(|random| &*entry.pick(&client, 80, *random).unwrap().0.workload.name == "three")
+            .filter(|random| &*entry.pick(&client, vip(80), *random).unwrap().0.workload.name == "three")
             .count();
         assert!((5900..6100).contains(&threes), "{mode:?}: {threes} of 8000 for three quarters");
     }
