@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::enrol::steps::{FindNetns, Hands};
 use crate::parts::Parts;
-use crate::{ca, cluster, cni, drops, enrol, metrics, model, netns_of_pod, pods, upkeep, watch, xds};
+use crate::{ca, cluster, cni, drops, enrol, metrics, model, netns_of_pod, older, pods, upkeep, watch, xds};
 
 /// Runs the agent of a node until SIGTERM.
 ///
@@ -75,13 +75,14 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
         kernel: kernel.clone(),
         find,
     };
-    let (enrolment, desk) = enrol::enrolment(hands, reader, config.index(), config.leave_grace);
-    let dropped = drops::Counts::default();
+    let (enrolment, desk) = enrol::enrolment(hands, reader.clone(), config.leave_grace);
+    let (dropped, resets) = (drops::Counts::default(), older::Resets::default());
     let sources = metrics::Sources {
         feed: feed.clone(),
         pods: served.clone(),
         enrolment: enrolment.counts(),
         datapath: dropped.clone(),
+        older: resets.clone(),
     };
 
     let stop = parts.shutdown();
@@ -92,6 +93,7 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     parts.spawn("pod protocol", served.serve(sockets.pods, flag_map, stop.clone()));
     parts.spawn("enrolment", enrolment.run(stop.clone()));
     parts.spawn("upkeep", upkeep::run(kernel.clone(), upkeep::PERIOD, pinned, stop.clone()));
+    parts.spawn("older connections", older::run(reader, kernel.clone(), resets, stop.clone()));
     parts.spawn("drops", drops::run(kernel, dropped, stop.clone()));
     parts.spawn("CNI server", cni::server::serve_bound(sockets.cni, Arc::new(desk), stop.clone()));
     if let Some(chained) = chained {

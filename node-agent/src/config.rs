@@ -25,6 +25,9 @@ pub struct Config {
     /// Namespace that the mesh itself runs in; its pods are never enrolled
     #[arg(long, env = "POD_NAMESPACE", default_value = "ambit-system")]
     pub system_namespace: String,
+    /// Namespace whose policies are about all of the mesh; ztunnel's has to be the same
+    #[arg(long, env = "AMBIT_ROOT_NAMESPACE", default_value = "istio-system")]
+    pub root_namespace: String,
     /// Namespaces whose pods are never enrolled, comma separated
     #[arg(long, env = "AMBIT_EXCLUDE_NAMESPACES", default_value = "kube-system", value_delimiter = ',')]
     pub exclude_namespaces: Vec<String>,
@@ -58,6 +61,7 @@ impl Config {
             cluster_domain: self.cluster_domain.clone(),
             node_name: self.node_name.clone(),
             system_namespace: self.system_namespace.clone(),
+            root_namespace: self.root_namespace.clone(),
             excluded_namespaces: self.exclude_namespaces.iter().cloned().collect(),
         }
     }

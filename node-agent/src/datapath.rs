@@ -20,6 +20,7 @@ mod netns;
 mod older;
 mod pins;
 mod pod;
+mod resets;
 mod rules;
 mod sysctls;
 mod upkeep;
@@ -42,6 +43,7 @@ use load::Programs;
 use maps::Maps;
 use pins::Pins;
 use pod::{Failed, Pod};
+pub use resets::Denies;
 pub use rules::Numbers;
 use versions::Others;
 

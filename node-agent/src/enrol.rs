@@ -29,7 +29,6 @@ use tracing::{error, info};
 use crate::causes::chain;
 use crate::cluster::Cluster;
 use crate::cni::server::AddError;
-use crate::index;
 use crate::index::event::ObjectName;
 use crate::index::local::LocalPod;
 use crate::model::Reader;
@@ -105,12 +104,10 @@ impl Counts {
 pub fn enrolment<C: Cluster>(
     hands: Hands<C>,
     model: Reader,
-    config: index::Config,
     leave_grace: Duration,
 ) -> (Enrolment<C>, cni::Desk<C>) {
     let (sender, requests) = mpsc::channel(REQUESTS);
-    let desk =
-        cni::Desk { requests: sender, model: model.clone(), cluster: Arc::clone(&hands.cluster), config };
+    let desk = cni::Desk { requests: sender, model: model.clone(), cluster: Arc::clone(&hands.cluster) };
     let enrolment = Enrolment {
         hands,
         model,

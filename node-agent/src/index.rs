@@ -11,6 +11,7 @@ pub mod membership;
 mod namespace;
 mod network;
 mod node;
+mod peer_authentication;
 pub mod pod;
 mod relist;
 mod service;
@@ -24,6 +25,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_core::proto::security::Authorization;
 use mesh_core::proto::workload as proto;
 
 use event::{Event, Kind, Object, ObjectName};
@@ -42,6 +44,8 @@ pub struct Config {
     pub node_name: String,
     /// Namespace of the mesh itself.
     pub system_namespace: String,
+    /// Namespace whose policies are about all of the mesh.
+    pub root_namespace: String,
     /// Further namespaces whose pods are never enrolled.
     pub excluded_namespaces: HashSet<String>,
 }
@@ -55,6 +59,15 @@ pub enum Key {
     Endpoint(ObjectName, IpAddr),
     /// A service.
     Service(ObjectName),
+}
+
+/// Names one L4 policy that the proxies may be told of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PolicyKey {
+    /// Nothing but mutual TLS, for the workloads that name it.
+    Strict,
+    /// What a PeerAuthentication says of single ports.
+    Ports(ObjectName),
 }
 
 /// An object that the model cannot use; what was known of it before stays.
@@ -73,7 +86,9 @@ pub struct Problem {
 pub struct Changes {
     /// Resources to build anew; some may turn out as they were.
     pub keys: BTreeSet<Key>,
-    /// Something changed that decides which of this node's pods are in the mesh.
+    /// The same for policies.
+    pub policies: BTreeSet<PolicyKey>,
+    /// Something changed that decides which of this node's pods are in the mesh, or what may reach them.
     pub local: bool,
     /// Objects that were skipped.
     pub problems: Vec<Problem>,
@@ -88,9 +103,12 @@ pub struct Index {
     nodes: HashMap<Arc<str>, node::Node>,
     pods: HashMap<ObjectName, pod::Pod>,
     pods_of_node: HashMap<Arc<str>, BTreeSet<ObjectName>>,
+    pods_of_namespace: HashMap<Arc<str>, BTreeSet<ObjectName>>,
+    labels: HashSet<Arc<pod::Labels>>,
     services: HashMap<ObjectName, service::Service>,
     slices: slice::Slices,
     network: network::Network,
+    peer_authentications: peer_authentication::PeerAuthentications,
 }
 
 impl Index {
@@ -103,9 +121,12 @@ impl Index {
             nodes: HashMap::new(),
             pods: HashMap::new(),
             pods_of_node: HashMap::new(),
+            pods_of_namespace: HashMap::new(),
+            labels: HashSet::new(),
             services: HashMap::new(),
             slices: slice::Slices::default(),
             network: network::Network::default(),
+            peer_authentications: Default::default(),
         }
     }
 
@@ -127,6 +148,9 @@ impl Index {
             Event::Listed(kind) => {
                 if kind == Kind::NetworkPolicy {
                     self.network_policies_listed(&mut changes);
+                }
+                if kind == Kind::PeerAuthentication {
+                    changes.policies.insert(PolicyKey::Strict);
                 }
                 let Some(seen) = self.relist.finish(kind) else { return changes };
                 for name in self.names(kind).into_iter().filter(|name| !seen.contains(name)) {
@@ -162,6 +186,20 @@ impl Index {
         Some(proto::Address { r#type: Some(resource) })
     }
 
+    /// A policy's name in xDS, and what it says; none when there is no such thing (any more).
+    pub fn policy(&self, key: &PolicyKey) -> (String, Option<Authorization>) {
+        match key {
+            PolicyKey::Strict => {
+                let policy = peer_authentication::strict(&self.config.root_namespace);
+                (format!("{}/{}", policy.namespace, policy.name), Some(policy))
+            }
+            PolicyKey::Ports(name) => {
+                let policy = self.peer_authentications.ports(&self.config, name);
+                (peer_authentication::ports_name(name), policy)
+            }
+        }
+    }
+
     fn apply(&mut self, object: &Object, changes: &mut Changes) {
         let (kind, name) = (object.kind(), object.name());
         self.relist.saw(kind, &name);
@@ -181,6 +219,10 @@ impl Index {
                 self.apply_network_policy(&name, object, changes);
                 Ok(())
             }
+            Object::PeerAuthentication(object) => {
+                self.apply_peer_authentication(&name, object, changes);
+                Ok(())
+            }
         };
         if let Err(invalid) = applied {
             changes.problems.push(Problem { kind, name, reason: invalid.to_string() });
@@ -195,6 +237,7 @@ impl Index {
             Kind::Service => self.delete_service(name, changes),
             Kind::EndpointSlice => self.delete_slice(name, changes),
             Kind::NetworkPolicy => self.delete_network_policy(name, changes),
+            Kind::PeerAuthentication => self.delete_peer_authentication(name, changes),
         }
     }
 
@@ -207,6 +250,7 @@ impl Index {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.names().cloned().collect(),
             Kind::NetworkPolicy => self.network.names(),
+            Kind::PeerAuthentication => self.peer_authentications.names().collect(),
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod index;
 pub mod metrics;
 pub mod model;
 pub mod netns_of_pod;
+pub mod older;
 pub mod parts;
 pub mod pods;
 pub mod upkeep;

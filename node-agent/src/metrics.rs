@@ -7,6 +7,7 @@ use prometheus_client::registry::Registry;
 
 use crate::drops;
 use crate::enrol;
+use crate::older;
 use crate::pods::Pods;
 use crate::xds::server::Feed;
 
@@ -21,6 +22,8 @@ pub struct Sources {
     pub enrolment: enrol::Counts,
     /// The eBPF programs.
     pub datapath: drops::Counts,
+    /// Policy, where the proxy cannot ask it.
+    pub older: older::Resets,
 }
 
 impl Sources {
@@ -41,6 +44,11 @@ impl Sources {
         set("ztunnels_connected", "ztunnels connected to the pod socket", ztunnels as u64);
         set("xds_clients", "Proxies connected to the xDS socket", xds.clients as u64);
         set("xds_nacks", "xDS responses that a proxy refused since the agent's start", xds.nacks);
+        set(
+            "older_connections_reset",
+            "Connections older than their pod's enrolment that were reset because policy denies them",
+            self.older.read(),
+        );
         let datapath = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
         for (counter, count) in self.datapath.read() {
             let gauge = datapath.get_or_create_owned(&vec![("event", counter.name())]);

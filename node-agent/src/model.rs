@@ -4,7 +4,8 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use mesh_core::proto::security::Authorization;
 use mesh_core::readiness::Gate;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::index::event::ObjectName;
 use crate::index::local::LocalPod;
-use crate::index::{Changes, Config, Index};
+use crate::index::{Changes, Config, Index, Invalid};
 use crate::watch::Source;
 use crate::xds::server::Publisher;
 use crate::xds::snapshot::Type;
@@ -87,10 +88,16 @@ impl Writer {
                 "object skipped, what was known of it stays in use: {}", problem.reason,
             );
         }
-        let resources: Vec<_> = self.read(|index| {
-            changes.keys.iter().map(|key| (index.resource_name(key), index.resource(key))).collect()
+        let (resources, policies): (Vec<_>, Vec<_>) = self.read(|index| {
+            let resource = |key| (index.resource_name(key), index.resource(key));
+            let policies = changes.policies.iter().map(|key| index.policy(key)).collect();
+            (changes.keys.iter().map(resource).collect(), policies)
         });
+        // A workload never names a policy that is not there: those that are new come first, those that go last.
+        let (new, gone): (Vec<_>, Vec<_>) = policies.into_iter().partition(|(_, policy)| policy.is_some());
+        publisher.publish(Type::Authorization, new);
         publisher.publish(Type::Address, resources);
+        publisher.publish(Type::Authorization, gone);
     }
 
     fn read<T>(&self, question: impl FnOnce(&Index) -> T) -> T {
@@ -114,9 +121,22 @@ impl Reader {
         self.index.read().unwrap_or_else(PoisonError::into_inner).local_pods()
     }
 
+    /// The policies that a pod is subject to.
+    pub fn policies(&self, name: &ObjectName) -> Vec<Authorization> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).policies(name)
+    }
+
     /// One pod, when it and its namespace are known.
     pub fn pod(&self, name: &ObjectName) -> Option<LocalPod> {
         self.index.read().unwrap_or_else(PoisonError::into_inner).pod(name)
+    }
+
+    /// A pod and its namespace as they were fetched.
+    ///
+    /// # Errors
+    /// When the pod cannot be used.
+    pub fn read_pod(&self, pod: &Pod, namespace: &Namespace) -> Result<LocalPod, Invalid> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).read_pod(pod, namespace)
     }
 
     /// One pod that is known, in a namespace as it was fetched.

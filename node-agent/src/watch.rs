@@ -4,13 +4,14 @@
 //! object is first read as plain JSON and then decoded by itself. **Invariant:** an object that cannot be decoded is
 //! reported by name and skipped, it never ends a stream; no other module but `cluster` and `ca` knows the kube client.
 
+mod optional;
 mod raw;
 
 use std::future::Future;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::stream::{self, BoxStream};
+use futures_util::stream::{self, BoxStream, Stream};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -51,6 +52,13 @@ impl ApiServer {
                 Object::NetworkPolicy(Box::new(object))
             }),
             api_groups(client.clone()),
+            optional::watch(
+                client,
+                Kind::PeerAuthentication,
+                &PEER_AUTHENTICATION,
+                |object| Object::PeerAuthentication(Box::new(object)),
+                optional::PERIOD,
+            ),
         ]);
         Self { events: events.boxed() }
     }
@@ -66,25 +74,15 @@ fn watch<K>(client: &Client, kind: Kind, wrap: fn(K) -> Object) -> BoxStream<'st
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + 'static,
 {
-    let api: Api<Raw<K>> = Api::all(client.clone());
     let mut failing = false;
-    watcher(api, watcher::Config::default())
-        .backoff(Doubling(BACKOFF_MIN))
+    let api: Api<Raw<K>> = Api::all(client.clone());
+    events(api, kind, wrap)
         .filter_map(move |event| {
-            let event = match event {
-                Ok(event) => {
-                    if failing {
-                        info!(?kind, "watching again");
-                    }
-                    failing = false;
-                    Some(translate(kind, event, wrap))
+            std::future::ready(event.map_err(|error| report(kind, &error, &mut failing)).ok().inspect(|_| {
+                if std::mem::take(&mut failing) {
+                    info!(?kind, "watching again");
                 }
-                Err(error) => {
-                    report(kind, &error, &mut failing);
-                    None
-                }
-            };
-            std::future::ready(event)
+            }))
         })
         .boxed()
 }
@@ -116,6 +114,21 @@ fn api_groups(client: Client) -> BoxStream<'static, Event> {
     stream::unfold(None, look).boxed()
 }
 
+/// What one kind's watcher says, tried again and again.
+fn events<K, T>(
+    api: Api<Raw<K>>,
+    kind: Kind,
+    wrap: fn(T) -> Object,
+) -> impl Stream<Item = Result<Event, watcher::Error>> + Send + 'static
+where
+    K: Resource<DynamicType: Clone + Send + Sync> + 'static,
+    T: DeserializeOwned + 'static,
+{
+    watcher(api, watcher::Config::default())
+        .backoff(Doubling(BACKOFF_MIN))
+        .map(move |event| event.map(|event| translate(kind, event, wrap)))
+}
+
 /// Once loudly, then quietly: the API server may be away for long.
 fn report(kind: Kind, error: &watcher::Error, failing: &mut bool) {
     let error = chain(error);
@@ -126,9 +139,9 @@ fn report(kind: Kind, error: &watcher::Error, failing: &mut bool) {
     }
 }
 
-fn translate<K>(kind: Kind, event: watcher::Event<Raw<K>>, wrap: fn(K) -> Object) -> Event
+fn translate<K, T>(kind: Kind, event: watcher::Event<Raw<K>>, wrap: fn(T) -> Object) -> Event
 where
-    K: DeserializeOwned,
+    T: DeserializeOwned,
 {
     match event {
         watcher::Event::Init => Event::Restarted(kind),
@@ -162,6 +175,14 @@ impl Backoff for Doubling {
         self.0 = BACKOFF_MIN;
     }
 }
+
+/// Istio's, as its users have it; the newest version that is served is watched.
+const PEER_AUTHENTICATION: optional::Resource = optional::Resource {
+    group: "security.istio.io",
+    versions: &["v1", "v1beta1"],
+    kind: "PeerAuthentication",
+    plural: "peerauthentications",
+};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);

@@ -16,4 +16,5 @@ mod reuse;
 mod rights;
 mod shared;
 mod starts;
+mod strict;
 mod traffic;

@@ -14,5 +14,6 @@ mod older;
 mod outbound;
 mod packets;
 mod proxy;
+mod revoked;
 mod upheaval;
 mod world;

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser as _;
 use mesh_core::pod_link::Listener;
 use mesh_core::proto::pods::{self as wire, Fd};
+use mesh_core::proto::security;
 use mesh_core::proto::workload::{self, address::Type};
 use mesh_core::telemetry::Levels;
 use mesh_core::test_ca::TestCa;
@@ -20,19 +21,20 @@ use ztunnel::app::{self, Surroundings};
 use ztunnel::config::Config;
 
 use crate::family::over_both;
-use crate::world::{PATIENCE, PORT, Pod, World};
+use crate::world::{PATIENCE, PORT, Pod, World, converse};
 
 #[path = "../../ztunnel/tests/inproc/agent.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod agent;
 
-use agent::{Talk, Xds, address};
+use agent::{Talk, Xds, address, authorization};
 
 /// A ztunnel that serves both pods.
 struct Proxy {
     runtime: Runtime,
     serving: JoinHandle<Result<()>>,
     run_dir: PathBuf,
+    xds: Xds,
     _talk: Talk,
 }
 
@@ -68,7 +70,7 @@ impl Proxy {
             talk.snapshot_end().await;
             Ok(talk)
         })?;
-        Ok(Self { runtime, serving, run_dir, _talk: talk })
+        Ok(Self { runtime, serving, run_dir, xds, _talk: talk })
     }
 }
 
@@ -168,4 +170,47 @@ fn clients_addresses(world: &World) -> Result<()> {
         ensure!(error.kind() == std::io::ErrorKind::ConnectionReset, "not reset: {error}");
     }
     Ok(())
+}
+
+/// Nobody may come but by mutual TLS: what comes in the clear is reset, a connection that is open already, too.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn plaintext_is_reset_once_policy_denies_it() -> Result<()> {
+    over_both(plaintext_denied)
+}
+
+fn plaintext_denied(world: &World) -> Result<()> {
+    let (datapath, listeners) = world.enrolled(&[&world.a, &world.b])?;
+    let proxy = Proxy::start(world, &datapath, &listeners)?;
+    let app = world.b.serve()?;
+    let outside = || world.router.run(|| Ok(TcpStream::connect_timeout(&world.b.at(PORT), PATIENCE)?));
+    let plain = (outside()?, app.accept()?.0);
+    let tunnelled = (world.a.dial(world.b.at(PORT), PATIENCE)?, app.accept()?.0);
+    for (client, server) in [&plain, &tunnelled] {
+        converse(client, server)?;
+    }
+    let anyone = security::string_match::MatchType::Presence(security::Presence {});
+    let plaintext = security::Match {
+        not_principals: vec![security::StringMatch { match_type: Some(anyone) }],
+        ..Default::default()
+    };
+    proxy.xds.put([authorization(&security::Authorization {
+        name: "strict".to_owned(),
+        namespace: "shop".to_owned(),
+        scope: security::Scope::Namespace.into(),
+        action: security::Action::Deny.into(),
+        rules: vec![security::Rule { clauses: vec![security::Clause { matches: vec![plaintext] }] }],
+        ..Default::default()
+    })]);
+    let reset = |mut stream: &TcpStream| -> Result<()> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let error = stream.read(&mut [0; 1]).err().context("it goes on")?;
+        ensure!(error.kind() == std::io::ErrorKind::ConnectionReset, "not reset: {error}");
+        Ok(())
+    };
+    reset(&plain.0)?;
+    reset(&plain.1)?;
+    reset(&outside()?)?;
+    converse(&tunnelled.0, &tunnelled.1)?;
+    answers(&app, world.a.dial(world.b.at(PORT), PATIENCE)?).map(drop)
 }

@@ -12,6 +12,7 @@ mod crashes;
 mod keep;
 mod reuse;
 mod scene;
+mod strict;
 
 use scene::Scene;
 

@@ -79,7 +79,8 @@ pub async fn run(
     let (xds_gate, pods_gate) = (readiness.gate("xds"), readiness.gate("pods"));
     let mut servers = serve_status(&config, surroundings.levels, &proxy, &pods.listing(), &readiness).await?;
 
-    let session = Session::new(node(&config), &[ADDRESS_TYPE, AUTHORIZATION_TYPE]);
+    // Policies first: a workload that names one that is not known lets nobody in.
+    let session = Session::new(node(&config), &[AUTHORIZATION_TYPE, ADDRESS_TYPE]);
     let xds_socket = config.run_dir.join("xds.sock");
     let (policy, xds_metrics) = (proxy.policy.clone(), proxy.metrics.xds.clone());
     let handler = Mesh::new(writer, &config.root_namespace, move |changes: &Changes| policy.tell(changes));

@@ -86,7 +86,7 @@ pub async fn revoked(permit: Option<&Permit>) -> Denial {
 /// Decides with the policies that are known to select the pod.
 fn decide(mesh: &Reader, destination: &Workload, connection: &Connection) -> Decision {
     let uid = destination.uid.as_str();
-    // The agent's description of the pod says nothing of policies.
+    // What the agent said when it added the pod may be out of date by now.
     if mesh.workload(uid).is_none()
         && let Some(refused) = mesh.refused(uid)
     {

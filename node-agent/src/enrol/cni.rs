@@ -17,9 +17,8 @@ use crate::cluster::{self, Cluster};
 use crate::cni::plugin;
 use crate::cni::server::{AddError, AddRequest, Attachment, DelRequest, Enroller};
 use crate::index::event::ObjectName;
-use crate::index::local::{self, LocalPod};
+use crate::index::local::LocalPod;
 use crate::index::membership::Membership;
-use crate::index::{self};
 use crate::model::Reader;
 
 /// Answers the CNI plugin.
@@ -27,7 +26,6 @@ pub struct Desk<C> {
     pub(super) requests: mpsc::Sender<Request>,
     pub(super) model: Reader,
     pub(super) cluster: Arc<C>,
-    pub(super) config: index::Config,
 }
 
 impl<C: Cluster> Desk<C> {
@@ -50,8 +48,7 @@ impl<C: Cluster> Desk<C> {
                 "the API server does not have pod {name}, or not its namespace; it may be deleted by now"
             )));
         };
-        let pod =
-            local::read(&self.config, &pod, &namespace).map_err(|bad| AddError::Refused(bad.to_string()))?;
+        let pod = self.model.read_pod(&pod, &namespace).map_err(|bad| AddError::Refused(bad.to_string()))?;
         match &request.uid {
             Some(uid) if *uid != pod.uid => Err(AddError::Unavailable(format!(
                 "the runtime starts pod {name} with UID {uid}, the API server has it with UID {}: one of both is behind",

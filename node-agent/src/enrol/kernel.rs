@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mesh_ebpf_abi::event::{Counter, DropEvent};
 use tokio::sync::oneshot;
 
-use crate::datapath::{Datapath, Listeners, PodError, PodSpec, Survivor};
+use crate::datapath::{Datapath, Denies, Listeners, PodError, PodSpec, Survivor};
 
 /// What enrolment needs of the datapath; a test has its own.
 pub trait Kernel: Send + 'static {
@@ -44,6 +44,11 @@ pub trait Kernel: Send + 'static {
     fn leave(&mut self, uid: &str) -> Result<(), PodError>;
     /// See [`Datapath::upkeep`]; called between jobs.
     fn upkeep(&mut self) -> Duration;
+    /// See [`Datapath::reset_older`].
+    ///
+    /// # Errors
+    /// As there.
+    fn reset_older(&mut self, uid: &str, denies: &Denies<'_>) -> Result<usize, PodError>;
     /// What the programs counted, and up to `most` of the packets and connections that they dropped.
     fn drops(&mut self, most: usize) -> Drops;
 }
@@ -86,8 +91,11 @@ impl Kernel for Datapath {
         Datapath::leave(self, uid)
     }
 
-    fn upkeep(&mut self) -> Duration {
         Datapath::upkeep(self)
+    }
+
+    fn reset_older(&mut self, uid: &str, denies: &Denies<'_>) -> Result<usize, PodError> {
+        Datapath::reset_older(self, uid, denies)
     }
 
     fn drops(&mut self, most: usize) -> Drops {

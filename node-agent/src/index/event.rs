@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::Value;
 
 /// Kinds that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,11 +27,20 @@ pub enum Kind {
     EndpointSlice,
     /// `networking.k8s.io/v1`
     NetworkPolicy,
+    /// `security.istio.io/v1`, or v1beta1; the cluster may not have it.
+    PeerAuthentication,
 }
 
 impl Kind {
     /// Those that have to be known before anything is served.
-    pub const ALL: [Self; 5] = [Self::Namespace, Self::Node, Self::Pod, Self::Service, Self::EndpointSlice];
+    pub const ALL: [Self; 6] = [
+        Self::Namespace,
+        Self::Node,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::PeerAuthentication,
+    ];
 }
 
 /// Namespace and name; the namespace is empty for kinds that have none.
@@ -82,6 +92,18 @@ pub enum Object {
     EndpointSlice(Box<EndpointSlice>),
     /// What the CNI lets reach some pods.
     NetworkPolicy(Box<NetworkPolicy>),
+    /// Who has to prove itself to pods.
+    PeerAuthentication(Box<Custom>),
+}
+
+/// An object of a kind that a CustomResourceDefinition defines.
+#[derive(Clone, Debug, serde::Deserialize)]
+pub struct Custom {
+    /// As of every object.
+    pub metadata: ObjectMeta,
+    /// Null if there is none.
+    #[serde(default)]
+    pub spec: Value,
 }
 
 impl Object {
@@ -94,6 +116,7 @@ impl Object {
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::NetworkPolicy(_) => Kind::NetworkPolicy,
+            Self::PeerAuthentication(_) => Kind::PeerAuthentication,
         }
     }
 
@@ -106,6 +129,7 @@ impl Object {
             Self::Service(object) => &object.metadata,
             Self::EndpointSlice(object) => &object.metadata,
             Self::NetworkPolicy(object) => &object.metadata,
+            Self::PeerAuthentication(object) => &object.metadata,
         })
     }
 }

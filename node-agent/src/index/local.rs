@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as api;
 use mesh_core::proto::pods as proto;
+use mesh_core::proto::security::Authorization;
 
 use super::event::ObjectName;
 use super::membership::{Membership, membership};
@@ -43,6 +44,11 @@ impl Index {
         names.filter_map(|name| self.pods.get(name)).map(|pod| self.local(pod)).collect()
     }
 
+    /// What the policies say that a pod is subject to, by the protocol's names.
+    pub fn policies(&self, name: &ObjectName) -> Vec<Authorization> {
+        self.pods.get(name).map(|pod| self.policy_bodies(&name.namespace, &pod.labels)).unwrap_or_default()
+    }
+
     /// One pod of any node, when it is known and so is its namespace.
     pub fn pod(&self, name: &ObjectName) -> Option<LocalPod> {
         self.namespaces.get(&name.namespace)?;
@@ -51,25 +57,30 @@ impl Index {
 
     /// One pod that is known, in a namespace as it was fetched.
     pub fn pod_in(&self, name: &ObjectName, namespace: &api::Namespace) -> Option<LocalPod> {
-        self.pods.get(name).map(|pod| local(&self.config, pod, Some(&Namespace::read(namespace))))
+        self.pods.get(name).map(|pod| self.local_in(pod, Some(&Namespace::read(namespace))))
+    }
+
+    /// The same answer for objects that were fetched, for when the watch is behind.
+    ///
+    /// # Errors
+    /// When the pod cannot be used.
+    pub fn read_pod(&self, pod: &api::Pod, namespace: &api::Namespace) -> Result<LocalPod, Invalid> {
+        let name = super::event::Object::Pod(Box::new(pod.clone())).name();
+        let pod = Pod::read(&name, pod)?;
+        Ok(self.local_in(&pod, Some(&Namespace::read(namespace))))
     }
 
     fn local(&self, pod: &Pod) -> LocalPod {
-        local(&self.config, pod, self.namespaces.get(&pod.name.namespace))
+        self.local_in(pod, self.namespaces.get(&pod.name.namespace))
+    }
+
+    fn local_in(&self, pod: &Pod, namespace: Option<&Namespace>) -> LocalPod {
+        let policies = self.policies_of(&pod.name.namespace, &pod.labels);
+        local(&self.config, pod, namespace, policies)
     }
 }
 
-/// The same answer for objects that were fetched, for when the watch is behind.
-///
-/// # Errors
-/// When the pod cannot be used.
-pub fn read(config: &Config, pod: &api::Pod, namespace: &api::Namespace) -> Result<LocalPod, Invalid> {
-    let name = super::event::Object::Pod(Box::new(pod.clone())).name();
-    let pod = Pod::read(&name, pod)?;
-    Ok(local(config, &pod, Some(&Namespace::read(namespace))))
-}
-
-fn local(config: &Config, pod: &Pod, namespace: Option<&Namespace>) -> LocalPod {
+fn local(config: &Config, pod: &Pod, namespace: Option<&Namespace>, policies: Vec<String>) -> LocalPod {
     LocalPod {
         name: pod.name.clone(),
         uid: pod.runtime_uid.clone(),
@@ -94,6 +105,7 @@ fn local(config: &Config, pod: &Pod, namespace: Option<&Namespace>) -> LocalPod 
             workload_type: pod.owner.kind.into(),
             canonical_name: pod.canonical_name.clone(),
             canonical_revision: pod.canonical_revision.clone(),
+            authorization_policies: policies,
         },
     }
 }

@@ -1,6 +1,6 @@
 //! Pods: the facts that workloads and membership are made of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -48,9 +48,11 @@ pub(super) struct Pod {
     pub(super) owner: Owner,
     pub(super) canonical_name: String,
     pub(super) canonical_revision: String,
-    /// Of this node's pods only.
-    pub(super) labels: Labels,
+    pub(super) labels: Arc<Labels>,
 }
+
+/// What selectors look at; shared by pods that have the same ones, as those of a ReplicaSet do.
+pub(super) type Labels = BTreeMap<String, String>;
 
 /// Our condition in a pod's status.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,8 +116,8 @@ impl Pod {
                 "version",
             ])
             .unwrap_or_else(|| "latest".to_owned()),
+            labels: Arc::new(meta.labels.clone().unwrap_or_default()),
             owner,
-            labels: meta.labels.clone().unwrap_or_default(),
         })
     }
 }
@@ -206,14 +208,17 @@ impl Index {
         changes: &mut Changes,
     ) -> Result<(), Invalid> {
         let mut pod = Pod::read(name, object)?;
-        if pod.node.as_deref() != Some(&*self.config.node_name) {
-            // They are the most of a pod, and the pods of other nodes the most of all.
-            pod.labels = Labels::new();
-        }
         if self.pods.get(name) == Some(&pod) {
             return Ok(());
         }
         self.delete_pod(name, changes);
+        match self.labels.get(&pod.labels) {
+            Some(shared) => pod.labels = Arc::clone(shared),
+            None => {
+                self.labels.insert(Arc::clone(&pod.labels));
+            }
+        }
+        self.pods_of_namespace.entry(name.namespace.clone()).or_default().insert(name.clone());
         self.touch_pod(&pod, changes);
         if let Some(node) = &pod.node {
             self.pods_of_node.entry(node.clone()).or_default().insert(name.clone());
@@ -225,17 +230,28 @@ impl Index {
     pub(super) fn delete_pod(&mut self, name: &ObjectName, changes: &mut Changes) {
         let Some(pod) = self.pods.remove(name) else { return };
         self.touch_pod(&pod, changes);
-        let Some(node) = pod.node else { return };
-        if let Some(pods) = self.pods_of_node.get_mut(&node) {
-            pods.remove(name);
-            if pods.is_empty() {
-                self.pods_of_node.remove(&node);
-            }
+        // One is the set's own.
+        if Arc::strong_count(&pod.labels) <= 2 {
+            self.labels.remove(&pod.labels);
+        }
+        forget(&mut self.pods_of_namespace, &name.namespace, name);
+        if let Some(node) = &pod.node {
+            forget(&mut self.pods_of_node, node, name);
         }
     }
 
-    fn touch_pod(&self, pod: &Pod, changes: &mut Changes) {
+    pub(super) fn touch_pod(&self, pod: &Pod, changes: &mut Changes) {
         changes.keys.insert(Key::Pod(pod.name.clone()));
         changes.local |= pod.node.as_deref() == Some(&*self.config.node_name);
+    }
+}
+
+/// Takes a pod out of the set of its node or namespace.
+fn forget(sets: &mut HashMap<Arc<str>, BTreeSet<ObjectName>>, set: &Arc<str>, pod: &ObjectName) {
+    if let Some(pods) = sets.get_mut(set) {
+        pods.remove(pod);
+        if pods.is_empty() {
+            sets.remove(set);
+        }
     }
 }

@@ -4,6 +4,7 @@ mod families;
 mod membership;
 mod network;
 mod order;
+mod peer_authentication;
 
 use std::collections::BTreeSet;
 
@@ -21,6 +22,7 @@ pub(crate) fn config() -> Config {
         cluster_domain: "cluster.local".into(),
         node_name: "node-1".into(),
         system_namespace: "ambit-system".into(),
+        root_namespace: "istio-system".into(),
         excluded_namespaces: ["kube-system".to_owned()].into(),
     }
 }
@@ -41,6 +43,7 @@ fn object(kind: Kind, value: Value) -> Object {
         Kind::Service => Object::Service(decode(value)),
         Kind::EndpointSlice => Object::EndpointSlice(decode(value)),
         Kind::NetworkPolicy => Object::NetworkPolicy(decode(value)),
+        Kind::PeerAuthentication => Object::PeerAuthentication(decode(value)),
     }
 }
 

@@ -70,6 +70,7 @@ impl Index {
             workload_name: pod.owner.name.clone(),
             status: status(healthy).into(),
             services: self.services_of_pod(pod, healthy),
+            authorization_policies: self.policies_of(&pod.name.namespace, &pod.labels),
             locality: locality.filter(|locality| *locality != proto::Locality::default()),
             network_mode: mode.into(),
             shortcut: pod.node.as_deref() == Some(&*self.config.node_name) && self.network.leaves_alone(pod),

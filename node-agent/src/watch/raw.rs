@@ -25,8 +25,8 @@ impl<K> Raw<K> {
     }
 }
 
-impl<K: DeserializeOwned> Raw<K> {
-    pub(super) fn decode(self) -> Result<K, serde_json::Error> {
+impl<K> Raw<K> {
+    pub(super) fn decode<T: DeserializeOwned>(self) -> Result<T, serde_json::Error> {
         serde_json::from_value(self.json)
     }
 }
@@ -58,23 +58,23 @@ impl<K> fmt::Debug for Raw<K> {
 }
 
 /// Everything but the contents is `K`'s.
-impl<K: Resource<DynamicType = ()>> Resource for Raw<K> {
-    type DynamicType = ();
+impl<K: Resource> Resource for Raw<K> {
+    type DynamicType = K::DynamicType;
     type Scope = K::Scope;
 
-    fn kind(dt: &()) -> Cow<'_, str> {
+    fn kind(dt: &K::DynamicType) -> Cow<'_, str> {
         K::kind(dt)
     }
 
-    fn group(dt: &()) -> Cow<'_, str> {
+    fn group(dt: &K::DynamicType) -> Cow<'_, str> {
         K::group(dt)
     }
 
-    fn version(dt: &()) -> Cow<'_, str> {
+    fn version(dt: &K::DynamicType) -> Cow<'_, str> {
         K::version(dt)
     }
 
-    fn plural(dt: &()) -> Cow<'_, str> {
+    fn plural(dt: &K::DynamicType) -> Cow<'_, str> {
         K::plural(dt)
     }
 

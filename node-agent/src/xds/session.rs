@@ -68,6 +68,14 @@ enum Pending {
     Names(HashSet<Name>),
 }
 
+/// What becomes of resources that the client has and that are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Removals {
+    Told,
+    /// Not yet.
+    Held,
+}
+
 #[derive(Debug)]
 struct Outstanding {
     nonce: String,
@@ -109,12 +117,21 @@ impl Session {
         }
     }
 
-    /// The next response, if a type has something to tell and no response without an answer.
+    /// The next response, if a type has something to tell and no response without an answer. A workload must never
+    /// name a policy that its proxy does not know: policies that are new come before the workloads, and those that are
+    /// gone after them.
     pub fn next(&mut self, snapshot: &Snapshot) -> Option<DeltaDiscoveryResponse> {
         let Self { subscriptions, nonces } = self;
-        subscriptions
-            .iter_mut()
-            .find_map(|(r#type, subscription)| subscription.next(*r#type, snapshot, nonces))
+        let [addresses, policies] = [Type::Address, Type::Authorization];
+        let naming = subscriptions.get(&addresses).is_some_and(Subscription::is_pending);
+        if let Some(subscription) = subscriptions.get_mut(&policies) {
+            let removals = if naming { Removals::Held } else { Removals::Told };
+            let next = subscription.next(policies, snapshot, nonces, removals);
+            if next.is_some() || subscription.lacks(policies, snapshot) {
+                return next;
+            }
+        }
+        subscriptions.get_mut(&addresses)?.next(addresses, snapshot, nonces, Removals::Told)
     }
 }
 
@@ -131,18 +148,23 @@ impl Subscription {
         r#type: Type,
         snapshot: &Snapshot,
         nonces: &mut u64,
+        removals: Removals,
     ) -> Option<DeltaDiscoveryResponse> {
         if self.outstanding.is_some() {
             return None;
         }
         let pending = std::mem::replace(&mut self.pending, Pending::Names(HashSet::new()));
         let must_answer = matches!(pending, Pending::Start);
-        let names = match pending {
+        let mut names = match pending {
             Pending::Names(names) => names,
             Pending::Start | Pending::All => {
                 snapshot.names(r#type).chain(self.held.keys()).map(Name::clone).collect()
             }
         };
+        if removals == Removals::Held {
+            let gone = |name: &Name| snapshot.find(r#type, name).is_none();
+            self.pending = Pending::Names(names.extract_if(gone).collect());
+        }
         let (resources, removed) = self.difference(r#type, names, snapshot);
         if resources.is_empty() && removed.is_empty() && !must_answer {
             return None;
@@ -159,6 +181,19 @@ impl Subscription {
             removed_resources: removed,
             ..Default::default()
         })
+    }
+
+    /// Whether there is something to compare with the snapshot.
+    fn is_pending(&self) -> bool {
+        !matches!(&self.pending, Pending::Names(names) if names.is_empty())
+    }
+
+    /// Whether the client is yet to be told of a resource that exists.
+    fn lacks(&self, r#type: Type, snapshot: &Snapshot) -> bool {
+        match &self.pending {
+            Pending::Start | Pending::All => true,
+            Pending::Names(names) => names.iter().any(|name| snapshot.find(r#type, name).is_some()),
+        }
     }
 
     /// What the client lacks and what it has too much of these names; noted as told.

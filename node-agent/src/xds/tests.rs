@@ -176,3 +176,47 @@ fn a_version_survives_a_restart() {
     let version = |snapshot: &Snapshot| snapshot.find(Type::Address, "a").unwrap().version;
     assert_eq!(version(&one), version(&other));
 }
+
+#[test]
+fn a_workload_never_names_a_policy_that_is_not_there() {
+    let mut snapshot = Snapshot::default();
+    put(&mut snapshot, &[("a", "0")]);
+    let policy = mesh_core::proto::security::Authorization::default();
+    let mut session = subscribed(&snapshot);
+    let policies = |session: &mut Session, snapshot: &mut Snapshot, name: &str, exists: bool| {
+        let changed = snapshot.put(Type::Authorization, name, exists.then_some(&policy));
+        session.changed(Type::Authorization, changed, snapshot);
+    };
+    let workloads = |session: &mut Session, snapshot: &mut Snapshot, resources: &[(&str, &str)]| {
+        let changed = put(snapshot, resources);
+        session.changed(Type::Address, changed, snapshot);
+    };
+    // A new policy first, also when it has to wait for an answer to an earlier one.
+    policies(&mut session, &mut snapshot, "p1", true);
+    let first = session.next(&snapshot).unwrap();
+    policies(&mut session, &mut snapshot, "p2", true);
+    workloads(&mut session, &mut snapshot, &[("a", "names p2")]);
+    assert_eq!(session.next(&snapshot), None);
+    session.receive(ack(&first)).unwrap();
+    let second = session.next(&snapshot).unwrap();
+    assert_eq!(sent(&second), BTreeSet::from(["p2"]));
+    let third = session.next(&snapshot).unwrap();
+    assert_eq!(sent(&third), BTreeSet::from(["a"]), "what was sent is there, with or without an answer");
+    // One that is gone last, also when the workloads have to wait.
+    session.receive(ack(&second)).unwrap();
+    workloads(&mut session, &mut snapshot, &[("a", "names none")]);
+    policies(&mut session, &mut snapshot, "p2", false);
+    policies(&mut session, &mut snapshot, "p3", true);
+    let new = session.next(&snapshot).unwrap();
+    assert_eq!(
+        (sent(&new), new.removed_resources.len()),
+        (BTreeSet::from(["p3"]), 0),
+        "what is new does not wait"
+    );
+    session.receive(ack(&new)).unwrap();
+    assert_eq!(session.next(&snapshot), None);
+    session.receive(ack(&third)).unwrap();
+    assert_eq!(sent(&session.next(&snapshot).unwrap()), BTreeSet::from(["a"]));
+    assert_eq!(session.next(&snapshot).unwrap().removed_resources, ["p2"]);
+    assert_eq!(session.next(&snapshot), None);
+}

@@ -35,6 +35,7 @@ pub(super) const ALL: &[(u8, &str, Check)] = &[
     (9, "kill -9 of the agent under load: nobody notices", super::crashes::agent),
     (10, "an address that goes to another pod takes no traffic along", super::reuse::safe),
     (11, "the same over IPv6: own address kept, both identities, TLS 1.3 on the wire, no marker", over_ipv6),
+    (12, "STRICT refuses a pod outside the mesh and serves those inside", super::strict::refused),
 ];
 
 /// The example's HTTP port, behind Service port 80.

@@ -246,7 +246,7 @@ fn describe(pod: wire::Pod, network: Network, names: &mut Names) -> Result<PodIn
         canonical_revision: names.share(&pod.canonical_revision),
         workload_name: names.share(&pod.workload_name),
         workload_type: convert::workload::workload_type(pod.workload_type).map_err(|error| bad(&error))?,
-        authorization_policies: [].into(),
+        authorization_policies: pod.authorization_policies.iter().map(|name| names.share(name)).collect(),
         health: Health::Healthy,
         cluster: names.share(&pod.cluster_id),
         network_gateway: None,

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
 use crate::cluster::{Cluster, ClusterError};
-use crate::datapath::{Listeners, PodError, PodSpec, Survivor};
+use crate::datapath::{Denies, Listeners, PodError, PodSpec, Survivor};
 use crate::enrol::kernel::{Drops, Kernel};
 use crate::index::event::ObjectName;
 use crate::index::pod::Reported;
@@ -167,9 +167,12 @@ impl Kernel for FakeKernel {
         left
     }
 
-    fn upkeep(&mut self) -> Duration {
         self.upkeeps.fetch_add(1, Ordering::Relaxed);
         Duration::from_millis(10)
+    }
+
+    fn reset_older(&mut self, _: &str, _: &Denies<'_>) -> Result<usize, PodError> {
+        Ok(0)
     }
 
     fn drops(&mut self, _: usize) -> Drops {

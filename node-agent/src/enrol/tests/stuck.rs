@@ -13,7 +13,6 @@ use crate::cni::server::AddError;
 use crate::enrol::cni::Desk;
 use crate::enrol::kernel::{self, Dead, Unwell};
 use crate::enrol::*;
-use crate::index::tests::config;
 use crate::upkeep;
 
 #[tokio::test]
@@ -29,12 +28,7 @@ async fn a_step_that_panics_is_a_failure_and_is_tried_again() {
 async fn the_cni_plugin_is_answered_though_enrolment_is_stuck() {
     let world = World::new("stuck", &[]);
     let (requests, _never_looked_at) = mpsc::channel(1);
-    let desk = Desk {
-        requests,
-        model: world.desk.model.clone(),
-        cluster: Arc::clone(&world.desk.cluster),
-        config: config(),
-    };
+    let desk = Desk { requests, model: world.desk.model.clone(), cluster: Arc::clone(&world.desk.cluster) };
     let patience = Duration::from_millis(10);
     for _ in 0..2 {
         let answer = desk.ask(patience, |reply| Request::Check { uid: "uid-a".into(), reply });

@@ -74,7 +74,7 @@ impl World {
         let pods = Pods::new();
         let hands = Hands { cluster, pods: pods.clone(), kernel: kernel::spawn(fake).unwrap(), find };
         let (writer, reader) = model::model(config());
-        let (enrolment, desk) = enrolment(hands.clone(), reader, config(), Duration::from_millis(50));
+        let (enrolment, desk) = enrolment(hands.clone(), reader, Duration::from_millis(50));
         let (events, script) = mpsc::channel(64);
         let shutdown = CancellationToken::new();
         let (publisher, _) = xds::server::feed();

@@ -1,0 +1,136 @@
+//! When older connections are looked at, and what is then said of them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+
+use mesh_core::readiness::Readiness;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::datapath::{Denies, Listeners, PodError, PodSpec, Survivor};
+use crate::enrol::kernel::{self, Drops, Kernel};
+use crate::index::event::{Event, Kind, Object, ObjectName};
+use crate::watch::Source;
+use crate::{model, xds};
+
+/// What was asked of the datapath, for connections to two ports.
+type Journal = Arc<Mutex<VecDeque<String>>>;
+
+/// Refuses the first request.
+struct FakeKernel(Journal, bool);
+
+impl Kernel for FakeKernel {
+    fn surviving(&self) -> Vec<Survivor> {
+        Vec::new()
+    }
+
+    fn unfinished(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn clear(&mut self, uid: &str, _: Option<OwnedFd>) -> Result<(), PodError> {
+        Err(failed(uid))
+    }
+
+    fn keep_pins(&mut self) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn prepare(&mut self, pod: &PodSpec, _: Option<Listeners>) -> Result<Listeners, PodError> {
+        Err(failed(&pod.uid))
+    }
+
+    fn capture(&mut self, uid: &str) -> Result<(), PodError> {
+        Err(failed(uid))
+    }
+
+    fn leave(&mut self, uid: &str) -> Result<(), PodError> {
+        Err(failed(uid))
+    }
+
+    fn reset_older(&mut self, uid: &str, denies: &Denies<'_>) -> Result<usize, PodError> {
+        let denied = [80, 81].map(|port| denies(([10, 0, 0, 9], port).into(), ([10, 0, 0, 8], 999).into()));
+        let refused = std::mem::take(&mut self.1);
+        self.0.lock().unwrap().push_back(format!("{uid} {denied:?}"));
+        if refused { Err(failed(uid)) } else { Ok(denied.into_iter().filter(|denied| *denied).count()) }
+    }
+
+    fn drops(&mut self, _: usize) -> Drops {
+        Drops::default()
+    }
+}
+
+fn failed(uid: &str) -> PodError {
+    PodError { uid: uid.to_owned(), step: "obey", source: io::ErrorKind::Unsupported.into() }
+}
+
+struct Script(mpsc::Receiver<Event>);
+
+impl Source for Script {
+    async fn next(&mut self) -> Option<Event> {
+        self.0.recv().await
+    }
+}
+
+fn pod(captured: bool, ready: &str) -> Event {
+    let annotations = if captured { json!({"ambient.istio.io/redirection": "enabled"}) } else { json!({}) };
+    let pod = json!({
+        "metadata": {"namespace": "shop", "name": "web", "uid": "uid", "labels": {"app": "web"},
+                     "annotations": annotations},
+        "spec": {"nodeName": "node-1", "containers": []},
+        "status": {"podIP": "10.0.0.9", "conditions": [{"type": "Ready", "status": ready}]},
+    });
+    Event::Applied(Object::Pod(Box::new(serde_json::from_value(pod).unwrap())))
+}
+
+fn policy(spec: Value) -> Event {
+    let policy = json!({"metadata": {"namespace": "shop", "name": "p"}, "spec": spec});
+    Event::Applied(Object::PeerAuthentication(Box::new(serde_json::from_value(policy).unwrap())))
+}
+
+#[tokio::test]
+async fn older_connections_are_asked_about_when_their_pods_policies_change() {
+    let journal = Journal::default();
+    let kernel = kernel::spawn(FakeKernel(Arc::clone(&journal), true)).unwrap();
+    let (writer, reader) = model::model(crate::index::tests::config());
+    let (events, script) = mpsc::channel(8);
+    let shutdown = CancellationToken::new();
+    let (publisher, _) = xds::server::feed();
+    tokio::spawn(writer.run(Script(script), publisher, Readiness::new().gate("watches"), shutdown.clone()));
+    let resets = Resets::default();
+    tokio::spawn(run(reader, kernel, resets.clone(), shutdown.clone()));
+    let next = async || {
+        for _ in 0..1000 {
+            if let Some(entry) = journal.lock().unwrap().pop_front() {
+                return entry;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("nothing happens");
+    };
+    let strict = json!({"mtls": {"mode": "STRICT"}});
+    for event in [pod(false, "False"), policy(strict.clone()), pod(true, "False")] {
+        events.send(event).await.unwrap();
+    }
+    assert_eq!(next().await, "uid [true, true]", "only once it is captured");
+    events.send(pod(true, "True")).await.unwrap();
+    assert_eq!(next().await, "uid [true, true]", "what failed is tried again");
+    let mut ports = json!({"selector": {"matchLabels": {"app": "web"}}, "mtls": {"mode": "STRICT"}});
+    ports["portLevelMtls"] = json!({"81": {"mode": "PERMISSIVE"}});
+    // The same again, then no policy, changes nothing.
+    for event in [
+        policy(strict),
+        Event::Deleted(Kind::PeerAuthentication, ObjectName::new("shop", "p")),
+        policy(ports),
+    ] {
+        events.send(event).await.unwrap();
+    }
+    assert_eq!(next().await, "uid [true, false]", "a policy may be about a port");
+    while resets.read() != 3 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    shutdown.cancel();
+}
