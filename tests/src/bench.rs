@@ -83,7 +83,7 @@ fn both(
     mesh: &Pair<'_>,
 ) -> anyhow::Result<(Sample, Sample)> {
     let measure = |pair: &Pair<'_>| pair.measure(config.seconds, config.connections);
-    Ok(if round % 2 == 0 {
+    Ok(if round.is_multiple_of(2) {
         let plain = measure(plain)?;
         (plain, measure(mesh)?)
     } else {

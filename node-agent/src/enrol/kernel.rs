@@ -91,6 +91,7 @@ impl Kernel for Datapath {
         Datapath::leave(self, uid)
     }
 
+    fn upkeep(&mut self) -> Duration {
         Datapath::upkeep(self)
     }
 

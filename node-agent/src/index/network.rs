@@ -4,18 +4,15 @@
 //! **Invariant:** in doubt one applies: before the policies are listed, where one cannot be read, and wherever the CNI
 //! brings kinds of its own, which are not understood here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
 use super::event::ObjectName;
-use super::pod::Pod;
+use super::pod::{Labels, Pod};
 use super::{Changes, Index, Key};
-
-/// Labels of a pod.
-pub(super) type Labels = BTreeMap<String, String>;
 
 /// API groups whose kinds restrict what may reach a pod, beside those of Kubernetes: Cilium, Calico (with and without its
 /// API server), Antrea, OVN-Kubernetes, Kube-OVN, the AWS VPC CNI, GKE, NSX, and the cluster-wide policies of SIG Network.

@@ -10,7 +10,6 @@ use mesh_core::proto::workload::WorkloadType;
 
 use super::event::ObjectName;
 use super::membership::{Mode, other_mesh};
-use super::network::Labels;
 use super::{Changes, Index, Invalid, Key, address};
 
 /// The annotation that says a pod's capture is in place, so that others may send it HBONE (Istio's name).

@@ -51,6 +51,10 @@ impl Kernel for FakeKernel {
         Err(failed(uid))
     }
 
+    fn upkeep(&mut self) -> Duration {
+        Duration::from_secs(1)
+    }
+
     fn reset_older(&mut self, uid: &str, denies: &Denies<'_>) -> Result<usize, PodError> {
         let denied = [80, 81].map(|port| denies(([10, 0, 0, 9], port).into(), ([10, 0, 0, 8], 999).into()));
         let refused = std::mem::take(&mut self.1);

@@ -69,7 +69,8 @@ async fn follow(path: PathBuf, held: Arc<Mutex<Option<Held>>>) {
 }
 
 async fn serve(link: &Link, held: &Mutex<Option<Held>>) -> Result<()> {
-    let hello = wire::Hello { min_version: 1, max_version: 1, software: "holder".to_owned() };
+    let hello =
+        wire::Hello { min_version: 1, max_version: 1, software: "holder".to_owned(), draining: false };
     send(link, from_ztunnel::Message::Hello(hello), &[]).await?;
     let have = held.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(pod) = have {

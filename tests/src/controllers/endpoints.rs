@@ -200,8 +200,8 @@ mod tests {
         let pods: &[&[&str]] = &[&["10.244.1.2", "fd00::2"], &["10.244.1.3"], &["fd00::4"], &[]];
         let v4 = ("IPv4".to_owned(), vec!["10.244.1.2".to_owned(), "10.244.1.3".to_owned()]);
         let v6 = ("IPv6".to_owned(), vec!["fd00::2".to_owned(), "fd00::4".to_owned()]);
-        assert_eq!(created(&["IPv4"], pods), [v4.clone()]);
-        assert_eq!(created(&["IPv6"], pods), [v6.clone()]);
+        assert_eq!(created(&["IPv4"], pods), std::slice::from_ref(&v4));
+        assert_eq!(created(&["IPv6"], pods), std::slice::from_ref(&v6));
         assert_eq!(created(&["IPv4", "IPv6"], pods), [v4, v6]);
         assert_eq!(created(&["IPv6"], &[]), [("IPv6".to_owned(), vec![])], "it says that there is none");
     }

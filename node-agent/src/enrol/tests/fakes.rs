@@ -167,6 +167,7 @@ impl Kernel for FakeKernel {
         left
     }
 
+    fn upkeep(&mut self) -> Duration {
         self.upkeeps.fetch_add(1, Ordering::Relaxed);
         Duration::from_millis(10)
     }
