@@ -21,29 +21,34 @@ pub enum Fault {
 
 /// The supervisor's count, and what happens at which number.
 #[derive(Clone, Debug, Default)]
-pub struct Tripwire(Arc<Mutex<(usize, Option<(usize, Fault)>)>>);
+pub struct Tripwire(Arc<Mutex<Wire>>);
+
+#[derive(Debug, Default)]
+struct Wire {
+    seen: usize,
+    armed: Option<(usize, Fault)>,
+}
 
 impl Tripwire {
     /// The `nth` call from now on is the one; 0: none is.
     pub fn arm(&self, nth: usize, fault: Fault) {
-        *self.lock() = (0, Some((nth, fault)));
+        *self.lock() = Wire { seen: 0, armed: Some((nth, fault)) };
     }
 
     /// Calls since it was armed; it is no longer.
     #[must_use]
     pub fn disarm(&self) -> usize {
-        std::mem::take(&mut *self.lock()).0
+        std::mem::take(&mut *self.lock()).seen
     }
 
     /// One more call; what happens to it.
     fn next(&self) -> Option<Fault> {
         let mut wire = self.lock();
-        wire.0 += 1;
-        let nth = wire.0;
-        wire.1.filter(|(at, _)| *at == nth).map(|(_, fault)| fault)
+        wire.seen += 1;
+        wire.armed.filter(|(at, _)| *at == wire.seen).map(|(_, fault)| fault)
     }
 
-    fn lock(&self) -> MutexGuard<'_, (usize, Option<(usize, Fault)>)> {
+    fn lock(&self) -> MutexGuard<'_, Wire> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
