@@ -70,9 +70,15 @@ impl Datapath {
     /// Does what has become necessary for captured pods without anybody asking. Returns how soon to call it again.
     pub fn upkeep(&mut self) -> Duration {
         let mut next = IDLE;
-        for pod in self.pods.values_mut().filter(|pod| pod.captured()) {
-            if let Err(failed) = pod.upkeep(&self.pins, &self.programs) {
-                warn!(pod = maps::uid(&pod.record), step = failed.step, error = %failed.source, "upkeep failed");
+        for (uid, pod) in self.pods.iter_mut().filter(|(_, pod)| pod.captured()) {
+            let directory = self.pins.pod(uid);
+            let result = match pod.upkeep(&self.pins, &self.programs) {
+                // Without the directory bpffs is not there: what is held from it is all there is.
+                Ok(true) if directory.exists() => step("hold its pins", self.held.refresh(&directory)),
+                other => other.map(drop),
+            };
+            if let Err(failed) = result {
+                warn!(pod = uid, step = failed.step, error = %failed.source, "upkeep failed");
             }
             if pod.pending.handshakes.is_some() {
                 next = BUSY;
@@ -103,19 +109,20 @@ impl Pod {
         result
     }
 
-    fn upkeep(&mut self, pins: &Pins, programs: &Programs) -> Result<(), Failed> {
-        let changed = self.pending.watch.as_ref().is_some_and(Watch::changed);
-        if changed || self.pending.unguarded {
+    /// Whether its pins may be others now.
+    fn upkeep(&mut self, pins: &Pins, programs: &Programs) -> Result<bool, Failed> {
+        let changed = self.pending.watch.as_ref().is_some_and(Watch::changed) || self.pending.unguarded;
+        if changed {
             debug!(pod = maps::uid(&self.record), "interfaces changed");
             self.guard(pins, programs)?;
         }
-        let Some(until) = self.pending.handshakes else { return Ok(()) };
+        let Some(until) = self.pending.handshakes else { return Ok(changed) };
         let netns = step("enter its network namespace", self.netns())?;
         let look = || older::look_again(programs);
         let under_way = step("flag its older connections", netns::within(netns.as_fd(), look))?;
         if !under_way || Instant::now() >= until {
             self.pending.handshakes = None;
         }
-        Ok(())
+        Ok(changed)
     }
 }
