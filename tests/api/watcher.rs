@@ -139,7 +139,7 @@ async fn writes_on_an_old_version_conflict() {
     let first = serde_json::from_value(config_map("a", "1")).unwrap();
     let old = maps.create(&PostParams::default(), &first).await.unwrap();
     let apply = Patch::Apply(config_map("a", "2"));
-    maps.patch("a", &PatchParams::apply("test"), &apply).await.unwrap();
+    maps.patch("a", &PatchParams::apply("test").force(), &apply).await.unwrap();
     let refused = maps.replace("a", &PostParams::default(), &old).await.unwrap_err();
     assert!(matches!(refused, kube::Error::Api(status) if status.code == 409 && status.reason == "Conflict"));
     let made =

@@ -18,6 +18,7 @@ mod families;
 mod http;
 mod jsonpath;
 mod kinds;
+mod managed;
 mod meta;
 mod openapi;
 mod patch;

@@ -39,7 +39,7 @@ impl Client {
     pub fn create(&self, object: Value) -> Result<Arc<Value>, Status> {
         self.shared.change(|cluster| {
             let (kind, namespace) = place(cluster, &object)?;
-            cluster.create(&kind, &namespace, object, Write::default())
+            cluster.create(&kind, &namespace, object, as_the_lab())
         })
     }
 
@@ -135,7 +135,7 @@ impl Client {
         self.shared.change(|cluster| {
             let (kind, namespace) = place(cluster, &object)?;
             let name = super::meta::name(&object).to_owned();
-            cluster.replace(&kind, (&namespace, &name), part, object, Write::default())
+            cluster.replace(&kind, (&namespace, &name), part, object, as_the_lab())
         })
     }
 
@@ -148,9 +148,14 @@ impl Client {
     ) -> Result<Arc<Value>, Status> {
         self.shared.change(|cluster| {
             let kind = named(cluster, kind)?;
-            cluster.patch(&kind, (namespace, name), part, &patch, Write::default())
+            cluster.patch(&kind, (namespace, name), part, &patch, as_the_lab())
         })
     }
+}
+
+/// The lab's own components are one manager of fields, which takes what it applies.
+fn as_the_lab() -> Write {
+    Write { manager: "ambit-lab".to_owned(), force: true, ..Write::default() }
 }
 
 fn named(cluster: &Cluster, word: &str) -> Result<Arc<Kind>, Status> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::kinds::{Kind, Kinds};
+use super::managed::Writer;
 use super::patch::{Patch, PatchKind};
 use super::status::Status;
 use super::store::Store;
@@ -36,12 +37,18 @@ pub(super) enum Part {
 }
 
 /// How to write.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Write {
     /// Check and answer, but store nothing.
     pub(super) dry_run: bool,
     /// Refuse fields the kind does not have.
     pub(super) strict: bool,
+    /// Who writes, for `metadata.managedFields`.
+    pub(super) manager: String,
+    /// Server-side apply may take fields of other managers.
+    pub(super) force: bool,
+    /// The object comes from server-side apply, so its managers are those it says.
+    pub(super) applied: bool,
 }
 
 /// `metav1.DeleteOptions`.
@@ -87,11 +94,14 @@ impl Cluster {
     ) -> Result<Arc<Value>, Status> {
         check_type(kind, &mut object)?;
         schema::check(kind, &mut object, write.strict)?;
+        let said = meta::metadata(&mut object).remove("managedFields");
         set_metadata(kind, namespace, &mut object)?;
         if kind.status && kind.kind != "Node" {
             meta::map(&mut object).remove("status");
         }
         defaults::apply(kind, &mut object);
+        let managed = managed_fields(kind, Part::Whole, &write, (&Value::Null, &object), said);
+        set_managed_fields(&mut object, managed);
         defaults::on_create(kind, &mut object);
         self.check_namespace(kind, &object)?;
         self.check_definition(kind)?;
@@ -123,11 +133,15 @@ impl Cluster {
         check_type(kind, &mut object)?;
         schema::check(kind, &mut object, write.strict)?;
         check_preconditions(kind, place, &old, &object)?;
+        let said = meta::metadata(&mut object).remove("managedFields");
         let mut new = match part {
             Part::Whole => whole(kind, &old, object),
             Part::Status => status(kind, &old, object),
         };
         defaults::apply(kind, &mut new);
+        // What the server adds is nobody's.
+        let managed = managed_fields(kind, part, &write, (&old, &new), said);
+        set_managed_fields(&mut new, managed);
         if part == Part::Whole {
             self.admit_change(kind, &old, &mut new)?;
         }
@@ -155,20 +169,54 @@ impl Cluster {
         place: (&str, &str),
         part: Part,
         patch: &Patch,
-        write: Write,
+        mut write: Write,
     ) -> Result<Arc<Value>, Status> {
-        let old = match self.get(kind, place.0, place.1) {
-            Err(missing)
-                if missing.is_not_found() && patch.kind == PatchKind::Apply && part == Part::Whole =>
-            {
-                let mut object = patch.body.clone();
-                meta::metadata(&mut object).insert("name".into(), place.1.into());
-                return self.create(kind, place.0, object, write);
-            }
-            found => found?,
-        };
+        let old = self.get(kind, place.0, place.1);
+        if patch.kind == PatchKind::Apply {
+            write.applied = true;
+            let writer = Writer { kind, name: &write.manager, part, force: write.force };
+            let live = match old {
+                Err(missing) if missing.is_not_found() && part == Part::Whole => None,
+                found => Some(definition::serve(kind, &*found?)),
+            };
+            let mut config = patch.body.clone();
+            check_type(kind, &mut config)?;
+            schema::check(kind, &mut config, write.strict)?;
+            let mut new = writer.apply(live.as_ref(), &config)?;
+            meta::metadata(&mut new).insert("name".into(), place.1.into());
+            return match live {
+                Some(_) => self.replace(kind, place, part, new, write),
+                None => self.create(kind, place.0, new, write),
+            };
+        }
+        let old = old?;
         let new = patch.apply(&definition::serve(kind, &old), kind.custom.is_some())?;
         self.replace(kind, place, part, new, write)
+    }
+}
+
+/// `metadata.managedFields` after a write from the first object to the second, which said this of it itself.
+fn managed_fields(
+    kind: &Kind,
+    part: Part,
+    write: &Write,
+    (old, new): (&Value, &Value),
+    said: Option<Value>,
+) -> Value {
+    if write.applied {
+        return said.unwrap_or(Value::Null);
+    }
+    let name = if write.manager.is_empty() { "unknown" } else { &write.manager };
+    let writer = Writer { kind, name, part, force: false };
+    let old = if old.is_null() { Value::Null } else { definition::serve(kind, old) };
+    writer.update(&old, new, said.as_ref())
+}
+
+fn set_managed_fields(object: &mut Value, managed: Value) {
+    let metadata = meta::metadata(object);
+    match managed.as_array() {
+        Some(entries) if !entries.is_empty() => drop(metadata.insert("managedFields".to_owned(), managed)),
+        _ => drop(metadata.remove("managedFields")),
     }
 }
 
@@ -212,7 +260,7 @@ fn set_metadata(kind: &Kind, namespace: &str, object: &mut Value) -> Result<(), 
         let name = format!("{}{}", field("generateName"), meta::random_suffix(5));
         metadata.insert("name".into(), name.into());
     }
-    for dropped in ["resourceVersion", "managedFields", "selfLink", "deletionTimestamp", "namespace"] {
+    for dropped in ["resourceVersion", "selfLink", "deletionTimestamp", "namespace"] {
         metadata.remove(dropped);
     }
     metadata.remove("deletionGracePeriodSeconds");
@@ -278,7 +326,6 @@ fn whole(kind: &Kind, old: &Value, mut new: Value) -> Value {
         "generateName",
     ];
     let metadata = meta::metadata(&mut new);
-    metadata.remove("managedFields");
     for field in SERVERS {
         match old["metadata"].get(*field) {
             Some(value) => metadata.insert((*field).to_owned(), value.clone()),

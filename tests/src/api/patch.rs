@@ -15,7 +15,7 @@ pub enum PatchKind {
     Strategic,
     /// RFC 6902: a list of operations.
     Json,
-    /// Server-side apply: creates or merges; owners of fields are not tracked.
+    /// Server-side apply: creates, merges, and removes what the same manager no longer applies.
     Apply,
 }
 
@@ -37,8 +37,8 @@ impl Patch {
                                  application/apply-patch+yaml";
                 return Err(Status::unsupported_media("application/strategic-merge-patch+json", supported));
             }
-            PatchKind::Apply if custom => merge(&mut patched, &self.body),
-            PatchKind::Strategic | PatchKind::Apply => strategic::merge(&mut patched, &self.body)?,
+            PatchKind::Strategic => strategic::merge(&mut patched, &self.body)?,
+            PatchKind::Apply => return Err(Status::not_supported("server-side apply of this subresource")),
             PatchKind::Json => json_patch(&mut patched, &self.body)?,
         }
         Ok(patched)

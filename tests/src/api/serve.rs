@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -33,6 +33,8 @@ pub(super) struct Call<'a> {
     pub(super) kind: Arc<Kind>,
     pub(super) accept: String,
     pub(super) content_type: String,
+    /// `User-Agent`.
+    pub(super) agent: String,
     pub(super) body: Bytes,
 }
 
@@ -48,7 +50,7 @@ pub(super) async fn request(
         let value = incoming.headers().get(name).and_then(|value| value.to_str().ok());
         value.unwrap_or_default().to_owned()
     };
-    let (accept, content_type) = (header(ACCEPT), header(CONTENT_TYPE));
+    let (accept, content_type, agent) = (header(ACCEPT), header(CONTENT_TYPE), header(USER_AGENT));
     {
         let granted = server.shared.cluster().allows(user, &request.attributes);
         server.shared.note(&user.name, request.attributes.asked(granted));
@@ -66,7 +68,7 @@ pub(super) async fn request(
         return Err(Status::unknown_path());
     }
     let body = read(incoming.into_body()).await?;
-    Call { server, user, request, kind, accept, content_type, body }.answer()
+    Call { server, user, request, kind, accept, content_type, agent, body }.answer()
 }
 
 async fn read(body: Incoming) -> Result<Bytes, Status> {
@@ -165,9 +167,25 @@ impl Call<'_> {
         })
     }
 
-    fn write(&self) -> Write {
-        let strict = self.request.query.text("fieldValidation") == "Strict";
-        Write { dry_run: !self.request.query.text("dryRun").is_empty(), strict }
+    pub(super) fn write(&self) -> Write {
+        let query = &self.request.query;
+        Write {
+            dry_run: !query.text("dryRun").is_empty(),
+            strict: query.text("fieldValidation") == "Strict",
+            manager: self.manager(),
+            force: query.flag("force"),
+            applied: false,
+        }
+    }
+
+    /// Who the client says it is: by the parameter, else as in `User-Agent: kubectl/v1.33.0`.
+    fn manager(&self) -> String {
+        let apply = self.content_type.starts_with("application/apply-patch+yaml");
+        match self.request.query.text("fieldManager") {
+            "" if apply => String::new(),
+            "" => self.agent.split('/').next().unwrap_or_default().chars().take(128).collect(),
+            named => named.to_owned(),
+        }
     }
 
     fn selector(&self) -> Result<Selector, Status> {

@@ -51,6 +51,13 @@ impl Status {
         Self::new(409, "Conflict", message).about(resource, group, name)
     }
 
+    /// 409: server-side apply would change fields of other managers; a cause for each.
+    pub fn apply_conflict(message: String, causes: Vec<Value>) -> Self {
+        let mut status = Self::new(409, "Conflict", message);
+        status.details = json!({"causes": causes});
+        status
+    }
+
     /// 422: the object breaks rules; each cause is (field path, what is wrong with it).
     pub fn invalid(kind: &str, group: &str, name: &str, causes: &[(String, String)]) -> Self {
         let told: Vec<String> = causes.iter().map(|(field, why)| format!("{field}: {why}")).collect();

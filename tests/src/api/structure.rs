@@ -61,6 +61,8 @@ pub(super) struct Schema {
     pub(super) list_type: ListType,
     #[serde(rename = "x-kubernetes-list-map-keys")]
     pub(super) list_map_keys: Vec<String>,
+    #[serde(rename = "x-kubernetes-map-type")]
+    pub(super) map_type: MapType,
     #[serde(rename = "x-kubernetes-validations")]
     pub(super) rules: Vec<Rule>,
 }
@@ -105,6 +107,15 @@ pub(super) enum ListType {
     Atomic,
     Set,
     Map,
+}
+
+/// Whether a map's fields have owners of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum MapType {
+    Atomic,
+    #[default]
+    Granular,
 }
 
 /// A regular expression that is searched for, as written and compiled. Go's RE2 syntax is the crate's but for details.

@@ -4,7 +4,7 @@
 use http::Response;
 use serde_json::{Value, json};
 
-use super::cluster::{Deletion, Part, Write};
+use super::cluster::{Deletion, Part};
 use super::http::{Body, json as respond_json, respond};
 use super::kinds::Scale;
 use super::meta;
@@ -74,7 +74,7 @@ fn scale(call: &Call<'_>, verb: &str, paths: &Scale) -> Result<Response<Body>, S
     }
     let patch = Patch { kind: PatchKind::Merge, body };
     let scaled = call.server.shared.change(|cluster| {
-        cluster.patch(&call.kind, (call.namespace(), call.name()), Part::Whole, &patch, Write::default())
+        cluster.patch(&call.kind, (call.namespace(), call.name()), Part::Whole, &patch, call.write())
     })?;
     Ok(respond_json(200, JSON, &scale_of(paths, &definition::serve(&call.kind, &scaled))))
 }
@@ -102,7 +102,7 @@ fn bind(call: &Call<'_>) -> Result<Response<Body>, Status> {
     }
     let patch = Patch { kind: PatchKind::Merge, body: json!({"spec": {"nodeName": node}}) };
     call.server.shared.change(|cluster| {
-        cluster.patch(&call.kind, (call.namespace(), call.name()), Part::Whole, &patch, Write::default())
+        cluster.patch(&call.kind, (call.namespace(), call.name()), Part::Whole, &patch, call.write())
     })?;
     Ok(respond_json(201, JSON, &done()))
 }
