@@ -14,7 +14,7 @@ use crate::program::Program;
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn every_claim_holds_and_the_lab_stays_until_it_is_interrupted() -> anyhow::Result<()> {
-    let mut demo = Program::start(&["demo", "--keep", "--json"])?;
+    let mut demo = Program::lab(&["demo", "--keep", "--json"])?;
     let run = demo.run.clone();
     let result = demo.wait_for(Duration::from_secs(300), |line| line.starts_with('{'))?;
     let result: Value = serde_json::from_str(&result).context("stdout is one JSON object")?;
@@ -25,9 +25,9 @@ fn every_claim_holds_and_the_lab_stays_until_it_is_interrupted() -> anyhow::Resu
 
     // What it says is what a shell can do.
     demo.wait_for(SOON, |line| line.contains("127.0.0.1:15020/metrics"))?;
-    let lines = demo.said().iter().skip_while(|line| !line.contains("until Ctrl-C")).skip(1);
-    let lines: Vec<&str> = lines.map(|line| line.trim()).collect();
-    let script = lines.iter().filter(|line| !line.contains("tcpdump")).map(|line| format!("{line}\n"));
+    // Its lines are the indented ones; what goes to stdout may come in between.
+    let lines = demo.said().iter().filter_map(|line| line.strip_prefix("  "));
+    let script = lines.filter(|line| !line.contains("tcpdump")).map(|line| format!("{line}\n"));
     let script = format!("set -ex\n{}", script.collect::<String>());
     let mut shell = Command::new("bash");
     let output = shell.args(["-c", &script]).env("HOME", format!("/run/ambit-lab/{run}")).output()?;

@@ -43,14 +43,28 @@ fn an_interrupted_lab_leaves_nothing_behind() -> anyhow::Result<()> {
         }),
     ];
     for (signal, code, moment) in moments {
-        let mut program = Program::start(&["demo"])?;
-        let run = program.run.clone();
+        let mut program = Program::lab(&["demo"])?;
         moment(&mut program)?;
-        let status = program.end(signal)?;
-        anyhow::ensure!(status.code() == Some(code), "{signal}: {status}");
-        nothing_left(&run)?;
+        ends(program, signal, code)?;
     }
     Ok(())
+}
+
+/// Also while a test waits for the lab that the suite shares, and what that has for its own end would wait for the test.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_interrupted_suite_leaves_nothing_behind() -> anyhow::Result<()> {
+    let suite = Program::suite("ca::tokens_that_prove_nothing_get_nothing")?;
+    there(&suite.run, "process ")?;
+    ends(suite, Signal::SIGINT, 130)
+}
+
+/// The signal ends the program, with this exit code, and with all that there is of its lab.
+fn ends(program: Program, signal: Signal, code: i32) -> anyhow::Result<()> {
+    let run = program.run.clone();
+    let status = program.end(signal)?;
+    anyhow::ensure!(status.code() == Some(code), "{signal}: {status}");
+    nothing_left(&run)
 }
 
 /// A lab that had no chance to clean up is removed by the next, and labs that live leave each other alone: the same
@@ -58,7 +72,7 @@ fn an_interrupted_lab_leaves_nothing_behind() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn labs_live_side_by_side_and_remove_dead_ones() -> anyhow::Result<()> {
-    let mut killed = Program::start(&["demo"])?;
+    let mut killed = Program::lab(&["demo"])?;
     let dead = killed.run.clone();
     killed.wait_for(START, |line| line.contains("applying manifests"))?;
     killed.end(Signal::SIGKILL)?;

@@ -1,4 +1,4 @@
-//! `ambit-lab` as its users start it, and what it says, line by line.
+//! A program that runs a lab, as its users start it, and what it says, line by line.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::process::CommandExt as _;
@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::fixture::SOON;
 
-/// A running `ambit-lab`; killed with all it started when dropped.
+/// A running program with a lab; killed with all it started when dropped.
 pub(crate) struct Program {
     child: Child,
     lines: Receiver<String>,
@@ -23,9 +23,18 @@ pub(crate) struct Program {
 }
 
 impl Program {
+    /// `ambit-lab`.
+    pub(crate) fn lab(arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::start(Command::new(env!("CARGO_BIN_EXE_ambit-lab")), arguments)
+    }
+
+    /// This suite, with one of its tests.
+    pub(crate) fn suite(test: &str) -> anyhow::Result<Self> {
+        Self::start(Command::new(std::env::current_exe()?), &["--ignored", "--exact", test])
+    }
+
     /// Start it and wait until it has named its run, before it makes anything.
-    pub(crate) fn start(arguments: &[&str]) -> anyhow::Result<Self> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ambit-lab"));
+    fn start(mut command: Command, arguments: &[&str]) -> anyhow::Result<Self> {
         // A process group of its own, as a shell gives to what it starts.
         command.args(arguments).env("RUST_LOG", "warn,mesh_tests::run=info").process_group(0);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;

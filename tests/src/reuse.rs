@@ -2,6 +2,9 @@
 //!
 //! A client knows whom it means: a call to the Service `one` says so in its path, and `one` has to answer. What was
 //! answered by another, and what another was asked, is told in full.
+//!
+//! The agents hear of every change late, so that a client's proxy goes on meaning the pod that had the address before:
+//! the attempts to reach it there are counted, because without them nothing would be proved.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -22,6 +25,11 @@ use crate::workload::{self, Workload};
 /// Who takes the address, in turns: the Service, and the service account. The last two differ in nothing but the pod.
 const ROLES: [(&str, &str); 3] = [("one", "first"), ("two", "second"), ("twin", "second")];
 const PORT: u16 = 8080;
+const AGENT: &str = "system:serviceaccount:ambit-system:node-agent";
+/// How late. A pod takes the address of the one before within a fifth of a second.
+const LATE: Duration = Duration::from_millis(500);
+/// What ztunnel's log says of a connection to a pod that was not meant: by its identity, or only by its UID.
+const REFUSALS: [&str; 2] = ["reason=\"TLS_FAILURE\"", "reason=\"WRONG_WORKLOAD\""];
 /// Nodes on which an address is passed on; there are clients on each.
 const NODES: [u8; 2] = [1, 2];
 
@@ -44,6 +52,8 @@ pub struct Tally {
     pub right: u64,
     /// Calls that nobody answered, by the kind of error: pods come and go.
     pub failed: BTreeMap<String, u64>,
+    /// Connections that were refused because they had come to another pod than they were meant for.
+    pub refused: usize,
     /// Answers of others, and requests that others got.
     pub wrong: Vec<String>,
     pub seconds: f64,
@@ -55,13 +65,24 @@ impl std::fmt::Display for Tally {
         write!(
             formatter,
             "{} times an address went to another pod, {:.1} s; {} calls answered by whom they were meant for, \
-             {failed} by nobody, {} by another",
+             {failed} by nobody, {} by another; {} connections had come to another pod, and were refused",
             self.cycles,
             self.seconds,
             self.right,
-            self.wrong.len()
+            self.wrong.len(),
+            self.refused,
         )
     }
+}
+
+/// Connections that were refused as meant for another pod, as either node's log has them.
+fn refusals(lab: &Lab) -> anyhow::Result<usize> {
+    let mut count = 0;
+    for node in NODES {
+        let log = lab.daemon("ztunnel", node).logs()?;
+        count += REFUSALS.iter().map(|reason| log.matches(reason).count()).sum::<usize>();
+    }
+    Ok(count)
 }
 
 /// Pass an address on, on each node, until `enough` holds of the times it was and the time that took.
@@ -85,9 +106,10 @@ pub fn churn(
             ["ambit-example", "ask", "--parallel=3"].into_iter().chain(targets.iter().map(String::as_str));
         load.push(client.spawn(line)?);
     }
-    let (began, cycles) = (Instant::now(), AtomicUsize::new(0));
+    let (began, cycles, refused) = (Instant::now(), AtomicUsize::new(0), refusals(lab)?);
+    lab.api().set_watch_delay(None, Some(AGENT), LATE);
     let enough = || enough(cycles.load(Ordering::Relaxed), began.elapsed());
-    std::thread::scope(|scope| {
+    let passed = std::thread::scope(|scope| {
         let lanes: Vec<_> = NODES
             .iter()
             .map(|node| {
@@ -96,14 +118,16 @@ pub fn churn(
             })
             .collect();
         lanes.into_iter().try_for_each(|lane| lane.join().map_err(|_| anyhow::anyhow!("a lane panicked"))?)
-    })
-    .map_err(|error| error.context(lab.story(namespace)))?;
+    });
+    lab.api().set_watch_delay(None, Some(AGENT), Duration::ZERO);
+    passed.map_err(|error| error.context(lab.story(namespace)))?;
     let mut tally =
         Tally { cycles: cycles.into_inner(), seconds: began.elapsed().as_secs_f64(), ..Tally::default() };
     for client in load {
         tally.add(client)?;
     }
     tally.wrong.extend(strays(lab, namespace)?);
+    tally.refused = refusals(lab)?.saturating_sub(refused);
     Ok(tally)
 }
 

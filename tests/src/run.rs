@@ -40,14 +40,16 @@ impl Run {
         );
         let turn = turn()?;
         sweep_in(&turn)?;
-        let name = format!("amb{:04x}", rand::random::<u16>());
+        let mut names = std::iter::repeat_with(|| format!("amb{:04x}", rand::random::<u16>()));
+        let free = |name: &String| !Path::new(RUNS).join(name).exists();
+        let name = names.find(free).context("every name is taken")?;
         let root = cgroup::mount_point()?;
         // Before anything is made: whatever the moment, an interrupted run finds what it has to remove.
         interrupt::register(&name)?;
         tracing::info!("run {name} begins");
         let directory = Path::new(RUNS).join(&name);
         fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-        let lock = lock(&directory)?.with_context(|| format!("another lab is called {name}; try again"))?;
+        let lock = lock(&directory)?.with_context(|| format!("somebody else has taken {name}"))?;
         let cgroup = root.join(format!("ambit-{name}"));
         let run = Self { name, directory, cgroup, _lock: lock };
         fs::create_dir_all(&run.cgroup).with_context(|| format!("make {}", run.cgroup.display()))?;

@@ -10,6 +10,6 @@ const CYCLES: usize = 10;
 pub(super) fn safe(scene: &Scene<'_>) -> anyhow::Result<String> {
     let tally = reuse::churn(scene.lab, "reuse", |cycles, _| cycles >= CYCLES)?;
     anyhow::ensure!(tally.wrong.is_empty(), "{tally}: {}", tally.wrong.join("; "));
-    anyhow::ensure!(tally.right > 0, "nobody was ever served: {tally}");
+    anyhow::ensure!(tally.right > 0 && tally.refused > 0, "the wrong pod was never met: {tally}");
     Ok(tally.to_string())
 }
