@@ -5,7 +5,7 @@ use mesh_tests::workload::Workload;
 use mesh_tests::{Lab, crowd, eventually};
 use serde_json::{Value, json};
 
-use crate::fixture::{HBONE, HTTP, enrolled};
+use crate::fixture::{HBONE, HTTP};
 use crate::shared::scenario;
 
 /// A container that asks `mesh/far` for a path, once, and fails when it gets no answer.
@@ -80,7 +80,7 @@ fn init_containers_and_native_sidecars_are_in_the_mesh_from_their_first_packet()
                 .with("/spec/initContainers", inits)
                 .on_node(1)
                 .start(lab)?;
-            enrolled(&pod)
+            pod.captured()
         })?;
         eventually("the sidecar has had its answer", PATIENCE, || {
             let log = lab.pod("mesh/with-inits").container("sidecar").logs()?;
