@@ -43,7 +43,7 @@ use load::Programs;
 use maps::Maps;
 use pins::Pins;
 use pod::{Failed, Pod};
-pub use resets::Denies;
+pub use resets::{Denies, Reset};
 pub use rules::Numbers;
 use versions::Others;
 

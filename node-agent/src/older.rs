@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::causes::chain;
+use crate::datapath::Reset;
 use crate::enrol::kernel::Handle;
 use crate::index::local::LocalPod;
 use crate::model::Reader;
@@ -38,21 +39,23 @@ type Done = HashMap<String, Outcome>;
 struct Outcome {
     policies: Vec<Authorization>,
     failed: bool,
+    /// There may be more to come.
+    more: bool,
 }
 
-/// Pause before what failed is tried again.
-const AGAIN: Duration = Duration::from_secs(5);
+/// Pause before a pod is looked at again that is not done.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Looks after this node's pods until `shutdown`.
 pub async fn run(mut model: Reader, kernel: Handle, resets: Resets, shutdown: CancellationToken) {
     let mut done = Done::new();
     loop {
         look(&model, &kernel, &resets, &mut done).await;
-        let failed = done.values().any(|outcome| outcome.failed);
+        let again = done.values().any(|outcome| outcome.failed || outcome.more);
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = model.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(AGAIN), if failed => {}
+            () = tokio::time::sleep(AGAIN), if again => {}
         }
     }
 }
@@ -64,14 +67,14 @@ async fn look(model: &Reader, kernel: &Handle, resets: &Resets, done: &mut Done)
     for pod in pods {
         let policies = model.policies(&pod.name);
         let last = done.get(&pod.uid);
-        if last.is_some_and(|last| !last.failed && last.policies == policies) {
+        if last.is_some_and(|last| !last.failed && !last.more && last.policies == policies) {
             continue;
         }
         let reset = reset(kernel, &pod.uid, &policies).await;
-        let failed = reset.is_err();
+        let (failed, more) = (reset.is_err(), reset.as_ref().is_ok_and(|reset| reset.more));
         match reset {
-            Ok(0) => {}
-            Ok(count) => {
+            Ok(Reset { count: 0, .. }) => {}
+            Ok(Reset { count, .. }) => {
                 info!(pod = %pod.name, count, "policy denies connections that are older than enrolment: reset");
                 resets.0.fetch_add(count as u64, Ordering::Relaxed);
             }
@@ -81,14 +84,14 @@ async fn look(model: &Reader, kernel: &Handle, resets: &Resets, done: &mut Done)
                 "connections that are older than enrolment cannot be reset, will retry; policy may deny them: {error}"
             ),
         }
-        done.insert(pod.uid, Outcome { policies, failed });
+        done.insert(pod.uid, Outcome { policies, failed, more });
     }
 }
 
-/// Resets what the policies deny; how many there were.
-async fn reset(kernel: &Handle, uid: &str, policies: &[Authorization]) -> Result<usize, String> {
+/// Resets what the policies deny.
+async fn reset(kernel: &Handle, uid: &str, policies: &[Authorization]) -> Result<Reset, String> {
     if policies.is_empty() {
-        return Ok(0);
+        return Ok(Reset { count: 0, more: false });
     }
     let mut names = Names::default();
     let policies = policies.iter().map(|policy| convert::authz::convert(policy, &mut names).map(Arc::new));

@@ -19,6 +19,15 @@ use super::{Datapath, PodError, netns};
 /// Says whether a connection may not be, given the application's address and the client's.
 pub type Denies<'a> = dyn Fn(SocketAddr, SocketAddr) -> bool + Sync + 'a;
 
+/// What became of a pod's older connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reset {
+    /// So many are gone.
+    pub count: usize,
+    /// Handshakes were under way when the pod was enrolled, and may still become older connections.
+    pub more: bool,
+}
+
 /// NETLINK_SOCK_DIAG and its messages (linux/sock_diag.h, linux/inet_diag.h).
 const SOCK_DIAG: i32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -60,16 +69,17 @@ struct Found {
 impl Datapath {
     /// Resets connections to a captured pod's applications that are older than its enrolment: those that `denies` says
     /// so of, given the application's address and the client's. Connections that the pod opened itself are left, and so
-    /// is what stays inside of it. Returns how many there were.
+    /// is what stays inside of it.
     ///
     /// # Errors
     /// When the pod is not captured, or the kernel cannot do this (CONFIG_INET_DIAG_DESTROY).
-    pub fn reset_older(&self, uid: &str, denies: &Denies<'_>) -> Result<usize, PodError> {
+    pub fn reset_older(&self, uid: &str, denies: &Denies<'_>) -> Result<Reset, PodError> {
         let captured = self.pods.get(uid).filter(|pod| pod.captured());
-        let reset = match captured.and_then(|pod| pod.netns.as_ref()) {
-            Some(netns) => {
+        let reset = match captured.and_then(|pod| Some((pod.netns.as_ref()?, pod))) {
+            Some((netns, pod)) => {
                 let (flags, proc) = (self.maps.skproxy(), &*self.config.proc);
-                netns::within(netns.as_fd(), || older(flags, proc, denies))
+                let more = pod.pending.handshakes.is_some();
+                netns::within(netns.as_fd(), || older(flags, proc, denies)).map(|count| Reset { count, more })
             }
             None => Err(io::ErrorKind::NotFound.into()),
         };

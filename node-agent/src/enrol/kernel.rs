@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mesh_ebpf_abi::event::{Counter, DropEvent};
 use tokio::sync::oneshot;
 
-use crate::datapath::{Datapath, Denies, Listeners, PodError, PodSpec, Survivor};
+use crate::datapath::{Datapath, Denies, Listeners, PodError, PodSpec, Reset, Survivor};
 
 /// What enrolment needs of the datapath; a test has its own.
 pub trait Kernel: Send + 'static {
@@ -48,7 +48,7 @@ pub trait Kernel: Send + 'static {
     ///
     /// # Errors
     /// As there.
-    fn reset_older(&mut self, uid: &str, denies: &Denies<'_>) -> Result<usize, PodError>;
+    fn reset_older(&mut self, uid: &str, denies: &Denies<'_>) -> Result<Reset, PodError>;
     /// What the programs counted, and up to `most` of the packets and connections that they dropped.
     fn drops(&mut self, most: usize) -> Drops;
 }
@@ -95,7 +95,7 @@ impl Kernel for Datapath {
         Datapath::upkeep(self)
     }
 
-    fn reset_older(&mut self, uid: &str, denies: &Denies<'_>) -> Result<usize, PodError> {
+    fn reset_older(&mut self, uid: &str, denies: &Denies<'_>) -> Result<Reset, PodError> {
         Datapath::reset_older(self, uid, denies)
     }
 

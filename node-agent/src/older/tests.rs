@@ -20,7 +20,7 @@ use crate::{model, xds};
 type Journal = Arc<Mutex<VecDeque<String>>>;
 
 /// Refuses the first request.
-struct FakeKernel(Journal, bool);
+struct FakeKernel(Journal, usize);
 
 impl Kernel for FakeKernel {
     fn surviving(&self) -> Vec<Survivor> {
@@ -55,11 +55,14 @@ impl Kernel for FakeKernel {
         Duration::from_secs(1)
     }
 
-    fn reset_older(&mut self, uid: &str, denies: &Denies<'_>) -> Result<usize, PodError> {
+    fn reset_older(&mut self, uid: &str, denies: &Denies<'_>) -> Result<Reset, PodError> {
         let denied = [80, 81].map(|port| denies(([10, 0, 0, 9], port).into(), ([10, 0, 0, 8], 999).into()));
-        let refused = std::mem::take(&mut self.1);
-        self.0.lock().unwrap().push_back(format!("{uid} {denied:?}"));
-        if refused { Err(failed(uid)) } else { Ok(denied.into_iter().filter(|denied| *denied).count()) }
+        let mut journal = self.0.lock().unwrap();
+        journal.push_back(format!("{uid} {denied:?}"));
+        self.1 += 1;
+        let count = denied.into_iter().filter(|denied| *denied).count();
+        // The second time a handshake is under way.
+        if self.1 == 1 { Err(failed(uid)) } else { Ok(Reset { count, more: self.1 == 2 }) }
     }
 
     fn drops(&mut self, _: usize) -> Drops {
@@ -98,7 +101,7 @@ fn policy(spec: Value) -> Event {
 #[tokio::test]
 async fn older_connections_are_asked_about_when_their_pods_policies_change() {
     let journal = Journal::default();
-    let kernel = kernel::spawn(FakeKernel(Arc::clone(&journal), true)).unwrap();
+    let kernel = kernel::spawn(FakeKernel(Arc::clone(&journal), 0)).unwrap();
     let (writer, reader) = model::model(crate::index::tests::config());
     let (events, script) = mpsc::channel(8);
     let shutdown = CancellationToken::new();
@@ -122,6 +125,7 @@ async fn older_connections_are_asked_about_when_their_pods_policies_change() {
     assert_eq!(next().await, "uid [true, true]", "only once it is captured");
     events.send(pod(true, "True")).await.unwrap();
     assert_eq!(next().await, "uid [true, true]", "what failed is tried again");
+    assert_eq!(next().await, "uid [true, true]", "what was about to be opened is looked at by itself");
     let mut ports = json!({"selector": {"matchLabels": {"app": "web"}}, "mtls": {"mode": "STRICT"}});
     ports["portLevelMtls"] = json!({"81": {"mode": "PERMISSIVE"}});
     // The same again, then no policy, changes nothing.
@@ -133,7 +137,7 @@ async fn older_connections_are_asked_about_when_their_pods_policies_change() {
         events.send(event).await.unwrap();
     }
     assert_eq!(next().await, "uid [true, false]", "a policy may be about a port");
-    while resets.read() != 3 {
+    while resets.read() != 5 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     shutdown.cancel();

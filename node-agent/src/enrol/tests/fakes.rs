@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
 use crate::cluster::{Cluster, ClusterError};
-use crate::datapath::{Denies, Listeners, PodError, PodSpec, Survivor};
+use crate::datapath::{Denies, Listeners, PodError, PodSpec, Reset, Survivor};
 use crate::enrol::kernel::{Drops, Kernel};
 use crate::index::event::ObjectName;
 use crate::index::pod::Reported;
@@ -172,8 +172,8 @@ impl Kernel for FakeKernel {
         Duration::from_millis(10)
     }
 
-    fn reset_older(&mut self, _: &str, _: &Denies<'_>) -> Result<usize, PodError> {
-        Ok(0)
+    fn reset_older(&mut self, _: &str, _: &Denies<'_>) -> Result<Reset, PodError> {
+        Ok(Reset { count: 0, more: false })
     }
 
     fn drops(&mut self, _: usize) -> Drops {
