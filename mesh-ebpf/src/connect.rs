@@ -11,7 +11,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_ebpf_abi::capture::{Call, Connect, decide};
 use mesh_ebpf_abi::event::Counter;
-use mesh_ebpf_abi::{Address, SOCKET_OLDER};
+use mesh_ebpf_abi::{Address, SOCKET_OLDER, SOCKET_PROBED};
 
 use crate::maps::{NSCFG, SKPROXY, count, slot_of};
 
@@ -75,7 +75,7 @@ fn try_capture(ctx: &SockAddrContext, destination: Address) -> Result<Call, i64>
     };
     // SAFETY: checked here for null, a full socket in this hook.
     let flag = if socket.is_null() { None } else { unsafe { SKPROXY.get(socket.cast()) } };
-    if flag == Some(SOCKET_OLDER) {
+    if matches!(flag, Some(SOCKET_OLDER | SOCKET_PROBED)) {
         // SAFETY: the socket had a flag, so it is one.
         unsafe { SKPROXY.forget(socket.cast()) };
     }

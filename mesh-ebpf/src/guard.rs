@@ -1,8 +1,8 @@
 //! tcx egress on every interface of an enrolled pod but lo: the last word on what leaves.
 //!
-//! TCP passes only from a flagged socket (see `mesh-ebpf-abi`'s guard), so raw sockets, sockets that missed the
-//! connect hook and forwarded packets cannot leak. What cannot be parsed is dropped. Other protocols pass, and what
-//! stays on the pod's link.
+//! TCP passes only from a flagged socket (see `mesh-ebpf-abi`'s guard) and from the app's end of a probe (`probe`), so
+//! raw sockets, sockets that missed the connect hook and forwarded packets cannot leak. What cannot be parsed is
+//! dropped. Other protocols pass, and what stays on the pod's link.
 //! A verdict to pass is TCX_NEXT: programs after ours still have their say.
 
 use core::ffi::c_void;
@@ -17,6 +17,7 @@ use mesh_ebpf_abi::guard::{Sender, Verdict, judge, stays_on_link};
 use mesh_ebpf_abi::packet::{self, Bytes, Packet};
 
 use crate::maps::{SKPROXY, count, report};
+use crate::probe;
 
 const TCX_NEXT: i32 = -1;
 const TCP_TIME_WAIT: u32 = 6;
@@ -50,6 +51,10 @@ fn rule(ctx: &TcContext, bytes: &Skb, packet: &Packet) -> i32 {
             let event = event(bytes, ip, tcp, counter);
             if stays_on_link(&event.source, &event.destination) {
                 count(Counter::GuardLinkLocal);
+                return TCX_NEXT;
+            }
+            let app = matches!(counter, Counter::GuardApp | Counter::GuardAppListener);
+            if app && probe::answers(ctx.skb.skb, &event, packet) {
                 return TCX_NEXT;
             }
             crate::debug!(ctx, "guard drops a packet, reason {}", counter as u32);

@@ -10,6 +10,7 @@ mod connect;
 mod guard;
 mod maps;
 mod older;
+mod probe;
 mod sk_lookup;
 
 /// Logs in debug builds; nothing is left of the call, nor of its arguments, in others.

@@ -9,8 +9,9 @@ use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use mesh_ebpf_abi::event::{Counter, DropEvent};
+use mesh_ebpf_abi::probe::{ProbePort, Tuple};
 use mesh_ebpf_abi::{
-    Address, Handshake, MAX_ADDRESSES, MAX_PODS, NetnsConfig, PodAddress, PodRecord, SOCKET_OLDER,
+    Address, Handshake, MAX_ADDRESSES, MAX_PODS, MAX_PROBE_PORTS, MAX_PROBES, NetnsConfig, PodAddress, PodRecord,
     SOCKETS_PER_POD,
 };
 
@@ -18,7 +19,7 @@ use mesh_ebpf_abi::{
 #[map]
 pub(crate) static NSCFG: HashMap<u64, NetnsConfig> = HashMap::with_max_entries(MAX_PODS, 0);
 
-/// Written by the agent. Read by connect and sk_lookup.
+/// Written by the agent. Read by connect, sk_lookup and `probes`.
 #[map]
 pub(crate) static PODIP: HashMap<Address, PodAddress> =
     HashMap::with_max_entries(MAX_PODS * MAX_ADDRESSES as u32, 0);
@@ -27,10 +28,20 @@ pub(crate) static PODIP: HashMap<Address, PodAddress> =
 #[map]
 pub(crate) static LISTEN: SockMap = SockMap::with_max_entries(MAX_PODS * SOCKETS_PER_POD, 0);
 
-/// Written by the agent (listeners), ztunnel (the sockets it opens), `older`, and connect, which takes the flag of an
-/// older connection away; accepted sockets inherit. Read by connect and the guard.
+/// Written by the agent (listeners), ztunnel (the sockets it opens), `older`, `bystanders`, the guard (the app's ends of
+/// probes), and connect, which takes the flag of an older connection away; accepted sockets inherit. Read by connect,
+/// the guard and `probes`.
 #[btf_map]
 pub(crate) static SKPROXY: SocketFlags = SocketFlags::new();
+
+/// Written by `probes`. Read by sk_lookup and the guard. The kernel forgets the oldest when it is full.
+#[map]
+pub(crate) static PROBE: LruHashMap<Tuple, u32> = LruHashMap::with_max_entries(MAX_PROBES, 0);
+
+/// Written by the agent. Read by sk_lookup.
+#[map]
+pub(crate) static PROBEPORT: HashMap<ProbePort, u32> =
+    HashMap::with_max_entries(MAX_PODS * MAX_PROBE_PORTS as u32, BPF_F_NO_PREALLOC);
 
 /// Written by the agent for the next agent; no program reads it. Here so that it is pinned with the others.
 #[map]
@@ -122,15 +133,14 @@ impl SocketFlags {
         unsafe { bpf_sk_storage_delete(map, socket) };
     }
 
-    /// Flags a socket that has no flag yet as older than enrolment.
+    /// Flags a socket that has no flag yet.
     ///
     /// # Safety
     /// As for `get`, or a BTF socket pointer.
     #[inline(always)]
-    pub(crate) unsafe fn set_older(&self, socket: *mut c_void) {
+    pub(crate) unsafe fn flag(&self, socket: *mut c_void, mut value: u32) {
         const CREATE: u64 = 1; // BPF_SK_STORAGE_GET_F_CREATE
         let map = core::ptr::from_ref(self).cast_mut().cast();
-        let mut value = SOCKET_OLDER;
         // SAFETY: as above; the value is copied.
         unsafe { bpf_sk_storage_get(map, socket, (&raw mut value).cast(), CREATE) };
     }

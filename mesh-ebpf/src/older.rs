@@ -9,7 +9,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_seq_write, bpf_skc_to_tcp_sock};
-use mesh_ebpf_abi::Handshake;
+use mesh_ebpf_abi::{Handshake, SOCKET_OLDER};
 use mesh_ebpf_abi::event::Counter;
 
 use crate::maps::{HANDSHAKES, SKPROXY, count};
@@ -124,6 +124,6 @@ fn flag(socket: *mut SockCommon) {
     if !full.is_null() {
         count(Counter::OlderFlagged);
         // SAFETY: not null, a BTF socket pointer.
-        unsafe { SKPROXY.set_older(full.cast()) };
+        unsafe { SKPROXY.flag(full.cast(), SOCKET_OLDER) };
     }
 }

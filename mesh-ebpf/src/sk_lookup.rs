@@ -8,9 +8,11 @@ use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_ebpf_abi::Address;
 use mesh_ebpf_abi::event::{Counter, DropEvent};
+use mesh_ebpf_abi::probe::Tuple;
 use mesh_ebpf_abi::steer::{Lookup, Steer, steer as choose};
 
 use crate::maps::{LISTEN, count, report, slot_of};
+use crate::probe::probed;
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
@@ -29,6 +31,10 @@ fn steer(ctx: SkLookupContext) -> u32 {
     }
     let counter = match choose(&facts.lookup()) {
         Steer::Pass => return sk_action::SK_PASS,
+        Steer::Probe => {
+            count(Counter::Probed);
+            return sk_action::SK_PASS;
+        }
         Steer::To(index) => match LISTEN.redirect_sk_lookup(&ctx, index, NO_REUSEPORT) {
             Ok(()) => return steered(),
             Err(_) => Counter::SteerNoListener,
@@ -88,6 +94,12 @@ impl Facts {
 
     #[inline(always)]
     fn lookup(&self) -> Lookup {
+        let ends = Tuple {
+            source: self.remote,
+            destination: self.local,
+            source_port: self.remote_port,
+            destination_port: self.local_port,
+        };
         Lookup {
             slot: slot(),
             v4: self.v4,
@@ -97,6 +109,7 @@ impl Facts {
             remote: self.remote,
             local_slot: slot_of(&self.local),
             remote_slot: slot_of(&self.remote),
+            probed: probed(&ends, slot()),
         }
     }
 

@@ -30,6 +30,12 @@ impl Address {
         Self { words }
     }
 
+    /// The four words, network byte order.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
+        self.words
+    }
+
     /// Whether this is an IPv4 address.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {

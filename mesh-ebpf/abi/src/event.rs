@@ -36,11 +36,13 @@ pub enum Counter {
     Unreachable = 12,
     /// Packets between link-local addresses, which pass.
     GuardLinkLocal = 13,
+    /// New connections of the kubelet that passed to the app.
+    Probed = 14,
 }
 
 impl Counter {
     /// All of them, each at its index.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Captured,
         Self::CaptureFailed,
         Self::Steered,
@@ -55,6 +57,7 @@ impl Counter {
         Self::OlderPending,
         Self::Unreachable,
         Self::GuardLinkLocal,
+        Self::Probed,
     ];
 
     /// Name for a metric's label.
@@ -74,6 +77,7 @@ impl Counter {
             Self::OlderPending => "older_pending",
             Self::Unreachable => "unreachable_family",
             Self::GuardLinkLocal => "link_local",
+            Self::Probed => "probed",
         }
     }
 }

@@ -1,8 +1,8 @@
 #![no_std]
 //! What kernel programs and user space share: layouts, numbers, and the decisions of the programs as pure functions.
 //!
-//! The programs look facts up and act; what follows from the facts is decided in `capture`, `steer` and `guard`,
-//! which run in the kernel and in unit tests on the host.
+//! The programs look facts up and act; what follows from the facts is decided in `capture`, `steer`, `guard` and
+//! `probe`, which run in the kernel and in unit tests on the host.
 //! **Invariant:** a change of any layout or of the meaning of a number here changes `ABI_VERSION`.
 
 pub mod addr;
@@ -10,6 +10,7 @@ pub mod capture;
 pub mod event;
 pub mod guard;
 pub mod packet;
+pub mod probe;
 pub mod steer;
 
 use core::mem::{align_of, offset_of, size_of};
@@ -17,7 +18,7 @@ use core::mem::{align_of, offset_of, size_of};
 pub use addr::Address;
 
 /// Names the pin directory, so that programs of one build never meet bytes of another layout.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 4;
 
 /// Port of HBONE on every workload (Istio's).
 pub const HBONE_PORT: u16 = 15008;
@@ -34,6 +35,10 @@ pub const MAX_PODS: u32 = 1024;
 pub const MAX_ADDRESSES: usize = 8;
 /// Longest pod UID (a UUID has 36 bytes, a static pod's UID 32).
 pub const MAX_UID: usize = 63;
+/// Ports of a pod that its probes and lifecycle hooks can open to the kubelet.
+pub const MAX_PROBE_PORTS: usize = 64;
+/// Connections of the kubelet at a time; far more than there are, since a map that is full forgets.
+pub const MAX_PROBES: u32 = 16_384;
 /// Sockets of a pod in `LISTEN`.
 pub const SOCKETS_PER_POD: u32 = 8;
 
@@ -51,6 +56,10 @@ pub mod map {
     /// socket, the value `u32` [`SOCKET_PROXY`](crate::SOCKET_PROXY) and flags 0 (BPF_ANY), before connect() or
     /// listen(). Accepted sockets inherit the flag from their listener (BPF_F_CLONE).
     pub const SKPROXY: &str = "SKPROXY";
+    /// Connection of the kubelet ([`Tuple`](crate::probe::Tuple)) to the `u32` slot of the pod that it goes to.
+    pub const PROBE: &str = "PROBE";
+    /// Port of a pod ([`ProbePort`](crate::probe::ProbePort)) that such a connection may reach; a set.
+    pub const PROBEPORT: &str = "PROBEPORT";
     /// Slot to [`PodRecord`](crate::PodRecord), for the next agent; no program reads it.
     pub const PODS: &str = "PODS";
     /// Counters per CPU, index [`Counter`](crate::event::Counter).
@@ -77,6 +86,18 @@ pub mod program {
     pub const OLDER: &str = "older";
     /// TCP socket iterator: flags those whose handshake is older than enrolment.
     pub const GROWN: &str = "grown";
+    /// sockops: records the kubelet's connections.
+    pub const PROBES: &str = "probes";
+    /// sockops: tells pods on the node's network from the kubelet, where both are below one cgroup.
+    pub const BYSTANDERS: &str = "bystanders";
+}
+
+/// Constants that the loader writes into the programs before they are loaded, each a symbol in `mesh-ebpf`.
+pub mod constant {
+    /// `u32`, sk_lookup: the slot of the pod whose program this is.
+    pub const SLOT: &str = "SLOT";
+    /// `u64`, sockops: the cookie of the node's own network namespace.
+    pub const NODE_NETNS: &str = "NODE_NETNS";
 }
 
 /// Bit in [`NetnsConfig`]: the pod has an IPv4 address.
@@ -89,6 +110,11 @@ pub const SOCKET_PROXY: u32 = 1;
 /// Value in `SKPROXY`: connected before the pod was enrolled. Passes the guard. It is captured when it connects again,
 /// and loses the flag.
 pub const SOCKET_OLDER: u32 = 2;
+/// Value in `SKPROXY`: the app's end of a connection of the kubelet. Passes the guard. It is captured when it connects
+/// elsewhere, and loses the flag.
+pub const SOCKET_PROBED: u32 = 3;
+/// Value in `SKPROXY`: of a pod on the node's network, so not the kubelet's.
+pub const SOCKET_BYSTANDER: u32 = 4;
 
 /// What a listener of a pod is for; its place among the pod's `SOCKETS_PER_POD`.
 #[repr(u32)]
@@ -183,7 +209,9 @@ const _: () = {
 mod user {
     #![allow(unsafe_code, reason = "aya::Pod is an unsafe marker: these are plain bytes without padding")]
 
-    use crate::{Address, NetnsConfig, PodAddress, PodRecord, event::DropEvent};
+    use crate::event::DropEvent;
+    use crate::probe::{ProbePort, Tuple};
+    use crate::{Address, NetnsConfig, PodAddress, PodRecord};
 
     // SAFETY: repr(C), fixed-width integers only, no padding (sizes are asserted beside each type).
     unsafe impl aya::Pod for Address {}
@@ -195,4 +223,8 @@ mod user {
     unsafe impl aya::Pod for PodRecord {}
     // SAFETY: as above.
     unsafe impl aya::Pod for DropEvent {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Tuple {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ProbePort {}
 }

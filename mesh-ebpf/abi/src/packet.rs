@@ -158,15 +158,11 @@ fn unreadable(ip: u32) -> Packet {
 }
 
 /// Source and destination of a packet whose IP header is at `ip` and TCP header at `tcp`, for an event; zeroes where
-/// there is nothing to read.
+/// there is nothing to read: no address without the other, since the verifier walks on from each way to miss one.
 #[inline(always)]
 pub fn endpoints(bytes: &impl Bytes, ip: u32, tcp: u32) -> (Address, Address, [u16; 2]) {
     let none = Address::from_v6_words([0; 4]);
-    let (source, destination) = match bytes.load::<1>(ip) {
-        Some([first]) if first >> 4 == 4 => (address4(bytes, ip + 12), address4(bytes, ip + 16)),
-        Some([first]) if first >> 4 == 6 => (address6(bytes, ip + 8), address6(bytes, ip + 24)),
-        _ => (none, none),
-    };
+    let (source, destination) = addresses(bytes, ip).unwrap_or((none, none));
     let ports = match bytes.load::<4>(tcp) {
         Some([a, b, c, d]) if tcp != 0 => [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])],
         _ => [0, 0],
@@ -175,14 +171,29 @@ pub fn endpoints(bytes: &impl Bytes, ip: u32, tcp: u32) -> (Address, Address, [u
 }
 
 #[inline(always)]
-fn address4(bytes: &impl Bytes, offset: u32) -> Address {
-    Address::from_v4_word(u32::from_ne_bytes(bytes.load::<4>(offset).unwrap_or([0; 4])))
+fn addresses(bytes: &impl Bytes, ip: u32) -> Option<(Address, Address)> {
+    match bytes.load::<1>(ip)?[0] >> 4 {
+        4 => Some((address4(bytes, ip + 12)?, address4(bytes, ip + 16)?)),
+        6 => Some((address6(bytes, ip + 8)?, address6(bytes, ip + 24)?)),
+        _ => None,
+    }
 }
 
 #[inline(always)]
-fn address6(bytes: &impl Bytes, offset: u32) -> Address {
-    let word = |at: u32| u32::from_ne_bytes(bytes.load::<4>(offset + at).unwrap_or([0; 4]));
-    Address::from_v6_words([word(0), word(4), word(8), word(12)])
+fn address4(bytes: &impl Bytes, offset: u32) -> Option<Address> {
+    Some(Address::from_v4_word(u32::from_ne_bytes(bytes.load::<4>(offset)?)))
+}
+
+#[inline(always)]
+fn address6(bytes: &impl Bytes, offset: u32) -> Option<Address> {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes.load::<16>(offset)?;
+    let word = u32::from_ne_bytes;
+    Some(Address::from_v6_words([
+        word([a, b, c, d]),
+        word([e, f, g, h]),
+        word([i, j, k, l]),
+        word([m, n, o, p]),
+    ]))
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ pub struct Lookup {
     pub local_slot: Option<u32>,
     /// Slot of the pod on this node that has `remote`.
     pub remote_slot: Option<u32>,
+    /// Whether the kubelet opened this connection, to this pod and to a port that its probes name.
+    pub probed: bool,
 }
 
 /// What to do with the packet.
@@ -32,6 +34,8 @@ pub struct Lookup {
 pub enum Steer {
     /// The kernel's own lookup: the app's listener, or a refusal.
     Pass,
+    /// The same for the kubelet.
+    Probe,
     /// The listener at this index of `LISTEN`.
     To(u32),
     /// Nobody: not ours and not the app's.
@@ -55,6 +59,7 @@ pub fn steer(lookup: &Lookup) -> Steer {
         (true, false) if from_self => Steer::To(outbound(lookup)),
         // The pod dials itself. From outside such a source is a martian.
         (false, true) if from_self || lookup.remote.is_loopback() => Steer::Pass,
+        (false, true) if lookup.probed => Steer::Probe,
         (false, true) => Steer::To(inbound(lookup)),
         _ => Steer::Drop(Counter::SteerForeign),
     }
@@ -115,6 +120,7 @@ mod tests {
             remote: address(remote),
             local_slot,
             remote_slot,
+            probed: false,
         }
     }
 
@@ -156,6 +162,18 @@ mod tests {
             ("the pod dials itself, link-local", eth0, "fe80::3", "fe80::3", 80, Steer::Pass),
         ] {
             assert_eq!(steer(&lookup(on_lo, remote, local, port)), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_probe_passes_to_the_pods_own_address_only() {
+        let probed = |on_lo, remote, local| Lookup { probed: true, ..lookup(on_lo, remote, local, 80) };
+        for (why, lookup, expected) in [
+            ("a probe", probed(false, OUTSIDE, POD), Steer::Probe),
+            ("on lo it is the pod's own", probed(true, POD, OUTSIDE), Steer::To(3 * 8 + 2)),
+            ("another pod's address", probed(false, OUTSIDE, OTHER), Steer::Drop(Counter::SteerForeign)),
+        ] {
+            assert_eq!(steer(&lookup), expected, "{why}");
         }
     }
 }
