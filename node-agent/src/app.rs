@@ -94,7 +94,8 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     parts.spawn("enrolment", enrolment.run(stop.clone()));
     parts.spawn("upkeep", upkeep::run(kernel.clone(), upkeep::PERIOD, pinned, stop.clone()));
     parts.spawn("older connections", older::run(reader, kernel.clone(), resets, stop.clone()));
-    parts.spawn("drops", drops::run(kernel, dropped, stop.clone()));
+    parts.spawn("drops", drops::run(kernel.clone(), dropped, stop.clone()));
+    parts.spawn("kubelet", enrol::kernel::follow_kubelet(kernel, stop.clone()));
     parts.spawn("CNI server", cni::server::serve_bound(sockets.cni, Arc::new(desk), stop.clone()));
     if let Some(chained) = chained {
         let keeper = cni::install::keep(installer(&config)?, cni::install::PERIOD, chained, stop);

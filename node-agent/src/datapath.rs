@@ -12,6 +12,7 @@ mod bpf;
 mod cgroup;
 mod error;
 mod held;
+mod kubelet;
 mod listeners;
 mod load;
 mod logs;
@@ -20,13 +21,14 @@ mod netns;
 mod older;
 mod pins;
 mod pod;
+mod probes;
 mod resets;
 mod rules;
 mod sysctls;
 mod upkeep;
 mod versions;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -38,11 +40,13 @@ use tracing::{info, warn};
 use bpf::{Hook, Target};
 pub use error::{DatapathError, PodError};
 use held::Held;
+pub use kubelet::Config as KubeletConfig;
 pub use load::OBJECT;
 use load::Programs;
 use maps::Maps;
 use pins::Pins;
 use pod::{Failed, Pod};
+use probes::Probes;
 pub use resets::{Denies, Reset};
 pub use rules::Numbers;
 use versions::Others;
@@ -57,6 +61,9 @@ pub struct Config {
     /// Cgroup (version 2) whose processes' connections are captured; by default kubepods, or the root.
     #[arg(long, env = "AMBIT_CGROUP_ROOT")]
     pub cgroup_root: Option<PathBuf>,
+    /// Where the kubelet is.
+    #[command(flatten)]
+    pub kubelet: KubeletConfig,
     /// A /proc with a writable sys; the agent's own setting of this name is meant to be put here.
     #[arg(skip = PathBuf::from("/proc"))]
     pub proc: PathBuf,
@@ -74,6 +81,8 @@ pub struct PodSpec {
     pub netns: OwnedFd,
     /// Its addresses, the primary one first.
     pub addresses: Vec<IpAddr>,
+    /// The ports that the kubelet may reach directly.
+    pub probe_ports: BTreeSet<u16>,
 }
 
 /// A pod that an earlier agent enrolled and that still has its pins.
@@ -129,6 +138,9 @@ pub struct Datapath {
     pods: HashMap<String, Pod>,
     held: Held,
     others: Others,
+    /// The cgroup in which connections are captured.
+    root: PathBuf,
+    probes: Probes,
 }
 
 impl Datapath {
@@ -147,11 +159,22 @@ impl Datapath {
         let take_over = |source| DatapathError::TakeOver { path: config.bpffs.clone(), source };
         let others = Others::find(pins.root()).map_err(take_over)?;
         let (config, pods, held) = (config.clone(), HashMap::new(), Held::default());
-        let mut datapath = Self { config, pins, programs, maps, pods, held, others };
+        let probes = Probes::default();
+        let mut datapath = Self { config, pins, programs, maps, pods, held, others, root, probes };
         datapath.take_over()?;
         let pinned = datapath.held.refresh(datapath.pins.root());
         pinned.map_err(|source| DatapathError::TakeOver { path: datapath.config.bpffs.clone(), source })?;
+        datapath.follow_kubelet();
         Ok(datapath)
+    }
+
+    /// Makes sure that the kubelet's connections are recorded, wherever its cgroup is now; to be called every few
+    /// seconds.
+    pub fn follow_kubelet(&mut self) {
+        let attached = self.probes.follow(&self.config, &self.pins, &self.programs, &self.root);
+        if attached && let Err(error) = self.held.refresh(self.pins.root()) {
+            warn!(%error, "cannot hold what records the kubelet's connections");
+        }
     }
 
     /// The map in which a proxy flags its own sockets (`mesh_ebpf_abi::map::SKPROXY`).

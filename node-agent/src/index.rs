@@ -13,6 +13,7 @@ mod network;
 mod node;
 mod peer_authentication;
 pub mod pod;
+mod probes;
 mod relist;
 mod service;
 mod slice;

@@ -18,7 +18,7 @@ use core::mem::{align_of, offset_of, size_of};
 pub use addr::Address;
 
 /// Names the pin directory, so that programs of one build never meet bytes of another layout.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 3;
 
 /// Port of HBONE on every workload (Istio's).
 pub const HBONE_PORT: u16 = 15008;

@@ -87,8 +87,11 @@ pub(super) fn remove_all(directory: &Path, links: &[String]) -> io::Result<()> {
     result
 }
 
-/// What is at `path` may be gone, or be no link: then it is only removed.
-fn detach(path: &Path) -> io::Result<()> {
+/// Detaches a link and removes its pin. What is at `path` may be gone, or be no link: then it is only removed.
+///
+/// # Errors
+/// When bpffs refuses.
+pub(super) fn detach(path: &Path) -> io::Result<()> {
     if let Ok(link) = bpf::open(path) {
         // A link whose target is gone is detached already.
         let _ = bpf::detach(link.as_fd());

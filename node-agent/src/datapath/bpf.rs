@@ -15,6 +15,8 @@ use std::path::Path;
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hook {
+    /// cgroup: what happens to TCP sockets.
+    SockOps = 3,
     /// cgroup: IPv4 connect().
     Connect4 = 10,
     /// cgroup: IPv6 connect().

@@ -21,6 +21,18 @@ pub(super) fn find(mountinfo: &str, exists: impl Fn(&Path) -> bool) -> Option<Pa
     outermost.or(mounts.first()).map(|mount| mount.point.clone())
 }
 
+/// The directory of the cgroup that `/proc/<pid>/cgroup` calls so; none where no mount shows it.
+pub(super) fn directory(mountinfo: &str, cgroup: &str, exists: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let mounts = mountinfo.lines().filter_map(Mount::parse);
+    let directory = |mount: Mount| Some(mount.point.join(Path::new(cgroup).strip_prefix(&mount.root).ok()?));
+    mounts.filter_map(directory).find(|path| exists(path))
+}
+
+/// Whether all cgroups are below this directory, as far as they can be seen.
+pub(super) fn is_mount(mountinfo: &str, directory: &Path) -> bool {
+    mountinfo.lines().filter_map(Mount::parse).any(|mount| mount.point == directory)
+}
+
 struct Mount {
     root: String,
     point: PathBuf,
@@ -50,6 +62,33 @@ mod tests {
     use super::*;
 
     const V1: &str = "40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n";
+
+    #[test]
+    fn directories() {
+        let host = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n".to_owned();
+        let container = format!(
+            "31 23 0:28 / /sys/fs/cgroup ro - cgroup2 cgroup ro\n{}",
+            "90 23 0:28 /../.. /host/cgroup rw - cgroup2 cgroup2 rw\n"
+        );
+        for (why, text, cgroup, expected) in [
+            ("host", &host, "/system.slice/a.service", Some("/sys/fs/cgroup/system.slice/a.service")),
+            ("root", &host, "/", Some("/sys/fs/cgroup")),
+            ("out of sight", &host, "/../a", None),
+            ("container's own", &container, "/a", Some("/sys/fs/cgroup/a")),
+            (
+                "host's, from a container",
+                &container,
+                "/../../system.slice",
+                Some("/host/cgroup/system.slice"),
+            ),
+            ("a part of it that has no name here", &container, "/../a", None),
+        ] {
+            let found = directory(text, cgroup, |path| !path.to_string_lossy().contains(".."));
+            assert_eq!(found.as_deref(), expected.map(Path::new), "{why}");
+        }
+        assert!(is_mount(&host, Path::new("/sys/fs/cgroup")));
+        assert!(!is_mount(&host, Path::new("/sys/fs/cgroup/kubepods")));
+    }
 
     #[test]
     fn mounts() {

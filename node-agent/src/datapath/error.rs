@@ -50,6 +50,9 @@ pub enum DatapathError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The kernel is older than 5.14.
+    #[error("cannot tell the node's network namespace from the pods'")]
+    Cookie(#[source] io::Error),
     /// The kernel has no tcx.
     #[error("this kernel cannot attach the egress guard (tcx, Linux 6.6 or later)")]
     NoTcx(#[source] io::Error),

@@ -8,19 +8,29 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
-use mesh_ebpf_abi::{map, program};
+use mesh_ebpf_abi::{constant, map, program};
 
 use super::DatapathError;
 use super::maps::Maps;
 use super::pins::{Pins, replace};
-use super::{attach, bpf, logs};
+use super::{attach, bpf, logs, netns};
 
 /// What `cargo xtask ebpf` built; empty when it had not been run.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
 
 /// Maps that are kept in bpffs.
-const PINNED: [&str; 8] =
-    [map::NSCFG, map::PODIP, map::LISTEN, map::SKPROXY, map::PODS, map::HANDSHAKES, map::COUNTS, map::DROPS];
+const PINNED: [&str; 10] = [
+    map::NSCFG,
+    map::PODIP,
+    map::LISTEN,
+    map::SKPROXY,
+    map::PROBE,
+    map::PROBEPORT,
+    map::PODS,
+    map::HANDSHAKES,
+    map::COUNTS,
+    map::DROPS,
+];
 
 /// The programs that all pods share.
 #[derive(Debug)]
@@ -37,6 +47,10 @@ pub(super) struct Programs {
     pub older: OwnedFd,
     /// TCP socket iterator, later looks.
     pub grown: OwnedFd,
+    /// sockops, the kubelet's cgroup.
+    pub probes: OwnedFd,
+    /// sockops, the pods' cgroup.
+    pub bystanders: OwnedFd,
 }
 
 /// Loads the programs and opens or makes the maps.
@@ -52,6 +66,8 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps), DatapathError> {
         guard_l3: shared(&mut object, pins, program::GUARD_L3)?,
         older: shared(&mut object, pins, program::OLDER)?,
         grown: shared(&mut object, pins, program::GROWN)?,
+        probes: shared(&mut object, pins, program::PROBES)?,
+        bystanders: shared(&mut object, pins, program::BYSTANDERS)?,
     };
     bpf::probe_tcx(programs.guard.as_fd()).map_err(DatapathError::NoTcx)?;
     logs::forward(&mut object).map_err(DatapathError::Log)?;
@@ -71,8 +87,13 @@ fn open(pins: &Pins, slot: u32) -> Result<Ebpf, DatapathError> {
         return Err(DatapathError::NoObject);
     }
     let paths = PINNED.map(|name| (name, pins.map(name)));
+    let node_netns = netns::cookie().map_err(DatapathError::Cookie)?;
     let mut loader = EbpfLoader::new();
-    loader.override_global("SLOT", &slot, true);
+    loader.override_global(constant::SLOT, &slot, true).override_global(
+        constant::NODE_NETNS,
+        &node_netns,
+        true,
+    );
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }
@@ -109,6 +130,7 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockAddr(program) => program.load(),
         Program::SkLookup(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
+        Program::SockOps(program) => program.load(),
         Program::Iter(program) => program.load("tcp", &Btf::from_sys_fs()?),
         _ => Err(ProgramError::UnexpectedProgramType),
     }

@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** the agent is the one writer of all maps here but SKPROXY, into which ztunnel writes too.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use aya::Ebpf;
 use aya::maps::{self, Map, MapData, MapError};
 use mesh_ebpf_abi::event::{Counter, DropEvent};
+use mesh_ebpf_abi::probe::ProbePort;
 use mesh_ebpf_abi::{
     Address, MAX_PODS, NetnsConfig, PodAddress, PodRecord, SOCKET_PROXY, SOCKETS_PER_POD, SocketKind, map,
 };
@@ -23,6 +24,7 @@ pub(super) struct Maps {
     podip: maps::HashMap<MapData, Address, PodAddress>,
     listen: maps::SockMap<MapData>,
     skproxy: maps::SkStorage<MapData, u32>,
+    probe_ports: maps::HashMap<MapData, ProbePort, u32>,
     pods: maps::HashMap<MapData, u32, PodRecord>,
     counts: maps::PerCpuArray<MapData, u64>,
     drops: maps::RingBuf<MapData>,
@@ -42,6 +44,7 @@ impl Maps {
             podip: typed(object, map::PODIP)?,
             listen: typed(object, map::LISTEN)?,
             skproxy: typed(object, map::SKPROXY)?,
+            probe_ports: typed(object, map::PROBEPORT)?,
             pods: typed(object, map::PODS)?,
             counts: typed(object, map::COUNTS)?,
             drops: typed(object, map::DROPS)?,
@@ -88,6 +91,21 @@ impl Maps {
         self.pods.insert(slot, record, 0).map_err(kernel)?;
         for address in addresses(record) {
             self.podip.insert(address, PodAddress { slot, flags: 0 }, 0).map_err(kernel)?;
+        }
+        Ok(())
+    }
+
+    /// Opens these ports of a pod to the kubelet, and no others.
+    ///
+    /// # Errors
+    /// When the map cannot be read or refuses.
+    pub(super) fn open_to_probes(&mut self, slot: u32, ports: &BTreeSet<u16>) -> io::Result<()> {
+        let all = self.probe_ports.keys().collect::<Result<Vec<_>, _>>().map_err(kernel)?;
+        for old in all.into_iter().filter(|old| old.slot == slot && !ports.contains(&old.port)) {
+            missing_is_fine(self.probe_ports.remove(&old))?;
+        }
+        for port in ports {
+            self.probe_ports.insert(ProbePort::new(slot, *port), 1, 0).map_err(kernel)?;
         }
         Ok(())
     }
@@ -144,6 +162,7 @@ impl Maps {
         for index in slot * SOCKETS_PER_POD..(slot + 1) * SOCKETS_PER_POD {
             result = result.and(missing_is_fine(self.listen.clear_index(&index)));
         }
+        result = result.and(self.open_to_probes(slot, &BTreeSet::new()));
         result.and(missing_is_fine(self.pods.remove(&slot)))
     }
 

@@ -5,6 +5,7 @@
 //! connection is either the proxy's, bound to lo, or flagged as older. Out is the reverse.
 //! **Invariant:** undoing is idempotent and works on what a crash left half done.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
-use mesh_ebpf_abi::{Address, FAMILY_V4, FAMILY_V6, MAX_ADDRESSES, MAX_UID, PodRecord};
+use mesh_ebpf_abi::{Address, FAMILY_V4, FAMILY_V6, MAX_ADDRESSES, MAX_PROBE_PORTS, MAX_UID, PodRecord};
 use tracing::warn;
 
 use super::bpf::{Hook, Target};
@@ -53,6 +54,8 @@ pub(super) struct Pod {
     pub pending: Pending,
     /// Where the connections that it opens come from, at most one address of each family; empty until `furnish`.
     pub sources: Vec<IpAddr>,
+    /// What its probes name; empty for a pod of an earlier agent that was not prepared again yet.
+    pub probe_ports: BTreeSet<u16>,
 }
 
 impl Pod {
@@ -79,12 +82,21 @@ impl Pod {
             *place = Address::from(*ip);
         }
         record.uid[..spec.uid.len()].copy_from_slice(spec.uid.as_bytes());
-        Ok(Self { netns: Some(spec.netns.try_clone()?), ..Self::known(slot, record) })
+        let mut probe_ports = spec.probe_ports.clone();
+        if let Some(first_not) = probe_ports.iter().nth(MAX_PROBE_PORTS).copied() {
+            warn!(
+                pod = spec.uid,
+                "probes name more than {MAX_PROBE_PORTS} ports; those from {first_not} on meet the proxy"
+            );
+            probe_ports.split_off(&first_not);
+        }
+        Ok(Self { netns: Some(spec.netns.try_clone()?), probe_ports, ..Self::known(slot, record) })
     }
 
     /// A pod as its record has it.
     pub(super) fn known(slot: u32, record: PodRecord) -> Self {
-        Self { slot, record, netns: None, pending: Pending::default(), sources: Vec::new() }
+        let (pending, sources, probe_ports) = (Pending::default(), Vec::new(), BTreeSet::new());
+        Self { slot, record, netns: None, pending, sources, probe_ports }
     }
 
     /// Whether the record says that it is captured.
@@ -140,6 +152,7 @@ impl Pod {
         step("set its sysctls", netns::within(netns.as_fd(), || sysctls::set(&config.proc)))?;
         let add = || self.sources.iter().try_for_each(|source| rules::add(config.numbers, *source));
         step("add its rules and routes", netns::within(netns.as_fd(), add))?;
+        step("open its ports to probes", maps.open_to_probes(self.slot, &self.probe_ports))?;
         let kept = kept.filter(|kept| listeners::belong(kept, self.record.netns_cookie));
         let v6 = self.families() & FAMILY_V6 != 0;
         let open = || listeners::open(kept, v6, &mut |socket| maps.flag(socket));

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use mesh_ebpf_abi::event::{Counter, DropEvent};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::datapath::{Datapath, Denies, Listeners, PodError, PodSpec, Reset, Survivor};
 
@@ -51,6 +52,8 @@ pub trait Kernel: Send + 'static {
     fn reset_older(&mut self, uid: &str, denies: &Denies<'_>) -> Result<Reset, PodError>;
     /// What the programs counted, and up to `most` of the packets and connections that they dropped.
     fn drops(&mut self, most: usize) -> Drops;
+    /// See [`Datapath::follow_kubelet`].
+    fn follow_kubelet(&mut self);
 }
 
 /// See [`Kernel::drops`].
@@ -104,6 +107,10 @@ impl Kernel for Datapath {
         let counts = Counter::ALL.iter().filter_map(count).collect();
         let events = std::iter::from_fn(|| self.next_drop()).take(most).collect();
         Drops { counts, events }
+    }
+
+    fn follow_kubelet(&mut self) {
+        Datapath::follow_kubelet(self);
     }
 }
 
@@ -191,3 +198,19 @@ impl Handle {
         result.await.map_err(|_| Dead)
     }
 }
+
+/// Looks where the kubelet is, until `shutdown`.
+pub async fn follow_kubelet(kernel: Handle, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(FOLLOW) => {}
+        }
+        if kernel.run(|kernel| kernel.follow_kubelet()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A kubelet that was restarted probes from a new cgroup: for this long its probes meet the proxy.
+const FOLLOW: Duration = Duration::from_secs(2);

@@ -105,7 +105,12 @@ impl<C: Cluster> Hands<C> {
     ) -> Result<(), EnrolError> {
         let description = with_addresses(&pod.description, &addresses);
         let kept = self.pods.listeners(&pod.uid)?;
-        let spec = PodSpec { uid: pod.uid.clone(), netns: netns.try_clone()?, addresses };
+        let spec = PodSpec {
+            uid: pod.uid.clone(),
+            netns: netns.try_clone()?,
+            addresses,
+            probe_ports: pod.probe_ports.clone(),
+        };
         let listeners = self.kernel.run(move |kernel| kernel.prepare(&spec, kept)).await??;
         let served = Served::new(description, netns, listeners)?;
         self.pods.add(served).await?;

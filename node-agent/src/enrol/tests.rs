@@ -22,6 +22,7 @@ fn member(name: &str) -> LocalPod {
         membership: Membership::Member,
         inherits: true,
         addresses: vec!["10.0.0.9".parse().unwrap()],
+        probe_ports: [8080].into(),
         annotated: false,
         finished: false,
         terminating: false,

@@ -1,5 +1,6 @@
 //! The pods of this node as enrolment sees them.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as api;
@@ -25,6 +26,8 @@ pub struct LocalPod {
     pub inherits: bool,
     /// From its status: empty until the kubelet has reported them.
     pub addresses: Vec<IpAddr>,
+    /// The ports that its probes and lifecycle hooks name: the kubelet reaches them directly.
+    pub probe_ports: BTreeSet<u16>,
     /// Its traffic is said to be captured (annotation).
     pub annotated: bool,
     /// Succeeded or Failed.
@@ -87,6 +90,7 @@ fn local(config: &Config, pod: &Pod, namespace: Option<&Namespace>, policies: Ve
         membership: membership(config, pod, namespace),
         inherits: pod.mode.is_none(),
         addresses: pod.addresses.clone(),
+        probe_ports: pod.probe_ports.clone(),
         annotated: pod.captured,
         finished: pod.finished,
         terminating: pod.terminating,

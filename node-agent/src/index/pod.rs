@@ -10,6 +10,7 @@ use mesh_core::proto::workload::WorkloadType;
 
 use super::event::ObjectName;
 use super::membership::{Mode, other_mesh};
+use super::probes;
 use super::{Changes, Index, Invalid, Key, address};
 
 /// The annotation that says a pod's capture is in place, so that others may send it HBONE (Istio's name).
@@ -32,6 +33,8 @@ pub(super) struct Pod {
     /// In the order of the status: the primary one first.
     pub(super) addresses: Vec<IpAddr>,
     pub(super) host_network: bool,
+    /// See [`probes::ports`].
+    pub(super) probe_ports: BTreeSet<u16>,
     /// Succeeded or Failed: its address may belong to another pod by now.
     pub(super) finished: bool,
     /// Being deleted.
@@ -96,6 +99,7 @@ impl Pod {
                 .unwrap_or_else(|| "default".to_owned()),
             addresses: addresses(status)?,
             host_network: spec.and_then(|spec| spec.host_network).unwrap_or_default(),
+            probe_ports: spec.map(probes::ports).unwrap_or_default(),
             finished: matches!(phase, Some("Succeeded" | "Failed")),
             terminating: meta.deletion_timestamp.is_some(),
             ready: condition(status, "Ready").is_some_and(|condition| condition.status == "True"),

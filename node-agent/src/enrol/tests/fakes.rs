@@ -179,6 +179,8 @@ impl Kernel for FakeKernel {
     fn drops(&mut self, _: usize) -> Drops {
         Drops::default()
     }
+
+    fn follow_kubelet(&mut self) {}
 }
 
 pub(super) struct FakeCluster {
