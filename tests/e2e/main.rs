@@ -10,6 +10,7 @@ mod fixture;
 mod interrupts;
 mod membership;
 mod outages;
+mod probes;
 mod program;
 mod refusals;
 mod reuse;

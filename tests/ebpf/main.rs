@@ -38,18 +38,24 @@ fn load_all(mut object: Ebpf) -> Result<()> {
         program::GUARD_L3,
         program::OLDER,
         program::GROWN,
+        program::PROBES,
+        program::BYSTANDERS,
     ] {
         let program = object.program_mut(name).with_context(|| format!("no program {name}"))?;
         match program {
             Program::CgroupSockAddr(program) => program.load(),
             Program::SkLookup(program) => program.load(),
             Program::SchedClassifier(program) => program.load(),
+            Program::SockOps(program) => program.load(),
             Program::Iter(program) => program.load("tcp", &aya::Btf::from_sys_fs()?),
             _ => anyhow::bail!("{name} is of another kind"),
         }
         .with_context(|| name.to_owned())?;
         assert!(name.len() <= 15, "the kernel cuts {name}");
+        let info = program.info()?;
+        let (verified, size) = (info.verified_instruction_count(), info.size_translated());
+        println!("{name}: {} instructions verified, {} bytes", verified.unwrap_or(0), size.unwrap_or(0));
     }
-    assert_eq!(object.programs().count(), 7, "a program that this test does not know");
+    assert_eq!(object.programs().count(), 9, "a program that this test does not know");
     Ok(())
 }

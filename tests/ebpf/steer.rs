@@ -6,9 +6,10 @@ use std::net::{IpAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Result, anyhow, ensure};
-use aya::maps::SockMap;
+use aya::maps::{HashMap, SockMap};
 use aya::programs::SkLookup;
 use mesh_ebpf_abi::event::Counter;
+use mesh_ebpf_abi::probe::{ProbePort, Tuple};
 use mesh_ebpf_abi::{HBONE_PORT, SocketKind, map, program};
 use socket2::SockRef;
 
@@ -71,6 +72,8 @@ fn packets_from_the_network() -> Result<()> {
     listen.set(SocketKind::Hbone6.index(SLOT), &hbone6, 0)?;
     let (plain, hbone) = (cookie(&plain)?, cookie(&hbone)?);
     let (plain6, hbone6) = (cookie(&plain6)?, cookie(&hbone6)?);
+    let mut take = |name| object.take_map(name).ok_or_else(|| anyhow!("no {name}"));
+    let maps = (take(map::PROBE)?, take(map::PROBEPORT)?);
     let steer: &mut SkLookup =
         object.program_mut(program::STEER).ok_or_else(|| anyhow!("no steer"))?.try_into()?;
     steer.load()?;
@@ -98,9 +101,34 @@ fn packets_from_the_network() -> Result<()> {
     ] {
         assert_eq!((verdict, chosen), expected, "{why}");
     }
+    let ends = |from: &str, port| -> Result<Tuple> {
+        Ok(Tuple {
+            source: from.parse::<IpAddr>()?.into(),
+            destination: "10.1.0.3".parse::<IpAddr>()?.into(),
+            source_port: 40_000,
+            destination_port: port,
+        })
+    };
+    let mut probes = HashMap::<_, Tuple, u32>::try_from(maps.0)?;
+    let mut ports = HashMap::<_, ProbePort, u32>::try_from(maps.1)?;
+    ports.insert(ProbePort::new(SLOT, 80), 1, 0)?;
+    ports.insert(ProbePort::new(SLOT + 1, 81), 1, 0)?;
+    for (from, port, slot) in [("10.2.0.1", 80, SLOT), ("10.2.0.1", 81, SLOT), ("10.2.0.2", 80, SLOT + 1)] {
+        probes.insert(ends(from, port)?, slot, 0)?;
+    }
+    for (why, (verdict, chosen), expected) in [
+        ("the kubelet", tcp("10.2.0.1", "10.1.0.3", 80)?, (PASS, 0)),
+        ("to a port that only another pod's probes name", tcp("10.2.0.1", "10.1.0.3", 81)?, (PASS, plain)),
+        ("recorded for the address's last pod", tcp("10.2.0.2", "10.1.0.3", 80)?, (PASS, plain)),
+        ("not recorded", tcp("10.2.0.3", "10.1.0.3", 80)?, (PASS, plain)),
+        ("at another port of the pod", tcp("10.2.0.1", "10.1.0.3", 82)?, (PASS, plain)),
+    ] {
+        assert_eq!((verdict, chosen), expected, "{why}");
+    }
     listen.clear_index(&SocketKind::Inbound4.index(SLOT))?;
     assert_eq!(tcp("10.2.0.9", "10.1.0.3", 80)?, (DROP, 0), "no listener");
     assert_eq!(object::count(&object, Counter::SteerNoListener)?, 1);
+    assert_eq!(object::count(&object, Counter::Probed)?, 1);
     Ok(())
 }
 

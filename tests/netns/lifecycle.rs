@@ -224,6 +224,6 @@ pub(crate) fn nothing_pinned(world: &World) -> Result<()> {
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .collect::<Result<_>>()?;
     names.sort();
-    ensure!(names == ["capture4", "capture6"], "{names:?}");
+    ensure!(names == ["capture4", "capture6", "probes"], "{names:?}");
     Ok(())
 }

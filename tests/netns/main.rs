@@ -13,6 +13,7 @@ mod local;
 mod older;
 mod outbound;
 mod packets;
+mod probes;
 mod proxy;
 mod revoked;
 mod upheaval;

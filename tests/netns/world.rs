@@ -3,11 +3,12 @@
 //! **Invariant:** everything is gone after the test, also when it panics. The test process joins the cgroup, so its
 //! connections from inside a pod are an app's; so one test runs at a time.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use mesh_ebpf_abi::SOCKET_PROXY;
 use mesh_tests::cgroup;
 use mesh_tests::netns::{self, Netns};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use node_agent::datapath::{Config, Datapath, Listeners, Numbers, PodSpec};
+use node_agent::datapath::{Config, Datapath, KubeletConfig, Listeners, Numbers, PodSpec};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::family::{Family, transparent};
@@ -38,6 +39,8 @@ pub(crate) struct Pod {
     pub(crate) address: IpAddr,
     pub(crate) v4: Ipv4Addr,
     pub(crate) v6: Ipv6Addr,
+    /// What its probes name.
+    pub(crate) probe_ports: BTreeSet<u16>,
 }
 
 impl Pod {
@@ -53,7 +56,8 @@ impl Pod {
     }
 
     pub(crate) fn spec_with(&self, addresses: Vec<IpAddr>) -> Result<PodSpec> {
-        Ok(PodSpec { uid: self.uid.clone(), netns: self.netns.descriptor()?, addresses })
+        let (uid, netns) = (self.uid.clone(), self.netns.descriptor()?);
+        Ok(PodSpec { uid, netns, addresses, probe_ports: self.probe_ports.clone() })
     }
 
     pub(crate) fn at(&self, port: u16) -> SocketAddr {
@@ -90,6 +94,7 @@ pub(crate) struct World {
     pub(crate) router: Netns,
     pub(crate) bpffs: PathBuf,
     pub(crate) cgroup: PathBuf,
+    pub(crate) kubelet: PathBuf,
     home: PathBuf,
     _alone: MutexGuard<'static, ()>,
 }
@@ -113,10 +118,11 @@ impl World {
         let mut world = Self {
             family,
             router: Netns::create(&name("r"))?,
-            a: pod(&name("a"), family, 1)?,
-            b: pod(&name("b"), family, 2)?,
+            a: pod(&name("a"), family, 1, &[PORT])?,
+            b: pod(&name("b"), family, 2, &[])?,
             bpffs,
             cgroup: root.join(name("cgroup")),
+            kubelet: root.join(name("kubelet")),
             home,
             _alone: alone,
         };
@@ -132,6 +138,7 @@ impl World {
         fs::create_dir_all(&self.bpffs)?;
         self.mount_bpffs()?;
         fs::create_dir_all(&self.cgroup)?;
+        fs::create_dir_all(&self.kubelet)?;
         join(&self.cgroup)
     }
 
@@ -184,13 +191,15 @@ impl World {
         Config {
             bpffs: self.bpffs.clone(),
             cgroup_root: Some(self.cgroup.clone()),
+            kubelet: KubeletConfig { cgroup: Some(self.kubelet.clone()), port: 0 },
             proc: PathBuf::from("/proc"),
             numbers: Numbers::default(),
         }
     }
 
+    /// The router is the node.
     pub(crate) fn open(&self) -> Result<Datapath> {
-        Ok(Datapath::open(&self.config())?)
+        self.router.run(|| Ok(Datapath::open(&self.config())?))
     }
 
     /// The pod dies: its network namespace loses its name and this process's hold on it.
@@ -202,7 +211,12 @@ impl World {
 
     /// Runs `work` as a process outside the captured cgroup.
     pub(crate) fn outside<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        join(&self.home)?;
+        self.within(&self.home, work)
+    }
+
+    /// Runs `work` as a process in this cgroup.
+    pub(crate) fn within<T>(&self, cgroup: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        join(cgroup)?;
         let result = work();
         join(&self.cgroup)?;
         result
@@ -232,6 +246,7 @@ impl Drop for World {
         let unmounted = umount2(&self.bpffs, MntFlags::MNT_DETACH);
         let removed = fs::remove_dir(&self.bpffs);
         cgroup::remove_tree(&self.cgroup);
+        cgroup::remove_tree(&self.kubelet);
         for name in [self.a.netns.name(), self.b.netns.name(), self.router.name()] {
             netns::remove(name);
         }
@@ -316,11 +331,12 @@ pub(crate) fn converse(one: &TcpStream, other: &TcpStream) -> Result<()> {
     Ok(())
 }
 
-fn pod(name: &str, family: Family, net: u8) -> Result<Pod> {
+fn pod(name: &str, family: Family, net: u8, probe_ports: &[u16]) -> Result<Pod> {
     let v4 = Ipv4Addr::new(10, 98, net, 2);
     let v6 = Ipv6Addr::new(0xfd98, net.into(), 0, 0, 0, 0, 0, 2);
     let address = family.pick(v4.into(), v6.into());
-    Ok(Pod { uid: name.to_owned(), netns: Netns::create(name)?, address, v4, v6 })
+    let (netns, probe_ports) = (Netns::create(name)?, probe_ports.iter().copied().collect());
+    Ok(Pod { uid: name.to_owned(), netns, address, v4, v6, probe_ports })
 }
 
 fn own_cgroup() -> Result<String> {
@@ -330,7 +346,7 @@ fn own_cgroup() -> Result<String> {
     Ok(line.to_owned())
 }
 
-fn join(cgroup: &std::path::Path) -> Result<()> {
+fn join(cgroup: &Path) -> Result<()> {
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string())
         .with_context(|| format!("join {}", cgroup.display()))
 }

@@ -10,6 +10,7 @@ use crate::Lab;
 mod claims;
 mod crashes;
 mod keep;
+mod probes;
 mod reuse;
 mod scene;
 mod strict;

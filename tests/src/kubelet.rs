@@ -4,6 +4,7 @@
 //! Level triggered: on any change the node's pods are compared with the workers there are.
 
 use std::collections::BTreeMap;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::cluster::{Cluster, Kind};
 use crate::node::Node;
+use crate::rootfs::BINARIES;
 use crate::sandbox::Capabilities;
 
 mod container;
@@ -23,6 +25,9 @@ mod volumes;
 mod worker;
 
 pub use live::Live;
+
+/// Where a kubelet serves its API.
+pub const PORT: u16 = 10250;
 
 /// One node's kubelet.
 pub struct Kubelet {
@@ -50,6 +55,8 @@ impl Kubelet {
 
     /// Serve the node for ever.
     pub async fn run(self: Arc<Self>) {
+        // The mesh knows a kubelet by its port.
+        let _server = self.serve().inspect_err(|error| tracing::warn!("the kubelet's server: {error:#}"));
         let mut changed = self.cluster.changed();
         loop {
             self.compare();
@@ -57,6 +64,14 @@ impl Kubelet {
                 return;
             }
         }
+    }
+
+    /// A process in the kubelet's cgroup that listens where a kubelet does.
+    fn serve(&self) -> anyhow::Result<tokio::process::Child> {
+        let mut command = self.node.command(&format!("{BINARIES}/ambit-example"))?;
+        command.args(["serve", "--name=kubelet", &format!("--listen=0.0.0.0:{PORT}")]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(tokio::process::Command::from(command).kill_on_drop(true).spawn()?)
     }
 
     /// Start what is new, stop what is leaving or gone.

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::api::LogSource;
 use crate::cluster::Cluster;
-use crate::kubelet::Kubelet;
+use crate::kubelet::{self, Kubelet};
 use crate::node::Node;
 use crate::stack::Family;
 use crate::{dns, fabric};
@@ -81,6 +81,7 @@ pub(super) fn node(cluster: &Cluster, node: &Node) -> anyhow::Result<()> {
         &json!({
             "addresses": addresses,
             "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady" }],
+            "daemonEndpoints": { "kubeletEndpoint": { "Port": kubelet::PORT } },
             "nodeInfo": {
                 "architecture": std::env::consts::ARCH, "operatingSystem": "linux", "kubeletVersion": "v1.34.0",
                 "bootID": "", "containerRuntimeVersion": "ambit-lab://1", "kernelVersion": "", "kubeProxyVersion": "",
