@@ -19,7 +19,7 @@ use mesh_ebpf_abi::packet::{self, Bytes, Packet};
 use crate::maps::{SKPROXY, count, report};
 use crate::probe;
 
-const TCX_NEXT: i32 = -1;
+pub(crate) const TCX_NEXT: i32 = -1;
 const TCP_TIME_WAIT: u32 = 6;
 
 /// For devices whose frames begin with an Ethernet header.
@@ -99,9 +99,9 @@ fn event(bytes: &Skb, ip: u32, tcp: u32, counter: Counter) -> DropEvent {
 }
 
 /// The packet, from one of its headers on.
-struct Skb {
-    skb: *const __sk_buff,
-    start: u32,
+pub(crate) struct Skb {
+    pub(crate) skb: *const __sk_buff,
+    pub(crate) start: u32,
 }
 
 impl Bytes for Skb {

@@ -11,6 +11,7 @@ mod guard;
 mod maps;
 mod older;
 mod probe;
+mod refuse;
 mod sk_lookup;
 
 /// Logs in debug builds; nothing is left of the call, nor of its arguments, in others.

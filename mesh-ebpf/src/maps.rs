@@ -10,6 +10,7 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use mesh_ebpf_abi::event::{Counter, DropEvent};
 use mesh_ebpf_abi::probe::{ProbePort, Tuple};
+use mesh_ebpf_abi::refuse::{Asked, PLACES};
 use mesh_ebpf_abi::{
     Address, Handshake, MAX_ADDRESSES, MAX_PODS, MAX_PROBE_PORTS, MAX_PROBES, NetnsConfig, PodAddress, PodRecord,
     SOCKETS_PER_POD,
@@ -19,7 +20,7 @@ use mesh_ebpf_abi::{
 #[map]
 pub(crate) static NSCFG: HashMap<u64, NetnsConfig> = HashMap::with_max_entries(MAX_PODS, 0);
 
-/// Written by the agent. Read by connect, sk_lookup and `probes`.
+/// Written by the agent. Read by connect, sk_lookup, `probes` and `refuse`.
 #[map]
 pub(crate) static PODIP: HashMap<Address, PodAddress> =
     HashMap::with_max_entries(MAX_PODS * MAX_ADDRESSES as u32, 0);
@@ -42,6 +43,10 @@ pub(crate) static PROBE: LruHashMap<Tuple, u32> = LruHashMap::with_max_entries(M
 #[map]
 pub(crate) static PROBEPORT: HashMap<ProbePort, u32> =
     HashMap::with_max_entries(MAX_PODS * MAX_PROBE_PORTS as u32, BPF_F_NO_PREALLOC);
+
+/// Written by `refuse`, read by sk_lookup for the same packet.
+#[map]
+pub(crate) static ASKED: PerCpuArray<Asked> = PerCpuArray::with_max_entries(PLACES, 0);
 
 /// Written by the agent for the next agent; no program reads it. Here so that it is pinned with the others.
 #[map]

@@ -1,5 +1,6 @@
 //! sk_lookup, one program a pod: chooses the socket that a new connection in the pod's network namespace meets.
 //!
+//! Where `refuse` found that nobody listens the packet is dropped too, and the kernel refuses the connection.
 //! Established connections never come here. No listener in the slot means drop: inbound the peer gets a reset,
 //! outbound the SYN is repeated until a proxy is there. Other protocols than TCP pass.
 
@@ -9,9 +10,10 @@ use aya_ebpf::programs::SkLookupContext;
 use mesh_ebpf_abi::Address;
 use mesh_ebpf_abi::event::{Counter, DropEvent};
 use mesh_ebpf_abi::probe::Tuple;
+use mesh_ebpf_abi::refuse::{Asked, UNKNOWN};
 use mesh_ebpf_abi::steer::{Lookup, Steer, steer as choose};
 
-use crate::maps::{LISTEN, count, report, slot_of};
+use crate::maps::{ASKED, LISTEN, count, report, slot_of};
 use crate::probe::probed;
 
 const AF_INET: u32 = 2;
@@ -34,6 +36,10 @@ fn steer(ctx: SkLookupContext) -> u32 {
         Steer::Probe => {
             count(Counter::Probed);
             return sk_action::SK_PASS;
+        }
+        Steer::Refuse => {
+            count(Counter::Refused);
+            return sk_action::SK_DROP;
         }
         Steer::To(index) => match LISTEN.redirect_sk_lookup(&ctx, index, NO_REUSEPORT) {
             Ok(()) => return steered(),
@@ -110,6 +116,7 @@ impl Facts {
             local_slot: slot_of(&self.local),
             remote_slot: slot_of(&self.remote),
             probed: probed(&ends, slot()),
+            asked: ASKED.get(Asked::place(&ends)).map_or(UNKNOWN, |asked| asked.of(&ends)),
         }
     }
 

@@ -38,11 +38,13 @@ pub enum Counter {
     GuardLinkLocal = 13,
     /// New connections of the kubelet that passed to the app.
     Probed = 14,
+    /// New connections refused: nobody listens where they go.
+    Refused = 15,
 }
 
 impl Counter {
     /// All of them, each at its index.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Captured,
         Self::CaptureFailed,
         Self::Steered,
@@ -58,6 +60,7 @@ impl Counter {
         Self::Unreachable,
         Self::GuardLinkLocal,
         Self::Probed,
+        Self::Refused,
     ];
 
     /// Name for a metric's label.
@@ -78,6 +81,7 @@ impl Counter {
             Self::Unreachable => "unreachable_family",
             Self::GuardLinkLocal => "link_local",
             Self::Probed => "probed",
+            Self::Refused => "refused",
         }
     }
 }

@@ -1,8 +1,8 @@
 #![no_std]
 //! What kernel programs and user space share: layouts, numbers, and the decisions of the programs as pure functions.
 //!
-//! The programs look facts up and act; what follows from the facts is decided in `capture`, `steer`, `guard` and
-//! `probe`, which run in the kernel and in unit tests on the host.
+//! The programs look facts up and act; what follows from the facts is decided in `capture`, `steer`, `guard`,
+//! `probe` and `refuse`, which run in the kernel and in unit tests on the host.
 //! **Invariant:** a change of any layout or of the meaning of a number here changes `ABI_VERSION`.
 
 pub mod addr;
@@ -11,6 +11,7 @@ pub mod event;
 pub mod guard;
 pub mod packet;
 pub mod probe;
+pub mod refuse;
 pub mod steer;
 
 use core::mem::{align_of, offset_of, size_of};
@@ -60,6 +61,8 @@ pub mod map {
     pub const PROBE: &str = "PROBE";
     /// Port of a pod ([`ProbePort`](crate::probe::ProbePort)) that such a connection may reach; a set.
     pub const PROBEPORT: &str = "PROBEPORT";
+    /// Whether somebody listens where the last new connections go ([`Asked`](crate::refuse::Asked)); an array per CPU.
+    pub const ASKED: &str = "ASKED";
     /// Slot to [`PodRecord`](crate::PodRecord), for the next agent; no program reads it.
     pub const PODS: &str = "PODS";
     /// Counters per CPU, index [`Counter`](crate::event::Counter).
@@ -82,6 +85,10 @@ pub mod program {
     pub const GUARD: &str = "guard";
     /// tcx egress on devices without.
     pub const GUARD_L3: &str = "guard_l3";
+    /// tcx ingress on devices with Ethernet headers: asks whether anybody listens.
+    pub const REFUSE: &str = "refuse";
+    /// tcx ingress on devices without.
+    pub const REFUSE_L3: &str = "refuse_l3";
     /// TCP socket iterator: flags the sockets older than enrolment.
     pub const OLDER: &str = "older";
     /// TCP socket iterator: flags those whose handshake is older than enrolment.

@@ -1,7 +1,7 @@
 //! Which listener a new connection in an enrolled pod's network namespace meets.
 
 use crate::event::Counter;
-use crate::{Address, HBONE_PORT, SocketKind};
+use crate::{Address, HBONE_PORT, SocketKind, refuse};
 
 /// What the sk_lookup hook knows: the addresses are the packet's, "local" is its destination.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +27,9 @@ pub struct Lookup {
     pub remote_slot: Option<u32>,
     /// Whether the kubelet opened this connection, to this pod and to a port that its probes name.
     pub probed: bool,
+    /// What was found out of this connection at the pod's ingress, an answer of `refuse`. A plain number: LLVM reads the
+    /// content of an Option that is none, which the verifier refuses.
+    pub asked: u32,
 }
 
 /// What to do with the packet.
@@ -36,6 +39,8 @@ pub enum Steer {
     Pass,
     /// The same for the kubelet.
     Probe,
+    /// A refusal: nobody listens.
+    Refuse,
     /// The listener at this index of `LISTEN`.
     To(u32),
     /// Nobody: not ours and not the app's.
@@ -50,7 +55,9 @@ pub fn steer(lookup: &Lookup) -> Steer {
     let from_self = lookup.remote_slot == Some(lookup.slot);
     // A pod dials its own link-local address from that address; a neighbour that forges it gets no answer.
     let own_link = lookup.local.is_link_local() && lookup.remote == lookup.local;
-    if lookup.local.is_loopback() || own_link {
+    // Of what comes in on lo nobody asks.
+    let question = lookup.asked == refuse::ASKING && !lookup.on_lo;
+    if lookup.local.is_loopback() || own_link || question {
         return Steer::Pass;
     }
     match (lookup.on_lo, to_self) {
@@ -60,6 +67,7 @@ pub fn steer(lookup: &Lookup) -> Steer {
         // The pod dials itself. From outside such a source is a martian.
         (false, true) if from_self || lookup.remote.is_loopback() => Steer::Pass,
         (false, true) if lookup.probed => Steer::Probe,
+        (false, true) if lookup.asked == refuse::NOBODY && lookup.local_port != HBONE_PORT => Steer::Refuse,
         (false, true) => Steer::To(inbound(lookup)),
         _ => Steer::Drop(Counter::SteerForeign),
     }
@@ -121,6 +129,7 @@ mod tests {
             local_slot,
             remote_slot,
             probed: false,
+            asked: refuse::UNKNOWN,
         }
     }
 
@@ -162,6 +171,24 @@ mod tests {
             ("the pod dials itself, link-local", eth0, "fe80::3", "fe80::3", 80, Steer::Pass),
         ] {
             assert_eq!(steer(&lookup(on_lo, remote, local, port)), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn what_was_found_out_counts_for_plaintext_only() {
+        use crate::refuse::{ASKING, NOBODY, SOMEBODY};
+        let asked = |answer, on_lo, remote, local, port| {
+            steer(&Lookup { asked: answer, ..lookup(on_lo, remote, local, port) })
+        };
+        for (why, met, expected) in [
+            ("the question itself", asked(ASKING, false, OUTSIDE, POD, 80), Steer::Pass),
+            ("nobody listens", asked(NOBODY, false, OUTSIDE, POD, 80), Steer::Refuse),
+            ("somebody does", asked(SOMEBODY, false, OUTSIDE, POD, 80), Steer::To(3 * 8)),
+            ("HBONE's port is the proxy's", asked(NOBODY, false, OUTSIDE, POD, 15008), Steer::To(3 * 8 + 4)),
+            ("a question about another pod's address", asked(ASKING, false, OUTSIDE, OTHER, 80), Steer::Pass),
+            ("on lo there is no question", asked(ASKING, true, POD, OUTSIDE, 80), Steer::To(3 * 8 + 2)),
+        ] {
+            assert_eq!(met, expected, "{why}");
         }
     }
 
