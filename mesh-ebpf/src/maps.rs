@@ -12,8 +12,8 @@ use mesh_ebpf_abi::event::{Counter, DropEvent};
 use mesh_ebpf_abi::probe::{ProbePort, Tuple};
 use mesh_ebpf_abi::refuse::{Asked, PLACES};
 use mesh_ebpf_abi::{
-    Address, Handshake, MAX_ADDRESSES, MAX_PODS, MAX_PROBE_PORTS, MAX_PROBES, NetnsConfig, PodAddress, PodRecord,
-    SOCKETS_PER_POD,
+    Address, Handshake, MAX_ADDRESSES, MAX_PODS, MAX_PROBE_PORTS, MAX_PROBES, NetnsConfig, PodAddress,
+    PodRecord, SOCKETS_PER_POD,
 };
 
 /// Written by the agent: an entry switches capture of connect() on. Read by connect.

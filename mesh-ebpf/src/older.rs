@@ -9,8 +9,8 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_seq_write, bpf_skc_to_tcp_sock};
-use mesh_ebpf_abi::{Handshake, SOCKET_OLDER};
 use mesh_ebpf_abi::event::Counter;
+use mesh_ebpf_abi::{Handshake, SOCKET_OLDER};
 
 use crate::maps::{HANDSHAKES, SKPROXY, count};
 

@@ -36,16 +36,20 @@ pub(super) fn ensure(
     Ok(true)
 }
 
-/// Attaches the guard to every interface of the calling thread's network namespace that has none; pins are in
-/// `directory`.
+/// Attaches the guard, and what refuses, to every interface of the calling thread's network namespace that has none;
+/// pins are in `directory`.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub(super) fn guard(directory: &Path, programs: &Programs) -> io::Result<()> {
     rules::interfaces()?.into_iter().try_for_each(|interface| {
-        let path = directory.join(guard_pin(interface));
         let target = Target::Interface(interface.index);
-        ensure(&path, programs.guard_for(interface).as_fd(), target, Hook::TcxEgress).map(drop)
+        let hooks =
+            [(refuse_program(interface), Hook::TcxIngress), (guard_program(interface), Hook::TcxEgress)];
+        hooks.into_iter().try_for_each(|(name, hook)| {
+            let program = programs.on_interface(name).ok_or(io::ErrorKind::NotFound)?;
+            ensure(&directory.join(interface_pin(name, interface)), program.as_fd(), target, hook).map(drop)
+        })
     })
 }
 
@@ -99,14 +103,19 @@ pub(super) fn detach(path: &Path) -> io::Result<()> {
     remove(path)
 }
 
-/// Name of the guard's pin on an interface.
-pub(super) fn guard_pin(interface: Interface) -> String {
-    format!("{}-{}", guard_program(interface), interface.index)
+/// Name of a program's pin on an interface.
+pub(super) fn interface_pin(program: &str, interface: Interface) -> String {
+    format!("{program}-{}", interface.index)
 }
 
 /// Which guard fits an interface.
 pub(super) fn guard_program(interface: Interface) -> &'static str {
     if interface.ethernet { mesh_ebpf_abi::program::GUARD } else { mesh_ebpf_abi::program::GUARD_L3 }
+}
+
+/// Which of the programs that refuse fits an interface.
+pub(super) fn refuse_program(interface: Interface) -> &'static str {
+    if interface.ethernet { mesh_ebpf_abi::program::REFUSE } else { mesh_ebpf_abi::program::REFUSE_L3 }
 }
 
 /// Whether the name is that of a guard's pin.
@@ -132,8 +141,9 @@ mod tests {
     fn guards_by_device() {
         let ethernet = Interface { index: 2, ethernet: true };
         let bare = Interface { index: 7, ethernet: false };
-        assert_eq!((guard_program(ethernet), guard_pin(ethernet)), ("guard", "guard-2".to_owned()));
-        assert_eq!((guard_program(bare), guard_pin(bare)), ("guard_l3", "guard_l3-7".to_owned()));
-        assert!(is_guard("guard-2") && is_guard("guard_l3-7") && !is_guard("steer"));
+        assert_eq!((guard_program(ethernet), refuse_program(ethernet)), ("guard", "refuse"));
+        assert_eq!((guard_program(bare), refuse_program(bare)), ("guard_l3", "refuse_l3"));
+        assert_eq!(interface_pin("guard_l3", bare), "guard_l3-7");
+        assert!(is_guard("guard-2") && is_guard("guard_l3-7") && !is_guard("steer") && !is_guard("refuse-2"));
     }
 }

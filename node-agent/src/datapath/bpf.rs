@@ -25,6 +25,8 @@ pub(super) enum Hook {
     Iterator = 28,
     /// Network namespace: socket lookup.
     SkLookup = 36,
+    /// Interface: ingress.
+    TcxIngress = 46,
     /// Interface: egress.
     TcxEgress = 47,
 }

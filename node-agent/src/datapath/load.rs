@@ -19,13 +19,14 @@ use super::{attach, bpf, logs, netns};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
 
 /// Maps that are kept in bpffs.
-const PINNED: [&str; 10] = [
+const PINNED: [&str; 11] = [
     map::NSCFG,
     map::PODIP,
     map::LISTEN,
     map::SKPROXY,
     map::PROBE,
     map::PROBEPORT,
+    map::ASKED,
     map::PODS,
     map::HANDSHAKES,
     map::COUNTS,
@@ -43,6 +44,10 @@ pub(super) struct Programs {
     pub guard: OwnedFd,
     /// tcx egress, other devices.
     pub guard_l3: OwnedFd,
+    /// tcx ingress, Ethernet devices.
+    pub refuse: OwnedFd,
+    /// tcx ingress, other devices.
+    pub refuse_l3: OwnedFd,
     /// TCP socket iterator, the first look.
     pub older: OwnedFd,
     /// TCP socket iterator, later looks.
@@ -64,6 +69,8 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps), DatapathError> {
         connect6: shared(&mut object, pins, program::CONNECT6)?,
         guard: shared(&mut object, pins, program::GUARD)?,
         guard_l3: shared(&mut object, pins, program::GUARD_L3)?,
+        refuse: shared(&mut object, pins, program::REFUSE)?,
+        refuse_l3: shared(&mut object, pins, program::REFUSE_L3)?,
         older: shared(&mut object, pins, program::OLDER)?,
         grown: shared(&mut object, pins, program::GROWN)?,
         probes: shared(&mut object, pins, program::PROBES)?,

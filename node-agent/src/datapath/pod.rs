@@ -236,19 +236,20 @@ impl Pod {
 }
 
 impl Programs {
-    /// The guard for an interface.
-    pub(super) fn guard_for(&self, interface: Interface) -> &OwnedFd {
-        if interface.ethernet { &self.guard } else { &self.guard_l3 }
+    /// A program of an interface, which all pods share, by its name.
+    pub(super) fn on_interface(&self, name: &str) -> Option<&OwnedFd> {
+        match name {
+            mesh_ebpf_abi::program::GUARD => Some(&self.guard),
+            mesh_ebpf_abi::program::GUARD_L3 => Some(&self.guard_l3),
+            mesh_ebpf_abi::program::REFUSE => Some(&self.refuse),
+            mesh_ebpf_abi::program::REFUSE_L3 => Some(&self.refuse_l3),
+            _ => None,
+        }
     }
 
     /// The program that the link of this name in a pod's directory should run, if all pods share it.
     fn shared(&self, link: &str) -> Option<&OwnedFd> {
-        let (program, _) = link.split_once('-')?;
-        match program {
-            mesh_ebpf_abi::program::GUARD => Some(&self.guard),
-            mesh_ebpf_abi::program::GUARD_L3 => Some(&self.guard_l3),
-            _ => None,
-        }
+        self.on_interface(link.split_once('-')?.0)
     }
 }
 
