@@ -36,6 +36,8 @@ fn load_all(mut object: Ebpf) -> Result<()> {
         program::STEER,
         program::GUARD,
         program::GUARD_L3,
+        program::REFUSE,
+        program::REFUSE_L3,
         program::OLDER,
         program::GROWN,
         program::PROBES,
@@ -56,6 +58,6 @@ fn load_all(mut object: Ebpf) -> Result<()> {
         let (verified, size) = (info.verified_instruction_count(), info.size_translated());
         println!("{name}: {} instructions verified, {} bytes", verified.unwrap_or(0), size.unwrap_or(0));
     }
-    assert_eq!(object.programs().count(), 9, "a program that this test does not know");
+    assert_eq!(object.programs().count(), 11, "a program that this test does not know");
     Ok(())
 }

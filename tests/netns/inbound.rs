@@ -24,7 +24,6 @@ fn the_port_chooses_the_listener() -> Result<()> {
             (PORT, world.family.inbound(&listeners[0])),
             (7001, world.family.inbound(&listeners[0])),
             (7002, world.family.inbound(&listeners[0])),
-            (7003, world.family.inbound(&listeners[0])),
             (HBONE_PORT, world.family.hbone(&listeners[0])),
         ] {
             let client = world.b.dial(world.a.at(port), PATIENCE)?;
@@ -151,6 +150,7 @@ fn a_reuseport_group_does_not_undo_the_choice() -> Result<()> {
         };
         let listeners = datapath.prepare(&world.a.spec()?, Some(kept))?;
         datapath.capture(&world.a.uid)?;
+        let _app = world.a.serve()?;
         for _ in 0..64 {
             let client: TcpStream = world.b.dial(world.a.at(PORT), PATIENCE)?;
             converse(&client, &accept(world.family.inbound(&listeners))?)?;

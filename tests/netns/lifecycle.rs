@@ -164,6 +164,7 @@ fn without_a_setting_the_cgroup_is_found() -> Result<()> {
     let listeners = enrol(&mut datapath, &world.a)?;
     let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
     converse(&client, &accept(world.family.outbound(&listeners))?)?;
+    let _app = world.a.serve()?;
     ensure!(world.b.dial(world.a.at(PORT), REFUSAL).is_ok());
     Ok(())
 }

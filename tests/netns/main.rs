@@ -15,6 +15,7 @@ mod outbound;
 mod packets;
 mod probes;
 mod proxy;
+mod refuse;
 mod revoked;
 mod upheaval;
 mod world;

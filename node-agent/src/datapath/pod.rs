@@ -20,7 +20,7 @@ use super::bpf::{Hook, Target};
 use super::load::Programs;
 use super::maps::{self, Maps};
 use super::pins::Pins;
-use super::rules::{self, Interface};
+use super::rules;
 use super::upkeep::Pending;
 use super::{Config, Listeners, PodSpec, attach, bpf, listeners, netns, older, sysctls};
 
