@@ -83,8 +83,12 @@ fn dies(world: &World, datapath: &mut Datapath, number: usize) -> Result<()> {
         "link add eth0 type veth peer name d{number} netns {}\naddr add 10.98.3.2/24 dev eth0\nlink set eth0 up\n",
         world.router.name()
     ))?;
-    let spec =
-        PodSpec { uid: name.clone(), netns: netns.descriptor()?, addresses: vec!["10.98.3.2".parse()?] };
+    let spec = PodSpec {
+        uid: name.clone(),
+        netns: netns.descriptor()?,
+        addresses: vec!["10.98.3.2".parse()?],
+        probe_ports: [PORT].into(),
+    };
     let listeners = datapath.prepare(&spec, None)?;
     datapath.capture(&name)?;
     drop((spec, netns, listeners));

@@ -219,7 +219,8 @@ fn v4_works(world: &World, listeners: &Listeners) -> Result<()> {
         let client = world.a.dial(to.parse()?, PATIENCE)?;
         converse(&client, &accept(&listeners.outbound_v4)?)?;
     }
-    let client = world.b.dial(SocketAddr::from((world.a.v4, PORT)), PATIENCE)?;
+    let _app = world.a.listen("0.0.0.0:7001")?;
+    let client = world.b.dial(SocketAddr::from((world.a.v4, 7001)), PATIENCE)?;
     converse(&client, &accept(&listeners.inbound_v4)?)
 }
 

@@ -60,9 +60,10 @@ fn a_pod_with_users_of_its_own_joins_and_leaves() -> Result<()> {
     let (mut datapath, listeners) = world.enrolled(&[&world.a])?;
     let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
     converse(&client, &accept(&listeners[0].outbound_v4)?)?;
+    let app = world.a.serve()?;
     let client = world.b.dial(world.a.at(PORT), PATIENCE)?;
     converse(&client, &accept(&listeners[0].inbound_v4)?)?;
-    drop((client, listeners));
+    drop((client, listeners, app));
     datapath.leave(&world.a.uid)?;
     ensure!(Traces::of(&world.a)? == before);
     Ok(())

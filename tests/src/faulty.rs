@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use mesh_core::pod_link::Listener;
 use mesh_core::proto::pods as proto;
 use node_agent::cluster::{Cluster, ClusterError};
-use node_agent::datapath::{Config, Datapath, Numbers};
+use node_agent::datapath::{Config, Datapath, KubeletConfig, Numbers};
 use node_agent::enrol::kernel;
 use node_agent::enrol::plan::{Outcome, Step};
 use node_agent::enrol::steps::Hands;
@@ -65,6 +65,7 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let datapath = Datapath::open(&Config {
         bpffs: arguments.bpffs.clone(),
         cgroup_root: Some(arguments.cgroup.clone()),
+        kubelet: KubeletConfig { cgroup: None, port: 0 },
         proc: "/proc".into(),
         numbers: Numbers::default(),
     })?;
@@ -134,6 +135,7 @@ fn pod(arguments: &Arguments) -> LocalPod {
         membership: Membership::Member,
         inherits: true,
         addresses: arguments.address.clone(),
+        probe_ports: [8080].into(),
         annotated: false,
         finished: false,
         terminating: false,

@@ -68,6 +68,8 @@ impl Kernel for FakeKernel {
     fn drops(&mut self, _: usize) -> Drops {
         Drops::default()
     }
+
+    fn follow_kubelet(&mut self) {}
 }
 
 fn failed(uid: &str) -> PodError {
