@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
@@ -25,16 +26,19 @@ pub(crate) struct Program {
 impl Program {
     /// `ambit-lab`.
     pub(crate) fn lab(arguments: &[&str]) -> anyhow::Result<Self> {
-        Self::start(Command::new(env!("CARGO_BIN_EXE_ambit-lab")), arguments)
+        Self::start(Path::new(env!("CARGO_BIN_EXE_ambit-lab")), arguments)
     }
 
     /// This suite, with one of its tests.
     pub(crate) fn suite(test: &str) -> anyhow::Result<Self> {
-        Self::start(Command::new(std::env::current_exe()?), &["--ignored", "--exact", test])
+        Self::start(&std::env::current_exe()?, &["--ignored", "--exact", test])
     }
 
     /// Start it and wait until it has named its run, before it makes anything.
-    fn start(mut command: Command, arguments: &[&str]) -> anyhow::Result<Self> {
+    fn start(program: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
+        // It is told to end when this process does, which an interrupt ends without a word to anybody.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "TERM"]).arg(program);
         // A process group of its own, as a shell gives to what it starts.
         command.args(arguments).env("RUST_LOG", "warn,mesh_tests::run=info").process_group(0);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -108,7 +112,7 @@ fn members(group: Pid) -> anyhow::Result<Vec<Pid>> {
     let entries = std::fs::read_dir("/proc")?.flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).map(Pid::from_raw);
     let of_group = pids.filter(|pid| nix::unistd::getpgid(Some(*pid)) == Ok(group));
-    Ok(of_group.filter(|pid| std::path::Path::new(&format!("/proc/{pid}/exe")).exists()).collect())
+    Ok(of_group.filter(|pid| Path::new(&format!("/proc/{pid}/exe")).exists()).collect())
 }
 
 fn pass_on(from: impl Read + Send + 'static, to: Sender<String>) {
