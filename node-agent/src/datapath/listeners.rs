@@ -87,6 +87,9 @@ fn listener(
     }
     socket.bind_device(device)?;
     bind(&socket, at)?;
+    // Inherited by accepted sockets, whose port is the app's: without it an app that starts again could not have its
+    // port while the proxy has a connection to it, also a closed one.
+    socket.set_reuse_address(true)?;
     flag(&socket)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
