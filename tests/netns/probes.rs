@@ -194,6 +194,7 @@ fn ports_are_those_of_the_last_preparation() -> Result<()> {
     let listeners = datapath.prepare(&spec, None)?;
     let app = world.a.listen("0.0.0.0:7001")?;
     meets_directly(&app, &probe(&world, world.a.at(7001))?)?;
+    let _app = world.a.serve()?;
     let client = probe(&world, world.a.at(PORT))?;
     converse(&client, &accept(&listeners.inbound_v4)?)
 }
