@@ -12,7 +12,7 @@ use super::managed::Writer;
 use super::patch::{Patch, PatchKind};
 use super::status::Status;
 use super::store::Store;
-use super::{bootstrap, defaults, definition, meta, schema, validate};
+use super::{bootstrap, convert, defaults, meta, schema, validate};
 use crate::stack::Stack;
 
 /// The state of the cluster.
@@ -111,7 +111,7 @@ impl Cluster {
         if self.store.get(&kind.resource(), namespace, name).is_some() {
             return Err(Status::already_exists(&kind.plural, &kind.group, name));
         }
-        definition::to_storage(kind, &mut object);
+        convert::to_storage(kind, &mut object);
         if write.dry_run {
             return Ok(Arc::new(object));
         }
@@ -150,7 +150,7 @@ impl Cluster {
             let generation = old["metadata"]["generation"].as_u64().unwrap_or(0);
             new["metadata"]["generation"] = (generation + 1).into();
         }
-        definition::to_storage(kind, &mut new);
+        convert::to_storage(kind, &mut new);
         if *old == new {
             return Ok(old);
         }
@@ -177,7 +177,7 @@ impl Cluster {
             let writer = Writer { kind, name: &write.manager, part, force: write.force };
             let live = match old {
                 Err(missing) if missing.is_not_found() && part == Part::Whole => None,
-                found => Some(definition::serve(kind, &*found?)),
+                found => Some(convert::serve(kind, &*found?)),
             };
             let mut config = patch.body.clone();
             check_type(kind, &mut config)?;
@@ -190,7 +190,7 @@ impl Cluster {
             };
         }
         let old = old?;
-        let new = patch.apply(&definition::serve(kind, &old), kind.custom.is_some())?;
+        let new = patch.apply(&convert::serve(kind, &old), kind.custom.is_some())?;
         self.replace(kind, place, part, new, write)
     }
 }
@@ -208,7 +208,7 @@ fn managed_fields(
     }
     let name = if write.manager.is_empty() { "unknown" } else { &write.manager };
     let writer = Writer { kind, name, part, force: false };
-    let old = if old.is_null() { Value::Null } else { definition::serve(kind, old) };
+    let old = if old.is_null() { Value::Null } else { convert::serve(kind, old) };
     writer.update(&old, new, said.as_ref())
 }
 

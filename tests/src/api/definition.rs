@@ -70,24 +70,6 @@ impl Custom {
     }
 }
 
-/// The object as its kind's version has it: converted from the version it is stored in, with that schema's fields only.
-pub(super) fn serve(kind: &Kind, stored: &Value) -> Value {
-    let mut object = stored.clone();
-    if let Some(custom) = &kind.custom {
-        object["apiVersion"] = kind.api_version().into();
-        prune::object(&custom.schema, &mut object);
-        custom.fill(&mut object);
-    }
-    object
-}
-
-/// Makes the object one of the version that is stored. Conversion is of strategy None: versions differ in name.
-pub(super) fn to_storage(kind: &Kind, object: &mut Value) {
-    if let Some(custom) = &kind.custom {
-        object["apiVersion"] = format!("{}/{}", kind.group, custom.storage).into();
-    }
-}
-
 /// What a new definition's status starts with, before its names were looked at.
 pub(super) fn first_status(definition: &Value) -> Value {
     json!({"storedVersions": names::stored(definition, &Value::Null)})

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::convert;
 use super::definition::Custom;
 use super::jsonpath::Path;
 use super::meta;
@@ -46,9 +47,10 @@ pub(super) struct Scale {
 }
 
 impl Kind {
-    /// Where objects are stored, shared by all versions: `pods`, `deployments.apps`.
+    /// Where objects are stored, shared by all versions: `pods`, `deployments.apps`. Events of both groups are the same.
     pub(super) fn resource(&self) -> String {
-        resource(&self.plural, &self.group)
+        let group = if self.group == convert::EVENTS { "" } else { &self.group };
+        resource(&self.plural, group)
     }
 
     /// `v1`, `apps/v1`.
@@ -133,7 +135,7 @@ impl Kinds {
         self.all()
             .find(|kind| {
                 kind.plural == lower
-                    || kind.resource() == lower
+                    || resource(&kind.plural, &kind.group) == lower
                     || kind.singular == lower
                     || kind.short_names.contains(&lower)
             })

@@ -1,6 +1,8 @@
 //! OpenAPI v3, one document per group and version: what `kubectl explain` reads, and the PATCH operations by which
 //! `kubectl` sees that this server validates fields itself.
 
+mod builtin;
+
 use serde_json::{Map, Value, json};
 
 use super::discovery::of_version;
@@ -28,14 +30,19 @@ pub(super) fn group(kinds: &Kinds, group: &str, version: &str) -> Option<Value> 
     }
     let mut paths = Map::new();
     let mut schemas = Map::new();
-    for kind in served.into_iter().filter(|kind| !kind.review) {
+    for kind in served {
         let start = if group.is_empty() { "/api" } else { "/apis" };
         let scope = if kind.namespaced { "/namespaces/{namespace}" } else { "" };
         let path = format!("{start}/{}{scope}/{}/{{name}}", kind.api_version(), kind.plural);
-        paths.insert(path, json!({"patch": patch(kind)}));
-        if let Some(custom) = &kind.custom {
-            schemas.insert(schema_name(kind), custom_schema(kind, &custom.source));
-            schemas.insert(OBJECT_META.to_owned(), json!({"type": "object"}));
+        if !kind.review {
+            paths.insert(path, json!({"patch": patch(kind)}));
+        }
+        match &kind.custom {
+            Some(custom) => {
+                schemas.insert(schema_name(kind), custom_schema(kind, &custom.source));
+                builtin::add_named(OBJECT_META, &mut schemas);
+            }
+            None => builtin::add(kind, &version_kind(kind), &mut schemas),
         }
     }
     let info = json!({"title": "Kubernetes", "version": "v1.33.0"});

@@ -2,14 +2,14 @@
 //! not decode is refused; what is lost on the way is a field that the kind does not have, and is dropped.
 //! For custom resources the definition's schema says which fields there are.
 
-use k8s_openapi::api;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions;
+use k8s_openapi::schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::kinds::Kind;
 use super::status::Status;
 use super::structure::below;
+use super::types::{self, Visit};
 
 /// Refuses an object with fields of wrong types. Unknown fields are dropped, or refused if `strict`.
 pub(super) fn check(kind: &Kind, object: &mut Value, strict: bool) -> Result<(), Status> {
@@ -25,7 +25,7 @@ pub(super) fn check(kind: &Kind, object: &mut Value, strict: bool) -> Result<(),
     let mut unknown = Vec::new();
     if let Some(custom) = &kind.custom {
         unknown = custom.prune(object).map_err(wrong)?;
-    } else if let Some(decoded) = round_trip(kind, object) {
+    } else if let Some(decoded) = types::of(kind, RoundTrip(object)) {
         drop_lost(object, &decoded.map_err(wrong)?, "", &mut unknown);
     }
     if !strict || unknown.is_empty() {
@@ -36,39 +36,15 @@ pub(super) fn check(kind: &Kind, object: &mut Value, strict: bool) -> Result<(),
     Err(wrong(format!("strict decoding error: {}", told.join(", "))))
 }
 
-/// The object as its type sees it; none when the kind has no type.
-fn round_trip(kind: &Kind, object: &Value) -> Option<Result<Value, String>> {
-    Some(match (kind.group.as_str(), kind.kind.as_str()) {
-        ("", "Namespace") => again::<api::core::v1::Namespace>(object),
-        ("", "Node") => again::<api::core::v1::Node>(object),
-        ("", "Pod") => again::<api::core::v1::Pod>(object),
-        ("", "Service") => again::<api::core::v1::Service>(object),
-        ("", "Endpoints") => again::<api::core::v1::Endpoints>(object),
-        ("", "ServiceAccount") => again::<api::core::v1::ServiceAccount>(object),
-        ("", "Secret") => again::<api::core::v1::Secret>(object),
-        ("", "ConfigMap") => again::<api::core::v1::ConfigMap>(object),
-        ("", "Event") => again::<api::core::v1::Event>(object),
-        ("events.k8s.io", "Event") => again::<api::events::v1::Event>(object),
-        (_, "EndpointSlice") => again::<api::discovery::v1::EndpointSlice>(object),
-        (_, "NetworkPolicy") => again::<api::networking::v1::NetworkPolicy>(object),
-        (_, "Deployment") => again::<api::apps::v1::Deployment>(object),
-        (_, "ReplicaSet") => again::<api::apps::v1::ReplicaSet>(object),
-        (_, "DaemonSet") => again::<api::apps::v1::DaemonSet>(object),
-        (_, "Job") => again::<api::batch::v1::Job>(object),
-        (_, "CronJob") => again::<api::batch::v1::CronJob>(object),
-        (_, "Role") => again::<api::rbac::v1::Role>(object),
-        (_, "RoleBinding") => again::<api::rbac::v1::RoleBinding>(object),
-        (_, "ClusterRole") => again::<api::rbac::v1::ClusterRole>(object),
-        (_, "ClusterRoleBinding") => again::<api::rbac::v1::ClusterRoleBinding>(object),
-        (_, "Lease") => again::<api::coordination::v1::Lease>(object),
-        (_, "CustomResourceDefinition") => again::<apiextensions::v1::CustomResourceDefinition>(object),
-        _ => return None,
-    })
-}
+/// The object as its type sees it.
+struct RoundTrip<'a>(&'a Value);
 
-fn again<T: DeserializeOwned + Serialize>(object: &Value) -> Result<Value, String> {
-    let typed = T::deserialize(object).map_err(|error| error.to_string())?;
-    serde_json::to_value(typed).map_err(|error| error.to_string())
+impl Visit for RoundTrip<'_> {
+    type Output = Result<Value, String>;
+    fn visit<T: DeserializeOwned + Serialize + JsonSchema>(self) -> Self::Output {
+        let typed = T::deserialize(self.0).map_err(|error| error.to_string())?;
+        serde_json::to_value(typed).map_err(|error| error.to_string())
+    }
 }
 
 /// Drops fields of `given` that `decoded` does not have, and lists their paths. Null and absent are the same.

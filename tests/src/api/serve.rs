@@ -19,7 +19,7 @@ use super::select::Selector;
 use super::status::Status;
 use super::table::{self, Include};
 use super::token::User;
-use super::{definition, discovery, review, stream, subresource};
+use super::{convert, discovery, protobuf, review, stream, subresource};
 
 /// Largest body read, in bytes, as the real server's.
 const LARGEST_BODY: usize = 3 << 20;
@@ -153,8 +153,8 @@ impl Call<'_> {
         let readable = ["", JSON, "*/*", "application/x-www-form-urlencoded"].contains(&content_type)
             || content_type.ends_with("+json")
             || content_type == "application/apply-patch+yaml";
-        if content_type == "application/vnd.kubernetes.protobuf" {
-            return Err(Status::protobuf());
+        if content_type == protobuf::MEDIA_TYPE {
+            return protobuf::decode(&self.body).map_err(|why| Status::protobuf(&why.to_string()));
         }
         if !readable {
             return Err(Status::unsupported_media(content_type, JSON));
@@ -199,7 +199,7 @@ impl Call<'_> {
 
     /// One object in the form asked for.
     pub(super) fn one(&self, code: u16, object: &Value) -> Result<Response<Body>, Status> {
-        let object = definition::serve(&self.kind, object);
+        let object = convert::serve(&self.kind, object);
         if table::is_wanted(&self.accept) {
             let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
             let table = table::table(&self.kind, [&object].into_iter(), metadata, self.include());
@@ -239,7 +239,7 @@ impl Call<'_> {
                 metadata["continue"] = Page::after(last, version).into();
             }
         }
-        let objects = selected.iter().map(|object| definition::serve(&self.kind, object));
+        let objects = selected.iter().map(|object| convert::serve(&self.kind, object));
         if table::is_wanted(&self.accept) {
             let objects: Vec<Value> = objects.collect();
             let table = table::table(&self.kind, objects.iter(), metadata, self.include());

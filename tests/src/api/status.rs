@@ -122,10 +122,11 @@ impl Status {
         Self::new(415, "UnsupportedMediaType", message)
     }
 
-    /// 415 for what `kubectl create KIND` sends; the other commands send JSON.
-    pub fn protobuf() -> Self {
-        let message = "the lab's API server reads JSON only, and this command sends protobuf: \
-                       use `kubectl create … --dry-run=client -o yaml | kubectl apply -f -`";
+    /// 415 for a protobuf body that could not be decoded.
+    pub fn protobuf(why: &str) -> Self {
+        let message = format!(
+            "{why}: send JSON, for example with `kubectl create … --dry-run=client -o yaml | kubectl apply -f -`"
+        );
         Self::new(415, "UnsupportedMediaType", message)
     }
 

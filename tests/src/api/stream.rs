@@ -15,7 +15,7 @@ use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Availability;
-use super::definition;
+use super::convert;
 use super::http::Body;
 use super::kinds::Kind;
 use super::select::Selector;
@@ -101,7 +101,7 @@ impl Stream {
         }
         match self.step().await? {
             Step::Event(event) => {
-                Some(self.line(event.kind.name(), &definition::serve(&self.kind, &event.object)))
+                Some(self.line(event.kind.name(), &convert::serve(&self.kind, &event.object)))
             }
             // Its definition is gone, so nothing more can come.
             Step::Error(status) if status.is_not_found() => None,

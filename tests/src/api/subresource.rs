@@ -12,7 +12,7 @@ use super::patch::{Patch, PatchKind};
 use super::select::Selector;
 use super::serve::Call;
 use super::status::Status;
-use super::{definition, review};
+use super::{convert, review};
 
 const JSON: &str = "application/json";
 
@@ -55,7 +55,7 @@ fn scale_of(paths: &Scale, object: &Value) -> Value {
 }
 
 fn scale(call: &Call<'_>, verb: &str, paths: &Scale) -> Result<Response<Body>, Status> {
-    let old = scale_of(paths, &definition::serve(&call.kind, &*call.stored()?));
+    let old = scale_of(paths, &convert::serve(&call.kind, &*call.stored()?));
     let new = match verb {
         "get" => return Ok(respond_json(200, JSON, &old)),
         "patch" => call.patch_body()?.apply(&old, false)?,
@@ -76,7 +76,7 @@ fn scale(call: &Call<'_>, verb: &str, paths: &Scale) -> Result<Response<Body>, S
     let scaled = call.server.shared.change(|cluster| {
         cluster.patch(&call.kind, (call.namespace(), call.name()), Part::Whole, &patch, call.write())
     })?;
-    Ok(respond_json(200, JSON, &scale_of(paths, &definition::serve(&call.kind, &scaled))))
+    Ok(respond_json(200, JSON, &scale_of(paths, &convert::serve(&call.kind, &scaled))))
 }
 
 fn token(call: &Call<'_>) -> Result<Response<Body>, Status> {

@@ -8,7 +8,7 @@ use super::meta::{items, name, text};
 use super::select::Selector;
 use super::status::Status;
 use super::structure::{self, Schema};
-use super::{definition, rules};
+use super::{convert, definition, events, rules};
 use crate::stack::Family;
 
 /// Faults found: field path and what is wrong.
@@ -31,6 +31,7 @@ pub(super) fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<
             "CustomResourceDefinition" => faults.extend(definition::check::faults(object, old)),
             "ConfigMap" | "Secret" => data_keys(object, &mut faults),
             "EndpointSlice" => slice(object, &mut faults),
+            "Event" => faults.extend(events::faults(kind, object, old.is_none())),
             _ => {}
         }
         if let Some(old) = old {
@@ -48,7 +49,7 @@ pub(super) fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<
 fn custom_faults(kind: &Kind, schema: &Schema, object: &Value, old: Option<&Value>) -> Faults {
     let mut faults = structure::check::faults(schema, object, "");
     if faults.is_empty() {
-        return rules::faults(schema, object, old.map(|old| definition::serve(kind, old)).as_ref());
+        return rules::faults(schema, object, old.map(|old| convert::serve(kind, old)).as_ref());
     }
     if rules::exist(schema) {
         let why = "some validation rules were not checked because the object was invalid; correct the existing \
