@@ -85,11 +85,11 @@ fn labs_live_side_by_side_and_remove_dead_ones() -> anyhow::Result<()> {
     let mut addresses = Vec::new();
     for (lab, name) in [(&one, "one"), (&other, "other")] {
         lab.namespace("shop", &[])?;
-        Workload::new("shop", "client").create(lab)?;
+        // One after the other, so that the second of either lab gets the same address.
+        Workload::new("shop", "client").start(lab)?;
         let listening =
             serde_json::json!(["ambit-example", "serve", "--listen=0.0.0.0:8080", &format!("--name={name}")]);
         Workload::new("shop", "server").serve().with("/spec/containers/0/command", listening).start(lab)?;
-        lab.pod("shop/client").ready()?;
         addresses.push(lab.pod("shop/server").address()?);
     }
     anyhow::ensure!(

@@ -45,11 +45,21 @@ pub fn kill(cgroup: &Path) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while populated(cgroup) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
+        kill_again(cgroup);
     }
 }
 
-/// Kill what runs in it, then remove it from the leaves up.
+/// A kubelet that still runs brings back what was killed.
+fn kill_again(cgroup: &Path) {
+    // Gone by now, perhaps.
+    let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+}
+
+/// Kill what runs in it, then remove it from the leaves up. Nothing new comes in below meanwhile, whoever still works
+/// there.
 pub fn remove_tree(cgroup: &Path) {
+    // As above.
+    let _ = fs::write(cgroup.join("cgroup.max.descendants"), "0");
     kill(cgroup);
     remove_leaves(cgroup);
 }
@@ -64,6 +74,7 @@ fn remove_leaves(cgroup: &Path) {
         match fs::remove_dir(cgroup) {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                 std::thread::sleep(Duration::from_millis(5));
+                kill_again(cgroup);
             }
             _ => return,
         }
