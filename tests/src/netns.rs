@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 
 use anyhow::Context as _;
 use nix::sched::CloneFlags;
@@ -13,6 +14,14 @@ use crate::shell;
 
 /// Where iproute2 keeps its named namespaces.
 pub const NAMED: &str = "/run/netns";
+
+/// `ip` is a process of its own: it would make its namespace even after this one has removed all and ended.
+static MAKING: RwLock<()> = RwLock::new(());
+
+/// Waits for namespaces that are just being made; whoever wants to make another one waits for ever.
+pub(crate) fn make_no_more() {
+    std::mem::forget(MAKING.write().unwrap_or_else(PoisonError::into_inner));
+}
 
 /// A network namespace held open.
 #[derive(Debug)]
@@ -24,7 +33,9 @@ pub struct Netns {
 impl Netns {
     /// A new namespace under an `ip netns` name, with `lo` up. It stays until [`remove`].
     pub fn create(name: &str) -> anyhow::Result<Self> {
+        let making = MAKING.read().unwrap_or_else(PoisonError::into_inner);
         shell::run("ip", ["netns", "add", name])?;
+        drop(making);
         shell::run("ip", ["-n", name, "link", "set", "lo", "up"])?;
         Self::open(name, &Path::new(NAMED).join(name))
     }

@@ -69,6 +69,7 @@ fn watch() -> anyhow::Result<()> {
             state.interrupted = true;
             std::mem::take(&mut state.runs)
         };
+        crate::netns::make_no_more();
         for run in runs {
             eprintln!("removing lab {run}");
             super::remove_while_it_runs(&run);
