@@ -52,12 +52,15 @@ impl Program {
         Ok(program)
     }
 
-    /// The next line that `wanted` holds for.
+    /// The first line that `wanted` holds for, of those that were read and those to come: two streams have no order.
     pub(crate) fn wait_for(
         &mut self,
         limit: Duration,
         wanted: impl Fn(&str) -> bool,
     ) -> anyhow::Result<String> {
+        if let Some(line) = self.said.iter().find(|line| wanted(line)) {
+            return Ok(line.clone());
+        }
         let deadline = std::time::Instant::now() + limit;
         loop {
             let left = deadline.saturating_duration_since(std::time::Instant::now());
