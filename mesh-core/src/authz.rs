@@ -25,7 +25,7 @@ pub struct Authorization {
     pub namespace: Arc<str>,
     /// Which destinations it is about.
     pub scope: Scope,
-    /// Not enforced.
+    /// On trial: not enforced, but logged (Istio's annotation `istio.io/dry-run`).
     pub dry_run: bool,
     /// What it says.
     pub rules: Rules,
@@ -152,13 +152,34 @@ impl fmt::Display for Denial {
 
 /// Decides about a connection to the destination that these policies are about.
 pub fn decide(applying: &Applying, connection: &Connection) -> Decision {
+    decide_by(applying, connection, |policy| !policy.dry_run)
+}
+
+/// Why the connection would be denied if the policies that are on trial ([`Authorization::dry_run`]) were in force
+/// beside the others; what cannot be read is not on trial. None if it would be allowed, or none is on trial.
+pub fn rehearse(applying: &Applying, connection: &Connection) -> Option<Denial> {
+    let on_trial = |policy: &Authorization| policy.dry_run && !matches!(policy.rules, Rules::Refused(_));
+    if !applying.policies.iter().any(|policy| on_trial(policy)) {
+        return None;
+    }
+    match decide_by(applying, connection, |policy| !policy.dry_run || on_trial(policy)) {
+        Decision::Allow => None,
+        Decision::Deny(denial) => Some(denial),
+    }
+}
+
+fn decide_by(
+    applying: &Applying,
+    connection: &Connection,
+    counts: impl Fn(&Authorization) -> bool,
+) -> Decision {
     let plaintext = connection.peer.is_none();
     if let Some(policy) = &applying.unknown {
         return Decision::Deny(Denial::UnknownPolicy(policy.clone()));
     }
     let asked = rule::Asked::new(connection);
     let mut allows = Vec::new();
-    for policy in applying.policies.iter().filter(|policy| !policy.dry_run) {
+    for policy in applying.policies.iter().filter(|policy| counts(policy)) {
         match &policy.rules {
             Rules::Refused(reason) => {
                 let (policy, reason) = (policy.key.clone(), reason.clone());

@@ -65,6 +65,12 @@ impl Permit {
         }
     }
 
+    /// Why policies on trial would deny it.
+    pub fn rehearse(&self) -> Option<Box<Denial>> {
+        let applying = self.pod.proxy.mesh.policies_of(&self.pod.workload());
+        authz::rehearse(&applying, &self.connection).map(Box::new)
+    }
+
     fn decide(&self) -> Decision {
         decide(&self.pod.proxy.mesh, &self.pod.workload(), &self.connection)
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mesh_core::addr::{ClientAddr, Target};
+use mesh_core::authz::Denial;
 use mesh_core::copy::{Meter, Side, Traffic};
 use mesh_core::hbone::Baggage;
 use mesh_core::hbone::window::Window;
@@ -76,6 +77,8 @@ pub struct Facts {
     pub service: Option<Arc<Service>>,
     /// How its bytes are carried.
     pub security: Security,
+    /// Why policies on trial would deny it.
+    pub dry_run: Option<Box<Denial>>,
 }
 
 /// The account of one connection.
@@ -129,6 +132,7 @@ impl Report {
                 hbone_target: None,
                 service: None,
                 security: Security::default(),
+                dry_run: None,
             },
             proxy: pod.proxy.clone(),
             pod: pod.uid.clone(),
@@ -195,7 +199,7 @@ impl Report {
     }
 
     fn log(&self, error: Option<&ProxyError>) {
-        let Facts { direction, source, destination, hbone_target, service, .. } = &self.facts;
+        let Facts { direction, source, destination, hbone_target, service, dry_run, .. } = &self.facts;
         let from_client = self.meter.traffic.from(Side::Downstream);
         let to_client = self.meter.traffic.from(Side::Upstream);
         // From the view of the workload whose proxy this is.
@@ -222,6 +226,7 @@ impl Report {
                     dst.cluster = destination.cluster(),
                     direction = direction.as_str(),
                     bytes_sent, bytes_recv, duration,
+                    dry_run = dry_run.as_ref().map(display),
                     error = error.map(display),
                     reason = error.map(|error| error.reason().flag()),
                     $message

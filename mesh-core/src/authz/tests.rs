@@ -181,6 +181,32 @@ fn order_of_actions() {
 }
 
 #[test]
+fn policies_on_trial() {
+    use wire::Action::{Allow, Deny};
+    let all = || vec![rule(vec![])];
+    let dry = |policy: wire::Authorization| wire::Authorization { dry_run: true, ..policy };
+    let allows_nothing = || policy("a", Allow, vec![]);
+    for (what, policies, expect) in [
+        ("none", vec![policy("a", Allow, all())], ""),
+        ("one that denies", vec![dry(policy("d", Deny, all()))], "policy shop/d denies it by its rule 0"),
+        ("one that denies nothing", vec![dry(policy("d", Deny, vec![]))], ""),
+        ("one that does not allow", vec![dry(allows_nothing())], "policy shop/a does not allow it"),
+        ("another does, in force", vec![dry(allows_nothing()), policy("b", Allow, all())], ""),
+        ("it allows what another does not", vec![allows_nothing(), dry(policy("b", Allow, all()))], ""),
+        ("without it, none is on trial", vec![allows_nothing()], ""),
+    ] {
+        let said = rehearse(&applying(&policies), &connection(false)).map(|denial| denial.to_string());
+        assert_eq!(said.unwrap_or_default(), expect, "{what}");
+    }
+    // What cannot be read says nothing of what it would do.
+    let mut names = Names::default();
+    let unreadable =
+        convert::authz::refused("shop/p", Some(&dry(policy("p", Deny, all()))), "torn", "r", &mut names);
+    let applying = Applying { policies: vec![Arc::new(unreadable)], unknown: None };
+    assert_eq!(rehearse(&applying, &connection(false)), None);
+}
+
+#[test]
 fn what_is_not_known_denies_and_says_so() {
     let mut unknown = applying(&[]);
     unknown.unknown = Some("shop/p".into());

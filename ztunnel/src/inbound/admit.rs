@@ -34,6 +34,7 @@ pub async fn admit(
     let (client, target) = (connection.client, connection.target);
     let proved = connection.peer.is_some();
     let permit = Permit::ask(pod, connection)?;
+    report.facts.dry_run = permit.rehearse();
     let share = if proved { pod.budget.connection() } else { pod.budget.clear() }.map_err(exhausted)?;
     report.open();
     let others = report.facts.source.workload.as_ref().map(|peer| peer.addresses.clone()).unwrap_or_default();
