@@ -17,7 +17,9 @@ use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::enrol::steps::{FindNetns, Hands};
 use crate::parts::Parts;
-use crate::{ca, cluster, cni, drops, enrol, metrics, model, netns_of_pod, older, pods, upkeep, watch, xds};
+use crate::{
+    ca, cluster, cni, drops, enrol, metrics, model, netns_of_pod, older, pods, upkeep, verdicts, watch, xds,
+};
 
 /// Runs the agent of a node until SIGTERM.
 ///
@@ -93,6 +95,7 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     parts.spawn("pod protocol", served.serve(sockets.pods, flag_map, stop.clone()));
     parts.spawn("enrolment", enrolment.run(stop.clone()));
     parts.spawn("upkeep", upkeep::run(kernel.clone(), upkeep::PERIOD, pinned, stop.clone()));
+    parts.spawn("verdicts", verdicts::run(reader.clone(), cluster::ApiServer::new(client), stop.clone()));
     parts.spawn("older connections", older::run(reader, kernel.clone(), resets, stop.clone()));
     parts.spawn("drops", drops::run(kernel.clone(), dropped, stop.clone()));
     parts.spawn("kubelet", enrol::kernel::follow_kubelet(kernel, stop.clone()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::Client;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -16,6 +16,7 @@ use crate::index::event::ObjectName;
 use crate::index::pod::{
     ENROLLED_CONDITION, REDIRECTION_ANNOTATION, REDIRECTION_ENABLED, Reported, is_manifest_hash,
 };
+use crate::index::verdict::{self, Verdict};
 
 /// A client as the surroundings say: KUBECONFIG, or the service account of the pod this runs in.
 ///
@@ -94,6 +95,36 @@ impl ApiServer {
         Self(client)
     }
 
+    /// Sets the conditions of a policy as it was read.
+    ///
+    /// # Errors
+    /// [`ClusterError::Gone`] also when the policy has changed since.
+    pub async fn judge(&self, verdict: &Verdict) -> Result<(), ClusterError> {
+        let now = k8s_openapi::jiff::Timestamp::now().strftime(TIME).to_string();
+        let mut conditions = verdict.conditions.clone();
+        let new = |one: &&mut Value| one["type"] == verdict::CONDITION && one["lastTransitionTime"].is_null();
+        for condition in conditions.iter_mut().filter(new) {
+            condition["lastTransitionTime"] = now.clone().into();
+        }
+        let patch = json!({
+            "metadata": {"resourceVersion": verdict.resource_version}, "status": {"conditions": conditions},
+        });
+        let mut result = Err(ClusterError::Gone);
+        for version in ["v1", "v1beta1"] {
+            let kind = GroupVersionKind::gvk("security.istio.io", version, &format!("{:?}", verdict.kind));
+            let resource = ApiResource::from_gvk(&kind);
+            let api =
+                Api::<DynamicObject>::namespaced_with(self.0.clone(), &verdict.name.namespace, &resource);
+            let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
+            let request = api.patch_status(&verdict.name.name, &parameters, &patch);
+            result = one("set the policy's status", request).await.map(drop);
+            if result != Err(ClusterError::Gone) {
+                break;
+            }
+        }
+        result
+    }
+
     fn pods(&self, name: &ObjectName) -> Api<Pod> {
         Api::namespaced(self.0.clone(), &name.namespace)
     }
@@ -135,7 +166,7 @@ impl Cluster for ApiServer {
                 "status": condition.status,
                 "reason": condition.reason,
                 "message": condition.message,
-                "lastTransitionTime": k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+                "lastTransitionTime": k8s_openapi::jiff::Timestamp::now().strftime(TIME).to_string(),
             }),
             None => json!({"type": ENROLLED_CONDITION, "$patch": "delete"}),
         };
@@ -173,6 +204,9 @@ async fn one<T: DeserializeOwned>(
         }),
     }
 }
+
+/// As in all objects.
+const TIME: &str = "%Y-%m-%dT%H:%M:%SZ";
 
 /// For one request.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(5);

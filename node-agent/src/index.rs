@@ -5,6 +5,7 @@
 //! **Invariant:** synchronous, one writer, no logging, no clock; the cost of an event is in proportion to what it
 //! touches, never to the size of the cluster.
 
+mod authorization_policy;
 pub mod event;
 pub mod local;
 pub mod membership;
@@ -13,10 +14,12 @@ mod network;
 mod node;
 mod peer_authentication;
 pub mod pod;
+mod policies;
 mod probes;
 mod relist;
 mod service;
 mod slice;
+pub mod verdict;
 mod wds;
 
 #[cfg(test)]
@@ -69,6 +72,8 @@ pub enum PolicyKey {
     Strict,
     /// What a PeerAuthentication says of single ports.
     Ports(ObjectName),
+    /// An AuthorizationPolicy.
+    Authorization(ObjectName),
 }
 
 /// An object that the model cannot use; what was known of it before stays.
@@ -91,6 +96,8 @@ pub struct Changes {
     pub policies: BTreeSet<PolicyKey>,
     /// Something changed that decides which of this node's pods are in the mesh, or what may reach them.
     pub local: bool,
+    /// The status of a policy is to be written.
+    pub verdicts: bool,
     /// Objects that were skipped.
     pub problems: Vec<Problem>,
 }
@@ -110,6 +117,9 @@ pub struct Index {
     slices: slice::Slices,
     network: network::Network,
     peer_authentications: peer_authentication::PeerAuthentications,
+    authorization_policies: authorization_policy::AuthorizationPolicies,
+    /// Of the policies.
+    readings: HashMap<(Kind, ObjectName), verdict::Reading>,
 }
 
 impl Index {
@@ -128,6 +138,8 @@ impl Index {
             slices: slice::Slices::default(),
             network: network::Network::default(),
             peer_authentications: Default::default(),
+            authorization_policies: Default::default(),
+            readings: HashMap::new(),
         }
     }
 
@@ -140,8 +152,10 @@ impl Index {
             Event::Deleted(kind, name) => self.delete(kind, &name, &mut changes),
             Event::Unreadable { kind, name, reason } => {
                 self.relist.saw(kind, &name);
-                if kind == Kind::NetworkPolicy {
-                    self.unreadable_network_policy(&name, &mut changes);
+                match kind {
+                    Kind::NetworkPolicy => self.unreadable_network_policy(&name, &mut changes),
+                    Kind::AuthorizationPolicy => self.unreadable_authorization_policy(&name, &mut changes),
+                    _ => {}
                 }
                 changes.problems.push(Problem { kind, name, reason });
             }
@@ -198,6 +212,7 @@ impl Index {
                 let policy = self.peer_authentications.ports(&self.config, name);
                 (peer_authentication::ports_name(name), policy)
             }
+            PolicyKey::Authorization(name) => (name.to_string(), self.authorization_policies.resource(name)),
         }
     }
 
@@ -224,6 +239,10 @@ impl Index {
                 self.apply_peer_authentication(&name, object, changes);
                 Ok(())
             }
+            Object::AuthorizationPolicy(object) => {
+                self.apply_authorization_policy(&name, object, changes);
+                Ok(())
+            }
         };
         if let Err(invalid) = applied {
             changes.problems.push(Problem { kind, name, reason: invalid.to_string() });
@@ -231,6 +250,7 @@ impl Index {
     }
 
     fn delete(&mut self, kind: Kind, name: &ObjectName, changes: &mut Changes) {
+        self.readings.remove(&(kind, name.clone()));
         match kind {
             Kind::Namespace => self.delete_namespace(name, changes),
             Kind::Node => self.delete_node(name, changes),
@@ -239,6 +259,7 @@ impl Index {
             Kind::EndpointSlice => self.delete_slice(name, changes),
             Kind::NetworkPolicy => self.delete_network_policy(name, changes),
             Kind::PeerAuthentication => self.delete_peer_authentication(name, changes),
+            Kind::AuthorizationPolicy => self.delete_authorization_policy(name, changes),
         }
     }
 
@@ -252,6 +273,7 @@ impl Index {
             Kind::EndpointSlice => self.slices.names().cloned().collect(),
             Kind::NetworkPolicy => self.network.names(),
             Kind::PeerAuthentication => self.peer_authentications.names().collect(),
+            Kind::AuthorizationPolicy => self.authorization_policies.names().collect(),
         }
     }
 }

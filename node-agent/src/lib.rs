@@ -20,5 +20,6 @@ pub mod older;
 pub mod parts;
 pub mod pods;
 pub mod upkeep;
+pub mod verdicts;
 pub mod watch;
 pub mod xds;

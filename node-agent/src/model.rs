@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::index::event::ObjectName;
 use crate::index::local::LocalPod;
+use crate::index::verdict::Verdict;
 use crate::index::{Changes, Config, Index, Invalid};
 use crate::watch::Source;
 use crate::xds::server::Publisher;
@@ -23,6 +24,7 @@ use crate::xds::snapshot::Type;
 pub struct Writer {
     index: Arc<RwLock<Index>>,
     state: watch::Sender<State>,
+    verdicts: watch::Sender<Verdicts>,
 }
 
 /// Asks the index.
@@ -30,6 +32,7 @@ pub struct Writer {
 pub struct Reader {
     index: Arc<RwLock<Index>>,
     state: watch::Receiver<State>,
+    verdicts: watch::Receiver<Verdicts>,
 }
 
 /// What a reader waits for.
@@ -40,11 +43,15 @@ struct State {
     local: u64,
 }
 
+/// Counts how often a policy's status was to be written; apart, so that nobody else is woken.
+type Verdicts = u64;
+
 /// A new pair over an empty index.
 pub fn model(config: Config) -> (Writer, Reader) {
     let index = Arc::new(RwLock::new(Index::new(config)));
-    let (sender, receiver) = watch::channel(State::default());
-    (Writer { index: Arc::clone(&index), state: sender }, Reader { index, state: receiver })
+    let (state, states) = watch::channel(State::default());
+    let (told, verdicts) = watch::channel(Verdicts::default());
+    (Writer { index: Arc::clone(&index), state, verdicts: told }, Reader { index, state: states, verdicts })
 }
 
 impl Writer {
@@ -74,6 +81,9 @@ impl Writer {
                 publisher.complete();
                 synced.open();
                 self.state.send_modify(|state| state.synced = true);
+            }
+            if changes.verdicts {
+                self.verdicts.send_modify(|count| *count += 1);
             }
             if changes.local {
                 self.state.send_modify(|state| state.local += 1);
@@ -114,6 +124,21 @@ impl Reader {
     /// Waits for a change that concerns local pods. Ends with the writer.
     pub async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
         self.state.changed().await
+    }
+
+    /// Waits until a policy's status is to be written. Ends with the writer.
+    pub async fn verdicts_changed(&mut self) -> Result<(), watch::error::RecvError> {
+        self.verdicts.changed().await
+    }
+
+    /// What is to be written.
+    pub fn verdicts(&self) -> Vec<Verdict> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).verdicts()
+    }
+
+    /// How many nodes there are.
+    pub fn node_count(&self) -> usize {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).node_count()
     }
 
     /// The pods of this node.

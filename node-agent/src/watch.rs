@@ -59,6 +59,13 @@ impl ApiServer {
                 |object| Object::PeerAuthentication(Box::new(object)),
                 optional::PERIOD,
             ),
+            optional::watch(
+                client,
+                Kind::AuthorizationPolicy,
+                &AUTHORIZATION_POLICY,
+                |object| Object::AuthorizationPolicy(Box::new(object)),
+                optional::PERIOD,
+            ),
         ]);
         Self { events: events.boxed() }
     }
@@ -182,6 +189,14 @@ const PEER_AUTHENTICATION: optional::Resource = optional::Resource {
     versions: &["v1", "v1beta1"],
     kind: "PeerAuthentication",
     plural: "peerauthentications",
+};
+
+/// The same.
+const AUTHORIZATION_POLICY: optional::Resource = optional::Resource {
+    group: "security.istio.io",
+    versions: &["v1", "v1beta1"],
+    kind: "AuthorizationPolicy",
+    plural: "authorizationpolicies",
 };
 
 const BACKOFF_MIN: Duration = Duration::from_millis(200);

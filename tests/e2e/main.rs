@@ -1,6 +1,7 @@
 //! The end-to-end suite: scenarios in a running lab with the real daemons. One lab serves most of them, so they take
 //! turns; those that need the mesh to be absent at first, or break more than one pod, have a lab of their own.
 
+mod authorization;
 mod ca;
 mod cluster;
 mod demo;

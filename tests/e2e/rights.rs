@@ -122,7 +122,16 @@ fn each_right_in_the_manifests_is_used_and_no_other_is_asked_for() {
         lab.kubectl(["delete", "-n", "ambit-system", "pod", "nowhere"])?;
         assert_eq!(answer, Err(Code::PermissionDenied));
 
+        // Policies about nobody, whose status says what became of them.
+        let policies = ["PeerAuthentication", "AuthorizationPolicy"].map(|kind| {
+            format!(
+                "apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{ name: nobodys, namespace: plain }}\n\
+                 spec: {{ selector: {{ matchLabels: {{ app: nobody }} }} }}\n"
+            )
+        });
+        lab.apply(&policies.join("---\n"))?;
         all_used(lab, NODE_AGENT, &["clusterrole/ambit-node-agent"])?;
+        lab.kubectl(["delete", "-n", "plain", "peerauthentication/nobodys", "authorizationpolicy/nobodys"])?;
         all_used(lab, CA, &["clusterrole/ambit-ca", "role/ambit-ca"])?;
         let ztunnel = lab.api().asked_by("system:serviceaccount:ambit-system:ztunnel");
         anyhow::ensure!(ztunnel.is_empty(), "ztunnel asked for {ztunnel:?}");

@@ -29,17 +29,20 @@ pub enum Kind {
     NetworkPolicy,
     /// `security.istio.io/v1`, or v1beta1; the cluster may not have it.
     PeerAuthentication,
+    /// The same.
+    AuthorizationPolicy,
 }
 
 impl Kind {
     /// Those that have to be known before anything is served.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
         Self::Service,
         Self::EndpointSlice,
         Self::PeerAuthentication,
+        Self::AuthorizationPolicy,
     ];
 }
 
@@ -94,6 +97,8 @@ pub enum Object {
     NetworkPolicy(Box<NetworkPolicy>),
     /// Who has to prove itself to pods.
     PeerAuthentication(Box<Custom>),
+    /// Who may connect to pods.
+    AuthorizationPolicy(Box<Custom>),
 }
 
 /// An object of a kind that a CustomResourceDefinition defines.
@@ -104,6 +109,9 @@ pub struct Custom {
     /// Null if there is none.
     #[serde(default)]
     pub spec: Value,
+    /// The same.
+    #[serde(default)]
+    pub status: Value,
 }
 
 impl Object {
@@ -117,6 +125,7 @@ impl Object {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::NetworkPolicy(_) => Kind::NetworkPolicy,
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
         }
     }
 
@@ -129,7 +138,7 @@ impl Object {
             Self::Service(object) => &object.metadata,
             Self::EndpointSlice(object) => &object.metadata,
             Self::NetworkPolicy(object) => &object.metadata,
-            Self::PeerAuthentication(object) => &object.metadata,
+            Self::PeerAuthentication(object) | Self::AuthorizationPolicy(object) => &object.metadata,
         })
     }
 }

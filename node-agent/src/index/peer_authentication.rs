@@ -138,7 +138,7 @@ impl PeerAuthentications {
     }
 
     /// The policy that a workload is subject to.
-    fn of(&self, config: &Config, namespace: &str, labels: &Labels) -> Option<PolicyKey> {
+    pub(super) fn of(&self, config: &Config, namespace: &str, labels: &Labels) -> Option<PolicyKey> {
         let own = self.0.get(namespace).filter(|_| *namespace != *config.root_namespace);
         let selecting = own.into_iter().flatten().filter(|(_, one)| !one.selector.is_empty());
         let workload = oldest(selecting.filter(|(_, one)| one.selects(labels)));
@@ -213,8 +213,13 @@ impl Index {
         changes: &mut Changes,
     ) {
         let (new, faults) = PeerAuthentication::read(object);
-        let problem = |reason| Problem { kind: Kind::PeerAuthentication, name: name.clone(), reason };
-        changes.problems.extend(faults.into_iter().map(problem));
+        let kind = Kind::PeerAuthentication;
+        self.note(kind, name, object, Some(faults.clone()), changes);
+        changes.problems.extend(faults.into_iter().map(|reason| Problem {
+            kind,
+            name: name.clone(),
+            reason,
+        }));
         let all = self.peer_authentications.0.entry(name.namespace.clone()).or_default();
         if all.get(&name.name) != Some(&new) {
             all.insert(name.name.clone(), new);
@@ -230,18 +235,6 @@ impl Index {
             }
             self.touch_peer_authentication(name, changes);
         }
-    }
-
-    /// The names in xDS of the policies that a pod's workload is subject to.
-    pub(super) fn policies_of(&self, namespace: &str, labels: &Labels) -> Vec<String> {
-        let key = self.peer_authentications.of(&self.config, namespace, labels);
-        key.map(|key| self.policy(&key).0).into_iter().collect()
-    }
-
-    /// The same policies themselves.
-    pub(super) fn policy_bodies(&self, namespace: &str, labels: &Labels) -> Vec<wire::Authorization> {
-        let key = self.peer_authentications.of(&self.config, namespace, labels);
-        key.and_then(|key| self.policy(&key).1).into_iter().collect()
     }
 
     /// All that inherits from it: its namespace's pods and policies, or everyone's.

@@ -1,10 +1,12 @@
 //! The model, kind by kind, and as a whole under events in any order.
 
+mod authorization_policy;
 mod families;
 mod membership;
 mod network;
 mod order;
 mod peer_authentication;
+mod verdicts;
 
 use std::collections::BTreeSet;
 
@@ -44,6 +46,7 @@ fn object(kind: Kind, value: Value) -> Object {
         Kind::EndpointSlice => Object::EndpointSlice(decode(value)),
         Kind::NetworkPolicy => Object::NetworkPolicy(decode(value)),
         Kind::PeerAuthentication => Object::PeerAuthentication(decode(value)),
+        Kind::AuthorizationPolicy => Object::AuthorizationPolicy(decode(value)),
     }
 }
 

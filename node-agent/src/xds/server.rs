@@ -14,7 +14,6 @@ use mesh_core::proto::discovery::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
 use mesh_core::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
@@ -25,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::session::{Received, Session};
-use super::snapshot::{Name, Snapshot, Type};
+use super::snapshot::{Name, Served, Snapshot, Type};
 
 /// What the writer of the resources holds. There is one.
 #[derive(Debug)]
@@ -63,11 +62,7 @@ struct Client {
 
 impl Publisher {
     /// Sets resources (or removes those that are none now) and wakes the clients that this concerns.
-    pub fn publish<M: Message>(
-        &self,
-        r#type: Type,
-        resources: impl IntoIterator<Item = (String, Option<M>)>,
-    ) {
+    pub fn publish<M: Served>(&self, r#type: Type, resources: impl IntoIterator<Item = (String, Option<M>)>) {
         let mut state = self.0.lock();
         let State { snapshot, clients, .. } = &mut *state;
         let put = |(name, resource): (String, Option<M>)| snapshot.put(r#type, &name, resource.as_ref());

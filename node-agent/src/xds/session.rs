@@ -52,9 +52,18 @@ pub struct Session {
 #[derive(Debug)]
 struct Subscription {
     /// What the client was sent, or said it holds.
-    held: HashMap<Name, Option<Version>>,
+    held: HashMap<Name, Held>,
     pending: Pending,
     outstanding: Option<Outstanding>,
+}
+
+/// What a client has under a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    /// None: not one of ours.
+    version: Option<Version>,
+    /// It is about those alone that name it, as far as is known.
+    named: bool,
 }
 
 /// What to compare with the snapshot before the next response.
@@ -68,9 +77,9 @@ enum Pending {
     Names(HashSet<Name>),
 }
 
-/// What becomes of resources that the client has and that are gone.
+/// What becomes of policies that have to come after the workloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Removals {
+enum Last {
     Told,
     /// Not yet.
     Held,
@@ -118,20 +127,20 @@ impl Session {
     }
 
     /// The next response, if a type has something to tell and no response without an answer. A workload must never
-    /// name a policy that its proxy does not know: policies that are new come before the workloads, and those that are
-    /// gone after them.
+    /// name a policy that its proxy does not know, and no policy may be about nobody in between: policies that are new
+    /// come before the workloads; those that are gone, or are from now on about those alone that name them, after them.
     pub fn next(&mut self, snapshot: &Snapshot) -> Option<DeltaDiscoveryResponse> {
         let Self { subscriptions, nonces } = self;
         let [addresses, policies] = [Type::Address, Type::Authorization];
         let naming = subscriptions.get(&addresses).is_some_and(Subscription::is_pending);
         if let Some(subscription) = subscriptions.get_mut(&policies) {
-            let removals = if naming { Removals::Held } else { Removals::Told };
-            let next = subscription.next(policies, snapshot, nonces, removals);
+            let last = if naming { Last::Held } else { Last::Told };
+            let next = subscription.next(policies, snapshot, nonces, last);
             if next.is_some() || subscription.lacks(policies, snapshot) {
                 return next;
             }
         }
-        subscriptions.get_mut(&addresses)?.next(addresses, snapshot, nonces, Removals::Told)
+        subscriptions.get_mut(&addresses)?.next(addresses, snapshot, nonces, Last::Told)
     }
 }
 
@@ -139,7 +148,8 @@ impl Subscription {
     /// What a client that was connected before says it holds, name to version; a version that is not one of ours
     /// equals none, so that resource is sent again.
     fn new(initial: impl IntoIterator<Item = (String, String)>) -> Self {
-        let held = initial.into_iter().map(|(name, version)| (Name::from(name), Version::parse(&version)));
+        let held = |version: String| Held { version: Version::parse(&version), named: false };
+        let held = initial.into_iter().map(|(name, version)| (Name::from(name), held(version)));
         Self { held: held.collect(), pending: Pending::Start, outstanding: None }
     }
 
@@ -148,7 +158,7 @@ impl Subscription {
         r#type: Type,
         snapshot: &Snapshot,
         nonces: &mut u64,
-        removals: Removals,
+        last: Last,
     ) -> Option<DeltaDiscoveryResponse> {
         if self.outstanding.is_some() {
             return None;
@@ -161,9 +171,9 @@ impl Subscription {
                 snapshot.names(r#type).chain(self.held.keys()).map(Name::clone).collect()
             }
         };
-        if removals == Removals::Held {
-            let gone = |name: &Name| snapshot.find(r#type, name).is_none();
-            self.pending = Pending::Names(names.extract_if(gone).collect());
+        if last == Last::Held {
+            let later = names.extract_if(|name| self.is_last(r#type, name, snapshot)).collect();
+            self.pending = Pending::Names(later);
         }
         let (resources, removed) = self.difference(r#type, names, snapshot);
         if resources.is_empty() && removed.is_empty() && !must_answer {
@@ -188,11 +198,17 @@ impl Subscription {
         !matches!(&self.pending, Pending::Names(names) if names.is_empty())
     }
 
-    /// Whether the client is yet to be told of a resource that exists.
+    /// Whether the client loses it, or it is about fewer than what the client has under this name.
+    fn is_last(&self, r#type: Type, name: &Name, snapshot: &Snapshot) -> bool {
+        let at_large = || self.held.get(name).is_some_and(|held| !held.named);
+        snapshot.find(r#type, name).is_none_or(|resource| resource.named && at_large())
+    }
+
+    /// Whether the client is yet to be told of a resource before the workloads.
     fn lacks(&self, r#type: Type, snapshot: &Snapshot) -> bool {
         match &self.pending {
             Pending::Start | Pending::All => true,
-            Pending::Names(names) => names.iter().any(|name| snapshot.find(r#type, name).is_some()),
+            Pending::Names(names) => names.iter().any(|name| !self.is_last(r#type, name, snapshot)),
         }
     }
 
@@ -206,9 +222,12 @@ impl Subscription {
         let (mut resources, mut removed) = (Vec::new(), Vec::new());
         for name in names {
             match snapshot.find(r#type, &name) {
-                Some(resource) if self.held.get(&name) == Some(&Some(resource.version)) => {}
                 Some(resource) => {
-                    self.held.insert(Name::clone(&name), Some(resource.version));
+                    let held = Held { version: Some(resource.version), named: resource.named };
+                    let known = self.held.insert(Name::clone(&name), held);
+                    if known.is_some_and(|known| known.version == held.version) {
+                        continue;
+                    }
                     resources.push(Resource {
                         version: resource.version.text(),
                         resource: Some(Any {

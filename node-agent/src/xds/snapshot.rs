@@ -8,6 +8,8 @@ use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mesh_core::proto::security::{Authorization, Scope};
+use mesh_core::proto::workload::Address;
 use mesh_core::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use prost::Message;
 
@@ -67,6 +69,24 @@ pub struct Resource {
     pub version: Version,
     /// The encoded message, shared with every client that is sent it.
     pub bytes: Bytes,
+    /// See [`Served::is_named`].
+    pub named: bool,
+}
+
+/// What can be served.
+pub trait Served: Message {
+    /// It is about those resources alone that name it.
+    fn is_named(&self) -> bool {
+        false
+    }
+}
+
+impl Served for Address {}
+
+impl Served for Authorization {
+    fn is_named(&self) -> bool {
+        self.scope() == Scope::WorkloadSelector
+    }
 }
 
 /// Name of a resource; shared, since every session remembers it.
@@ -81,26 +101,20 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Sets or removes a resource; the name comes back when that made a difference.
-    pub fn put(&mut self, r#type: Type, name: &str, resource: Option<&impl Message>) -> Option<Name> {
+    pub fn put(&mut self, r#type: Type, name: &str, resource: Option<&impl Served>) -> Option<Name> {
         let resources = self.resources_mut(r#type);
         let Some(message) = resource else {
             return resources.remove_entry(name).map(|(name, _)| name);
         };
         let bytes = Bytes::from(message.encode_to_vec());
-        let version = Version::of(&bytes);
-        match resources.get_key_value(name) {
-            Some((_, known)) if known.version == version => None,
-            Some((known, _)) => {
-                let name = Name::clone(known);
-                resources.insert(Name::clone(&name), Resource { version, bytes });
-                Some(name)
-            }
-            None => {
-                let name = Name::from(name);
-                resources.insert(Name::clone(&name), Resource { version, bytes });
-                Some(name)
-            }
-        }
+        let resource = Resource { version: Version::of(&bytes), bytes, named: message.is_named() };
+        let name = match resources.get_key_value(name) {
+            Some((_, known)) if known.version == resource.version => return None,
+            Some((known, _)) => Name::clone(known),
+            None => Name::from(name),
+        };
+        resources.insert(Name::clone(&name), resource);
+        Some(name)
     }
 
     /// The resource of that name.

@@ -220,3 +220,48 @@ fn a_workload_never_names_a_policy_that_is_not_there() {
     assert_eq!(session.next(&snapshot).unwrap().removed_resources, ["p2"]);
     assert_eq!(session.next(&snapshot), None);
 }
+
+#[test]
+fn a_policy_is_never_about_nobody() {
+    use mesh_core::proto::security::{Authorization, Scope};
+    let mut snapshot = Snapshot::default();
+    put(&mut snapshot, &[("a", "0")]);
+    let policy = |scope: Scope| Authorization { scope: scope.into(), ..Default::default() };
+    snapshot.put(Type::Authorization, "p", Some(&policy(Scope::Namespace)));
+    let mut session = subscribed(&snapshot);
+    let mut change = |session: &mut Session, scope, workload: &str| {
+        let changed = snapshot.put(Type::Authorization, "p", Some(&policy(scope)));
+        session.changed(Type::Authorization, changed, &snapshot);
+        let changed = put(&mut snapshot, &[("a", workload)]);
+        session.changed(Type::Address, changed, &snapshot);
+        std::iter::from_fn(|| {
+            let response = session.next(&snapshot)?;
+            session.receive(ack(&response)).unwrap();
+            Some(response.resources[0].name.clone())
+        })
+        .collect::<Vec<_>>()
+    };
+    assert_eq!(change(&mut session, Scope::WorkloadSelector, "names p"), ["a", "p"], "first who names it");
+    assert_eq!(
+        change(&mut session, Scope::Namespace, "names none"),
+        ["p", "a"],
+        "first whom it is about then"
+    );
+    assert_eq!(change(&mut session, Scope::Global, "1"), ["p", "a"]);
+    assert_eq!(change(&mut session, Scope::WorkloadSelector, "names p again"), ["a", "p"]);
+    // A client from before, of which only the names are known: it may have it at large.
+    let initial = [("p".to_owned(), "0".to_owned())].into();
+    let mut session = Session::default();
+    session
+        .receive(DeltaDiscoveryRequest {
+            initial_resource_versions: initial,
+            ..subscribe(AUTHORIZATION_TYPE)
+        })
+        .unwrap();
+    session.receive(subscribe(ADDRESS_TYPE)).unwrap();
+    let order: Vec<String> = std::iter::from_fn(|| session.next(&snapshot))
+        .flat_map(|response| response.resources)
+        .map(|resource| resource.name)
+        .collect();
+    assert_eq!(order, ["a"], "what comes first is not answered yet");
+}

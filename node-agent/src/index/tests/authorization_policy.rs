@@ -1,0 +1,175 @@
+//! Which pods an AuthorizationPolicy is about, and what a change of one touches.
+
+use mesh_core::proto::security as wire;
+
+use super::super::PolicyKey;
+use super::*;
+
+fn policy(name: &str, labels: Value) -> Value {
+    let (namespace, name) = name.split_once('/').unwrap();
+    json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {"selector": {"matchLabels": labels}},
+    })
+}
+
+/// The pods web (app=web, tier=front) and job in shop, far (app=web) in another namespace and on another node.
+fn world(policies: &[Value]) -> Index {
+    let mut index = index();
+    let mut web = pod("web", "10.0.0.9");
+    web["metadata"]["labels"] = json!({"app": "web", "tier": "front"});
+    let mut far = pod("far", "10.0.0.10");
+    far["metadata"]["labels"] = json!({"app": "web"});
+    far["metadata"]["namespace"] = "bank".into();
+    far["spec"]["nodeName"] = "node-2".into();
+    [web, pod("job", "10.0.0.11"), far].into_iter().for_each(|pod| drop(apply(&mut index, Kind::Pod, pod)));
+    policies.iter().for_each(|policy| drop(apply(&mut index, Kind::AuthorizationPolicy, policy.clone())));
+    index
+}
+
+fn far() -> Key {
+    Key::Pod(ObjectName::new("bank", "far"))
+}
+
+fn key(name: &str) -> PolicyKey {
+    let (namespace, name) = name.split_once('/').unwrap();
+    PolicyKey::Authorization(ObjectName::new(namespace, name))
+}
+
+/// The policies that a workload names.
+fn named(index: &Index, key: &Key) -> Vec<String> {
+    match index.resource(key).unwrap().r#type.unwrap() {
+        proto::address::Type::Workload(workload) => workload.authorization_policies,
+        proto::address::Type::Service(_) => unreachable!(),
+    }
+}
+
+#[test]
+fn who_names_it() {
+    let web = json!({"app": "web"});
+    for (policies, by_web, by_job, by_far) in [
+        (vec![policy("shop/p", web.clone())], vec!["shop/p"], vec![], vec![]),
+        (vec![policy("shop/p", json!({"app": "web", "tier": "back"}))], vec![], vec![], vec![]),
+        (vec![policy("shop/p", json!({}))], vec![], vec![], vec![]),
+        (vec![policy("bank/p", web.clone())], vec![], vec![], vec!["bank/p"]),
+        (vec![policy("istio-system/p", web.clone())], vec!["istio-system/p"], vec![], vec!["istio-system/p"]),
+        (
+            vec![
+                policy("shop/b", web.clone()),
+                policy("shop/a", json!({"tier": "front"})),
+                policy("istio-system/c", web),
+            ],
+            vec!["istio-system/c", "shop/a", "shop/b"],
+            vec![],
+            vec!["istio-system/c"],
+        ),
+    ] {
+        let index = world(&policies);
+        let found = [pod_key("web"), pod_key("job"), far()].map(|key| named(&index, &key));
+        assert_eq!(found, [by_web, by_job, by_far], "{policies:?}");
+        let pods = index.local_pods();
+        let web = pods.iter().find(|pod| &*pod.name.name == "web").unwrap();
+        assert_eq!(web.description.authorization_policies, found[0], "by the pod protocol");
+    }
+}
+
+#[test]
+fn a_policy_for_waypoints_is_nobody_s_at_layer_4() {
+    let mut targeted = policy("shop/p", json!({}));
+    targeted["spec"] =
+        json!({"targetRefs": [{"kind": "Service", "name": "web"}], "action": "DENY", "rules": [{}]});
+    let index = world(&[targeted]);
+    assert_eq!(index.policy(&key("shop/p")), ("shop/p".to_owned(), None));
+    assert_eq!(index.policies(&ObjectName::new("shop", "web")), []);
+}
+
+#[test]
+fn what_all_policies_say_of_a_pod() {
+    let everything = json!({});
+    let index = world(&[
+        policy("shop/one", json!({"app": "web"})),
+        policy("shop/all", everything.clone()),
+        policy("istio-system/mesh", everything.clone()),
+        policy("bank/all", everything),
+        policy("shop/other", json!({"app": "db"})),
+    ]);
+    let names = |pod: &str| -> Vec<String> {
+        let policies = index.policies(&ObjectName::new("shop", pod)).into_iter();
+        policies.map(|policy| format!("{}/{}", policy.namespace, policy.name)).collect()
+    };
+    assert_eq!(names("web"), ["shop/one", "istio-system/mesh", "shop/all"]);
+    assert_eq!(names("job"), ["istio-system/mesh", "shop/all"]);
+}
+
+#[test]
+fn a_change_touches_those_it_is_and_was_about() {
+    let mut index = world(&[]);
+    let mut change = |policy| {
+        let changes = apply(&mut index, Kind::AuthorizationPolicy, policy);
+        (changes.keys, changes.policies, changes.local)
+    };
+    let touched = |keys: &[Key]| keys.iter().cloned().collect::<BTreeSet<Key>>();
+    let policies = || BTreeSet::from([key("shop/p")]);
+    let web = || policy("shop/p", json!({"app": "web"}));
+    assert_eq!(change(web()), (touched(&[pod_key("web")]), policies(), true));
+    assert_eq!(change(web()), (touched(&[]), BTreeSet::new(), false), "the same again");
+    let none = || policy("shop/p", json!({"app": "db"}));
+    assert_eq!(change(none()), (touched(&[pod_key("web")]), policies(), true), "the pod that it was about");
+    assert_eq!(change(none()), (touched(&[]), BTreeSet::new(), false));
+    // Nobody names what is about everyone; connections older than enrolment are asked about anew.
+    assert_eq!(change(policy("shop/p", json!({}))), (touched(&[]), policies(), true));
+    let mesh = BTreeSet::from([key("istio-system/p")]);
+    assert_eq!(
+        change(policy("istio-system/p", json!({"app": "web"}))),
+        (touched(&[pod_key("web"), far()]), mesh, true)
+    );
+    let far_alone = change(policy("bank/p", json!({"app": "web"})));
+    assert_eq!(far_alone, (touched(&[far()]), BTreeSet::from([key("bank/p")]), false), "no pod of this node");
+    let gone = index.handle(Event::Deleted(Kind::AuthorizationPolicy, ObjectName::new("istio-system", "p")));
+    assert_eq!(gone.keys, touched(&[pod_key("web"), far()]));
+    assert_eq!(index.policy(&key("istio-system/p")).1, None);
+    assert_eq!(named(&index, &far()), ["bank/p"]);
+}
+
+#[test]
+fn a_list_removes_what_is_not_in_it_any_more() {
+    let mut index = world(&[policy("shop/p", json!({"app": "web"}))]);
+    index.handle(Event::Restarted(Kind::AuthorizationPolicy));
+    let changes = index.handle(Event::Listed(Kind::AuthorizationPolicy));
+    assert_eq!(changes.keys, BTreeSet::from([pod_key("web")]));
+    assert_eq!(named(&index, &pod_key("web")), Vec::<String>::new());
+}
+
+#[test]
+fn one_that_cannot_be_read() {
+    let unreadable = |index: &mut Index| {
+        let (kind, name) = (Kind::AuthorizationPolicy, ObjectName::new("shop", "p"));
+        index.handle(Event::Unreadable { kind, name, reason: "torn".into() })
+    };
+    // Never known: everything is denied that it may be about.
+    let mut index = world(&[]);
+    let changes = unreadable(&mut index);
+    assert_eq!((changes.problems.len(), changes.policies), (1, BTreeSet::from([key("shop/p")])));
+    let policy_of = |index: &Index| index.policy(&key("shop/p")).1.unwrap();
+    assert_eq!(policy_of(&index).scope(), wire::Scope::Namespace);
+    assert_eq!((policy_of(&index).action(), policy_of(&index).rules.len()), (wire::Action::Deny, 1));
+    // Else what was known stays.
+    let mut index = world(&[policy("shop/p", json!({"app": "web"}))]);
+    assert_eq!(unreadable(&mut index).policies, BTreeSet::new());
+    assert_eq!(policy_of(&index).action(), wire::Action::Allow);
+}
+
+#[test]
+fn what_is_wrong_with_it_is_reported() {
+    let mut index = world(&[]);
+    let mut wrong = policy("shop/p", json!({}));
+    wrong["spec"]["rules"] = json!([{"to": [{"operation": {"methods": ["GET"]}}]}]);
+    let problems = apply(&mut index, Kind::AuthorizationPolicy, wrong).problems;
+    assert_eq!(problems.len(), 1);
+    assert_eq!(
+        (problems[0].kind, &problems[0].name),
+        (Kind::AuthorizationPolicy, &ObjectName::new("shop", "p"))
+    );
+    assert!(problems[0].reason.contains("waypoint"), "{}", problems[0].reason);
+}

@@ -1,0 +1,103 @@
+//! What the status of a policy is to say.
+
+use super::super::verdict::CONDITION;
+use super::*;
+
+/// What is to be written for a policy with this spec and these conditions, and whether the writer is told.
+fn verdict(kind: Kind, spec: Value, conditions: Value) -> (Vec<Value>, bool) {
+    let mut index = index();
+    let policy = json!({
+        "metadata": {"namespace": "shop", "name": "p", "generation": 3, "resourceVersion": "70"},
+        "spec": spec, "status": {"conditions": conditions},
+    });
+    let told = apply(&mut index, kind, policy).verdicts;
+    let verdicts = index.verdicts();
+    assert_eq!(verdicts.len(), usize::from(told));
+    let Some(verdict) = verdicts.into_iter().next() else { return (Vec::new(), told) };
+    assert_eq!((verdict.kind, &*verdict.resource_version), (kind, "70"));
+    assert_eq!(verdict.name, ObjectName::new("shop", "p"));
+    (verdict.conditions, told)
+}
+
+fn accepted() -> Value {
+    json!({
+        "type": CONDITION, "status": "True", "reason": "Accepted", "message": "in force at layer 4, by ztunnel",
+        "observedGeneration": 3,
+    })
+}
+
+fn at(mut condition: Value, time: &str) -> Value {
+    condition["lastTransitionTime"] = time.into();
+    condition
+}
+
+#[test]
+fn what_is_in_force() {
+    for kind in [Kind::AuthorizationPolicy, Kind::PeerAuthentication] {
+        assert_eq!(verdict(kind, json!({}), json!(null)), (vec![accepted()], true));
+        let other = json!({"type": "WaypointAccepted", "status": "False"});
+        assert_eq!(verdict(kind, json!({}), json!([other])), (vec![other.clone(), accepted()], true));
+        assert_eq!(
+            verdict(kind, json!({}), json!([at(accepted(), "t"), other])),
+            (vec![], false),
+            "it says so"
+        );
+        let mut older = at(accepted(), "t");
+        older["observedGeneration"] = 2.into();
+        assert_eq!(
+            verdict(kind, json!({}), json!([older])),
+            (vec![at(accepted(), "t")], true),
+            "of another spec"
+        );
+        let mut refused = at(accepted(), "t");
+        refused["status"] = "False".into();
+        assert_eq!(verdict(kind, json!({}), json!([refused])), (vec![accepted()], true), "since now");
+    }
+}
+
+#[test]
+fn what_is_not() {
+    let faulty =
+        |count: usize| json!({"rules": vec![json!({"to": [{"operation": {"methods": ["GET"]}}]}); count]});
+    let said = |spec| {
+        let (conditions, _) = verdict(Kind::AuthorizationPolicy, spec, json!([accepted()]));
+        assert_eq!(
+            (&conditions[0]["status"], &conditions[0]["reason"]),
+            (&json!("False"), &json!("UnsupportedValue"))
+        );
+        conditions[0]["message"].as_str().unwrap().to_owned()
+    };
+    let two = said(faulty(2));
+    for place in ["spec.rules[0].to[0].operation.methods", "; spec.rules[1].to[0].operation.methods"] {
+        assert!(two.contains(place), "{two}");
+    }
+    assert!(!two.contains("more"), "{two}");
+    let many = said(faulty(12));
+    assert!(
+        many.contains("rules[9]") && !many.contains("rules[10]") && many.ends_with("; and 2 more"),
+        "{many}"
+    );
+    assert!(said(json!({"action": "AUDIT"})).contains("AUDIT"));
+    let (conditions, _) =
+        verdict(Kind::PeerAuthentication, json!({"mtls": {"mode": "TOMORROW"}}), json!(null));
+    assert!(conditions[0]["message"].as_str().unwrap().contains("taken for STRICT"), "{conditions:?}");
+}
+
+#[test]
+fn what_is_for_waypoints() {
+    let targeted = || json!({"targetRefs": [{"kind": "Service", "name": "web"}]});
+    assert_eq!(verdict(Kind::AuthorizationPolicy, targeted(), json!(null)), (vec![], false));
+    let other = json!({"type": "WaypointAccepted", "status": "True"});
+    let before = json!([accepted(), other]);
+    assert_eq!(verdict(Kind::AuthorizationPolicy, targeted(), before), (vec![other], true), "no longer ours");
+}
+
+#[test]
+fn what_is_gone() {
+    let mut index = index();
+    let policy = json!({"metadata": {"namespace": "shop", "name": "p"}, "spec": {}});
+    apply(&mut index, Kind::PeerAuthentication, policy);
+    assert_eq!(index.verdicts().len(), 1);
+    index.handle(Event::Deleted(Kind::PeerAuthentication, ObjectName::new("shop", "p")));
+    assert_eq!(index.verdicts(), []);
+}

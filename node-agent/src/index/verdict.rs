@@ -1,0 +1,120 @@
+//! What became of a policy, for its users to read: the condition `ZtunnelAccepted` of its status, as Istio has it.
+
+use serde_json::{Value, json};
+
+use super::event::{Custom, Kind, ObjectName};
+use super::{Changes, Index};
+
+/// The condition's type.
+pub const CONDITION: &str = "ZtunnelAccepted";
+/// So many faults are told; more are counted.
+const MOST: usize = 10;
+
+/// A policy as it was read, and what its status says.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Reading {
+    /// None: it is not for proxies at layer 4.
+    pub(super) faults: Option<Vec<String>>,
+    generation: i64,
+    resource_version: String,
+    conditions: Vec<Value>,
+}
+
+/// A policy whose status does not say what became of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name.
+    pub name: ObjectName,
+    /// The version of the object that was read: a status is written for no other.
+    pub resource_version: String,
+    /// All conditions as they should be; where the status of ours is new it has no time yet.
+    pub conditions: Vec<Value>,
+}
+
+impl Reading {
+    pub(super) fn new(object: &Custom, faults: Option<Vec<String>>) -> Self {
+        Self {
+            faults,
+            generation: object.metadata.generation.unwrap_or_default(),
+            resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
+            conditions: object.status["conditions"].as_array().cloned().unwrap_or_default(),
+        }
+    }
+
+    /// None: the status says so already.
+    fn verdict(&self) -> Option<Vec<Value>> {
+        let ours = |condition: &&Value| condition["type"] == CONDITION;
+        let wanted = self.faults.as_deref().map(|faults| self.condition(faults));
+        let told = self.conditions.iter().find(ours);
+        let same = match (&wanted, told) {
+            (Some(wanted), Some(told)) => {
+                wanted.as_object().is_some_and(|wanted| wanted.iter().all(|(key, value)| told[key] == *value))
+            }
+            (None, None) => true,
+            _ => false,
+        };
+        let wanted = wanted.map(|mut wanted| {
+            // The time is when the status changed, not the words.
+            if let Some(told) = told.filter(|told| told["status"] == wanted["status"]) {
+                wanted["lastTransitionTime"] = told["lastTransitionTime"].clone();
+            }
+            wanted
+        });
+        let others = self.conditions.iter().filter(|condition| !ours(condition)).cloned();
+        (!same).then(|| others.chain(wanted).collect())
+    }
+
+    fn condition(&self, faults: &[String]) -> Value {
+        let (status, reason, message) = match faults.len() {
+            0 => ("True", "Accepted", "in force at layer 4, by ztunnel".to_owned()),
+            count => {
+                let mut message = faults[..count.min(MOST)].join("; ");
+                if count > MOST {
+                    message.push_str(&format!("; and {} more", count - MOST));
+                }
+                ("False", "UnsupportedValue", message)
+            }
+        };
+        json!({
+            "type": CONDITION, "status": status, "reason": reason, "message": message,
+            "observedGeneration": self.generation,
+        })
+    }
+}
+
+impl Index {
+    /// Notes what was read of a policy.
+    pub(super) fn note(
+        &mut self,
+        kind: Kind,
+        name: &ObjectName,
+        object: &Custom,
+        faults: Option<Vec<String>>,
+        changes: &mut Changes,
+    ) {
+        let reading = Reading::new(object, faults);
+        let told = self.readings.get(&(kind, name.clone())) == Some(&reading);
+        changes.verdicts |= !told && reading.verdict().is_some();
+        self.readings.insert((kind, name.clone()), reading);
+    }
+
+    /// The policies whose status is to be written. Takes time in proportion to the number of policies.
+    pub fn verdicts(&self) -> Vec<Verdict> {
+        let verdict = |((kind, name), reading): (&(Kind, ObjectName), &Reading)| {
+            Some(Verdict {
+                kind: *kind,
+                name: name.clone(),
+                resource_version: reading.resource_version.clone(),
+                conditions: reading.verdict()?,
+            })
+        };
+        self.readings.iter().filter_map(verdict).collect()
+    }
+
+    /// How many nodes there are, each with an agent that writes verdicts.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+}
