@@ -5,7 +5,7 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use mesh_tests::api::Credential;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, holds};
+use crate::cluster::{Cluster, definition, holds};
 
 const DEPLOYMENT: &str = "
 apiVersion: apps/v1
@@ -83,7 +83,12 @@ fn every_write_has_its_manager() {
     cluster.kubectl(r#"patch deploy web --subresource=status --type=merge -p '{"status":{"replicas":1}}'"#);
     holds(
         &managers(&cluster, "deploy web"),
-        &["kubectl-client-side-apply Update ;", "kubectl-label Update ;", "kubectl-patch Update status;"],
+        &[
+            "kubectl-client-side-apply Update ;",
+            "kubectl Update scale;",
+            "kubectl-label Update ;",
+            "kubectl-patch Update status;",
+        ],
     );
     let all = cluster.kubectl("get deploy web --show-managed-fields -o json");
     let all: Value = serde_json::from_str(&all).unwrap();
@@ -96,6 +101,32 @@ fn every_write_has_its_manager() {
     let env = cluster.kubectl("get deploy web -o jsonpath={.spec.template.spec.containers[0].env[*].name}");
     assert_eq!(env, "B");
     holds(&managers(&cluster, "deploy web"), &["kubectl Apply ;"]);
+}
+
+#[test]
+fn a_selector_has_one_owner() {
+    let cluster = Cluster::start();
+    let policy = |labels: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p}}\n\
+             spec: {{podSelector: {{matchLabels: {{{labels}}}}}, ingress: [{{}}]}}\n"
+        )
+    };
+    cluster.kubectl_with("apply --server-side --field-manager=one -f -", &policy("a: b"));
+    let fields = "get netpol p --show-managed-fields -o jsonpath={.metadata.managedFields[0].fieldsV1}";
+    let fields: Value = serde_json::from_str(&cluster.kubectl(fields)).unwrap();
+    assert_eq!(fields, json!({"f:spec": {"f:podSelector": {}, "f:ingress": {}}}));
+    // Another label is another selector, though the first is in it.
+    let refused =
+        cluster.refused("admin", "apply --server-side --field-manager=two -f -", &policy("a: b, c: d"));
+    holds(&refused, &["conflict with \"one\": .spec.podSelector"]);
+    cluster.kubectl_with("apply --server-side --field-manager=one -f -", &policy("c: d"));
+    assert_eq!(
+        cluster.kubectl("get netpol p -o jsonpath={.spec.podSelector}"),
+        r#"{"matchLabels":{"c":"d"}}"#
+    );
+    holds(&cluster.kubectl("get netpol"), &["POD-SELECTOR", "c=d"]);
+    assert_eq!(cluster.kubectl("get netpol p -o jsonpath={.spec.policyTypes}"), r#"["Ingress"]"#);
 }
 
 #[tokio::test]
@@ -152,40 +183,22 @@ async fn a_status_is_applied_apart() {
 #[test]
 fn custom_resources_merge_as_their_schema_says() {
     let cluster = Cluster::start();
-    let definition = r#"
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: routes.example.io}
-spec:
-  group: example.io
-  scope: Namespaced
-  names: {kind: Route, plural: routes}
-  versions:
-  - name: v1
-    served: true
-    storage: true
-    schema:
-      openAPIV3Schema:
-        type: object
-        properties:
-          spec:
-            type: object
-            properties:
-              plain: {type: array, items: {type: string}}
-              set: {type: array, x-kubernetes-list-type: set, items: {type: string}}
-              ports:
-                type: array
-                x-kubernetes-list-type: map
-                x-kubernetes-list-map-keys: [port, protocol]
-                items:
-                  type: object
-                  required: [port]
-                  properties:
-                    port: {type: integer}
-                    protocol: {type: string, default: TCP}
-                    name: {type: string}
-"#;
-    cluster.kubectl_with("apply --server-side -f -", definition);
+    let port = json!({
+        "type": "object", "required": ["port"],
+        "properties": {
+            "port": {"type": "integer"}, "protocol": {"type": "string", "default": "TCP"}, "name": {"type": "string"},
+        },
+    });
+    let spec = json!({"type": "object", "properties": {
+        "plain": {"type": "array", "items": {"type": "string"}},
+        "set": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
+        "ports": {
+            "type": "array", "items": port, "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["port", "protocol"],
+        },
+    }});
+    let schema = json!({"type": "object", "properties": {"spec": spec}});
+    cluster.kubectl_with("apply --server-side -f -", &definition("Route", &schema));
     cluster.kubectl("wait --for=condition=Established crd/routes.example.io --timeout=10s");
     let route = |spec: &str| {
         format!("apiVersion: example.io/v1\nkind: Route\nmetadata: {{name: r}}\nspec: {{{spec}}}\n")

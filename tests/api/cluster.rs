@@ -4,11 +4,13 @@ use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use mesh_tests::Stack;
 use mesh_tests::api::{ApiServer, Credential};
+use mesh_tests::{Stack, eventually};
+use serde_json::{Value, json};
 
 /// One of each kind that a service is made of.
 pub(crate) const WORKLOADS: &str = "
@@ -47,10 +49,7 @@ kind: DaemonSet
 metadata: {name: agent, namespace: demo}
 spec:
   selector: {matchLabels: {app: agent}}
-  template:
-    metadata: {labels: {app: agent}}
-    spec:
-      containers: [{name: agent, image: 'ambit/ambit:latest', resources: {requests: {cpu: 1}}}]
+  template: {metadata: {labels: {app: agent}}, spec: {containers: [{name: a, image: i, resources: {requests: {cpu: 1}}}]}}
 ---
 apiVersion: batch/v1
 kind: CronJob
@@ -64,6 +63,22 @@ kind: Pod
 metadata: {name: client, namespace: demo, labels: {app: client}}
 spec: {containers: [{name: client, image: i}], terminationGracePeriodSeconds: 5}
 ";
+
+/// A CustomResourceDefinition of `kind` in the group `example.io` with one version, `v1`. JSON is YAML.
+pub(crate) fn definition(kind: &str, schema: &Value) -> String {
+    let plural = format!("{}s", kind.to_lowercase());
+    let version =
+        json!({"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}});
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.example.io")},
+        "spec": {
+            "group": "example.io", "scope": "Namespaced", "names": {"kind": kind, "plural": plural},
+            "versions": [version],
+        },
+    })
+    .to_string()
+}
 
 /// A server, and a directory with kubeconfigs that goes with it.
 pub(crate) struct Cluster {
@@ -141,6 +156,17 @@ impl Cluster {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "kubectl {arguments}: {errors}");
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Waits until the administrator has asked for something.
+    pub(crate) fn wait_until_asked(&self, verb: &str, resource: &str) {
+        let asked = || {
+            let asked = self.server.asked_by("kubernetes-admin");
+            let found = asked.iter().any(|asked| asked.verb == verb && asked.resource == resource);
+            anyhow::ensure!(found, "nobody asked to {verb} {resource}");
+            Ok(())
+        };
+        eventually("a request", Duration::from_secs(30), asked).unwrap();
     }
 
     /// What `kubectl` says when it fails, which it must.

@@ -95,6 +95,12 @@ fn objects_have_the_life_of_any_other() {
     holds(&table, &["SIZE", "READY", "AGE"]);
     let row: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(row[..3], ["one", "4", "True"]);
+    let blind = r#"{"metadata":{"name":"one"},"spec":{"size":5}}"#;
+    let path = "/apis/example.io/v1/namespaces/default/things/one";
+    holds(
+        &cluster.refused("admin", &format!("replace --raw {path} -f -"), blind),
+        &["metadata.resourceVersion: Invalid value: 0: must be specified for an update"],
+    );
     cluster.kubectl("scale th one --replicas=7");
     assert_eq!(cluster.kubectl("get th one -o jsonpath={.spec.size}"), "7");
     assert_eq!(
@@ -189,6 +195,13 @@ fn definitions_are_checked() {
         ("a: {type: string}", "a: {format: x}", "properties[a].type: Required value: must not be empty"),
         ("default: Safe", "default: 3", "properties[mode].default"),
         ("self.mode != 'Fast'", "self.mode ~= 'Fast'", "compilation failed"),
+        (
+            "self.size < 5",
+            "self.sise < 5",
+            "properties[spec].x-kubernetes-validations[0].rule: Invalid value: \"self.mode != 'Fast' || self.sise < 5\": \
+             compilation failed: ERROR: <input>:1:28: undefined field 'sise'",
+        ),
+        ("self.size < 5", "self.size < '5'", "no matching overload for '_<_' applied to '(int, string)'"),
         (
             "minimum: 1",
             "minimun: 1",

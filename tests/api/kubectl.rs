@@ -53,6 +53,10 @@ fn tables_selectors_and_formats() {
     );
     assert_eq!(cluster.kubectl("get pods -n demo -l app=client -o name"), "pod/client\n");
     assert_eq!(cluster.kubectl("get pods -n demo -l app!=client -o name"), "");
+    holds(
+        &cluster.refused("admin", "get pods -A --field-selector spec.priority=1", ""),
+        &["field label not supported: spec.priority"],
+    );
     for selector in ["metadata.name=client", "status.phase=Pending", "spec.nodeName="] {
         let found = cluster.kubectl(&format!("get pods -A --field-selector {selector} -o name"));
         assert_eq!(found, "pod/client\n", "{selector}");
@@ -96,6 +100,8 @@ fn every_kind_of_patch() {
         .kubectl("get deploy web -n demo -o jsonpath={.spec.template.spec.containers[0].env[*].value}");
     assert_eq!(env, "1 9");
     cluster.kubectl("set image deploy/web -n demo web=i:2");
+    cluster.kubectl("scale deploy/web -n demo --replicas=0 --current-replicas=1");
+    assert_eq!(cluster.kubectl("get deploy web -n demo -o jsonpath={.spec.replicas}"), "0");
     cluster.kubectl("scale deploy/web -n demo --replicas=3");
     assert_eq!(cluster.kubectl("get deploy web -n demo -o jsonpath={.spec.replicas}"), "3");
     cluster.kubectl(
@@ -141,10 +147,11 @@ fn running_pods_go_when_their_kubelet_says_so() {
     let pod = client.get("pods", "demo", "client").unwrap();
     assert_eq!(pod["metadata"]["deletionGracePeriodSeconds"], 5);
     let mut waiting = cluster.spawn("admin", "delete pod client -n demo");
-    // kubectl has asked for the deletion and waits once the grace period is set anew; it must not end before.
+    // Once it watches, kubectl has asked for the deletion; it must not end before the kubelet says so.
+    cluster.wait_until_asked("watch", "pods");
     assert!(waiting.try_wait().unwrap().is_none());
     client.delete("pods", "demo", "client", Some(Duration::ZERO)).unwrap();
-    assert!(waiting.wait().is_ok());
+    assert!(waiting.wait().unwrap().success());
     holds(&cluster.refused("admin", "get pod client -n demo", ""), &["not found"]);
 }
 
@@ -229,7 +236,9 @@ fn service_accounts_have_the_rights_bound_to_them() {
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata: {name: reader, namespace: demo}
-rules: [{apiGroups: [''], resources: [pods], verbs: [get, list]}]
+rules:
+- {apiGroups: [''], resources: [pods], verbs: [get, list]}
+- {apiGroups: [''], resources: [configmaps], resourceNames: [kube-root-ca.crt], verbs: [list, watch]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
@@ -255,6 +264,10 @@ subjects: [{kind: ServiceAccount, name: web, namespace: demo}]
         &cluster.refused("web", "get pods", ""),
         &["cannot list resource \"pods\" in API group \"\" in the namespace \"default\""],
     );
+    let named = "get configmaps -n demo -o name --field-selector metadata.name=";
+    let output = cluster.spawn("web", &format!("{named}kube-root-ca.crt")).wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "configmap/kube-root-ca.crt\n");
+    holds(&cluster.refused("web", &format!("{named}other"), ""), &["configmaps \"other\" is forbidden"]);
     holds(&cluster.refused("stranger", "get pods", ""), &["must be logged in to the server"]);
     for user in ["token", "node"] {
         assert!(cluster.spawn(user, "get nodes").wait_with_output().unwrap().status.success(), "{user}");

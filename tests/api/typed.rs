@@ -46,6 +46,7 @@ fn asked_and_told() {
     let token = cluster.kubectl("create token default --duration=20m --audience=x");
     assert_eq!(token.trim().split('.').count(), 3, "{token}");
     assert_eq!(cluster.kubectl("auth can-i delete nodes").trim(), "yes");
+    holds(&cluster.kubectl("auth can-i --list"), &["*.*", "selfsubjectrulesreviews", "/openapi/*"]);
     holds(&cluster.kubectl("auth whoami"), &["kubernetes-admin", "system:masters"]);
 }
 
@@ -58,6 +59,8 @@ fn a_node_is_drained() {
     client
         .create(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}))
         .unwrap();
+    cluster.kubectl("drain n1 --force --timeout=20s --dry-run=server");
+    holds(&cluster.kubectl("get pods -o name"), &["pod/p"]);
     let told = cluster.kubectl("drain n1 --force --timeout=20s");
     holds(&told, &["node/n1 cordoned", "evicting pod default/p", "node/n1 drained"]);
     holds(&cluster.kubectl("get node n1"), &["SchedulingDisabled"]);

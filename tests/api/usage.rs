@@ -8,6 +8,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use mesh_tests::api::{Credential, PatchKind};
 use serde_json::json;
 
+use crate::answers::OTHERS;
 use crate::cluster::{Cluster, WORKLOADS, holds};
 
 #[test]
@@ -43,6 +44,7 @@ fn waiting_ends_when_the_condition_holds() {
         "wait pod/client -n demo --for=jsonpath={.status.phase}=Running --timeout=20s",
     ]
     .map(|command| cluster.spawn("admin", command));
+    cluster.wait_until_asked("watch", "pods");
     holds(
         &cluster.refused("admin", "wait pod/client -n demo --for=condition=Ready --timeout=10ms", ""),
         &["timed out waiting for the condition"],
@@ -55,6 +57,106 @@ fn waiting_ends_when_the_condition_holds() {
     let mut gone = cluster.spawn("admin", "wait pod/client -n demo --for=delete --timeout=20s");
     client.delete("pods", "demo", "client", Some(Duration::ZERO)).unwrap();
     assert!(gone.wait().unwrap().success());
+}
+
+#[test]
+fn what_is_waited_for_differs_by_kind() {
+    let cluster = Cluster::start();
+    cluster.kubectl_with("apply -f -", WORKLOADS);
+    let client = cluster.server.client();
+    client.create(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}})).unwrap();
+    client
+        .create(json!({
+            "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"},
+            "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}},
+        }))
+        .unwrap();
+    let holds = |kind: &str| json!({"status": {"conditions": [{"type": kind, "status": "True"}]}});
+    for (kind, namespace, name, status, wanted) in [
+        ("nodes", "", "n1", holds("Ready"), "condition=Ready"),
+        ("jobs", "default", "j", holds("Complete"), "condition=complete"),
+        ("deployments", "demo", "web", holds("Available"), "condition=Available"),
+        (
+            "daemonsets",
+            "demo",
+            "agent",
+            json!({"status": {"numberReady": 1}}),
+            "jsonpath={.status.numberReady}=1",
+        ),
+    ] {
+        let place = if namespace.is_empty() { String::new() } else { format!("-n {namespace} ") };
+        let mut wait =
+            cluster.spawn("admin", &format!("wait {kind}/{name} {place}--for={wanted} --timeout=20s"));
+        cluster.wait_until_asked("watch", kind);
+        assert!(wait.try_wait().unwrap().is_none(), "{kind}: nothing to wait for");
+        client.patch_status(kind, namespace, name, PatchKind::Merge, status).unwrap();
+        assert!(wait.wait().unwrap().success(), "{kind}");
+    }
+    cluster.kubectl("wait ns/demo --for=jsonpath={.status.phase}=Active --timeout=20s");
+    cluster.kubectl("delete ns demo --wait=false");
+    cluster.kubectl("wait ns/demo --for=delete --timeout=20s");
+}
+
+#[test]
+fn every_kind_is_described() {
+    let cluster = Cluster::start();
+    cluster.kubectl_with("apply -f -", WORKLOADS);
+    cluster.kubectl_with("apply -f -", OTHERS);
+    for (what, expect) in [
+        ("ns demo", "Active"),
+        ("node n1", "InternalIP:"),
+        ("pod client -n demo", "Service Account:"),
+        ("svc web -n demo", "TargetPort:"),
+        ("endpoints e", "10.0.0.1"),
+        ("endpointslice s", "AddressType:"),
+        ("deploy web -n demo", "StrategyType:"),
+        ("rs r", "Selector:"),
+        ("ds agent -n demo", "Desired Number of Nodes Scheduled:"),
+        ("job j", "Completions:"),
+        ("cronjob tick -n demo", "Schedule:"),
+        ("netpol np", "PodSelector:"),
+        ("secret s", "Type:"),
+        ("configmap kube-root-ca.crt", "ca.crt:"),
+        ("sa web -n demo", "Tokens:"),
+        ("role r", "PolicyRule:"),
+        ("rolebinding r", "Subjects:"),
+        ("clusterrole view", "PolicyRule:"),
+        ("clusterrolebinding r", "Subjects:"),
+        ("lease l", "Holder Identity:"),
+        ("event e", "Involved Object:"),
+    ] {
+        holds(&cluster.kubectl(&format!("describe {what}")), &["Name:", expect]);
+    }
+}
+
+#[test]
+fn events_are_selected_by_what_they_are_about() {
+    let cluster = Cluster::start();
+    cluster.kubectl_with("apply -f -", WORKLOADS);
+    for (name, kind, object, level) in [
+        ("e1", "Pod, apiVersion: v1", "client", "Normal"),
+        ("e2", "Pod, apiVersion: v1", "client", "Warning"),
+        ("e3", "Deployment, apiVersion: apps/v1", "web", "Normal"),
+    ] {
+        let event = format!(
+            "apiVersion: v1\nkind: Event\nmetadata: {{name: {name}, namespace: demo}}\nreason: Tested\nmessage: of-{name}\n\
+             type: {level}\ninvolvedObject: {{kind: {kind}, name: {object}, namespace: demo}}\n"
+        );
+        cluster.kubectl_with("create -f -", &event);
+    }
+    for (flags, expect) in [
+        ("--for pod/client", "e1 e2"),
+        ("--for deployment/web", "e3"),
+        ("--types=Warning", "e2"),
+        ("--for pod/client --types=Normal", "e1"),
+    ] {
+        let told = cluster.kubectl(&format!("events -n demo {flags}"));
+        let found = ["e1", "e2", "e3"].into_iter().filter(|name| told.contains(&format!("of-{name}")));
+        assert_eq!(found.collect::<Vec<_>>().join(" "), expect, "{flags}: {told}");
+    }
+    let regarding = "get events.v1.events.k8s.io -n demo --field-selector regarding.kind=Deployment -o name";
+    assert_eq!(cluster.kubectl(regarding), "event.events.k8s.io/e3\n");
+    holds(&cluster.kubectl("get events -n demo -o wide"), &["SUBOBJECT", "SOURCE", "FIRST SEEN", "COUNT"]);
 }
 
 #[test]

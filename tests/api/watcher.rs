@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec, TokenReview, TokenReviewSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use kube::runtime::watcher::{self, Event};
 use mesh_tests::api::{Availability, Credential, PatchKind, Selector};
 use serde_json::{Value, json};
@@ -112,9 +112,88 @@ async fn watches_from_a_forgotten_version_get_410() {
     cluster.server.compact();
     let client = cluster.client(&Credential::Admin).await;
     let maps = Api::<ConfigMap>::namespaced(client, "default");
-    let mut events = pin!(maps.watch(&kube::api::WatchParams::default(), &start.to_string()).await.unwrap());
+    let mut events = pin!(maps.watch(&WatchParams::default(), &start.to_string()).await.unwrap());
     let event = timeout(PATIENCE, events.try_next()).await.unwrap().unwrap().unwrap();
-    assert!(matches!(event, kube::api::WatchEvent::Error(status) if status.code == 410));
+    assert!(matches!(event, WatchEvent::Error(status) if status.code == 410));
+}
+
+#[tokio::test]
+async fn a_watch_tells_of_what_it_saw_last() {
+    let cluster = Cluster::start();
+    let client = cluster.server.client();
+    let maps = Api::<ConfigMap>::namespaced(cluster.client(&Credential::Admin).await, "default");
+    let mut map = config_map("a", "1");
+    map["metadata"]["labels"] = json!({"step": "1"});
+    let version = client.create(map).unwrap()["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let selected = WatchParams::default().labels("step=1");
+    let mut events = pin!(maps.watch(&selected, &version).await.unwrap());
+    let change = json!({"metadata": {"labels": {"step": "2"}}, "data": {"v": "2"}});
+    let changed = client.patch("configmaps", "default", "a", PatchKind::Merge, change).unwrap();
+    let event = timeout(PATIENCE, events.try_next()).await.unwrap().unwrap().unwrap();
+    let WatchEvent::Deleted(last) = event else { panic!("{event:?}") };
+    assert_eq!(
+        (&last.data.unwrap()["v"], &last.metadata.labels.unwrap()["step"]),
+        (&"1".into(), &"1".into())
+    );
+    assert_eq!(json!(last.metadata.resource_version), changed["metadata"]["resourceVersion"]);
+}
+
+#[tokio::test]
+async fn a_list_does_not_go_on_after_its_history_is_forgotten() {
+    let cluster = Cluster::start();
+    let client = cluster.server.client();
+    for name in ["a", "b"] {
+        client.create(config_map(name, "1")).unwrap();
+    }
+    let maps = Api::<ConfigMap>::namespaced(cluster.client(&Credential::Admin).await, "default");
+    let page = maps.list(&ListParams::default().limit(1)).await.unwrap();
+    assert_eq!(page.metadata.remaining_item_count, Some(2));
+    let of_selected = maps.list(&ListParams::default().labels("!x").limit(1)).await.unwrap();
+    assert_eq!(of_selected.metadata.remaining_item_count, None);
+    cluster.server.compact();
+    let rest = ListParams::default().limit(1).continue_token(&page.metadata.continue_.unwrap());
+    let refused = maps.list(&rest).await.unwrap_err();
+    assert!(matches!(refused, kube::Error::Api(status) if status.code == 410 && status.reason == "Expired"));
+}
+
+#[tokio::test]
+async fn metadata_alone_is_less() {
+    let cluster = Cluster::start();
+    cluster.server.client().create(config_map("a", "1")).unwrap();
+    let client = cluster.client(&Credential::Admin).await;
+    let request = |path: &str, form: &str| {
+        let accept = format!("application/json;as={form};g=meta.k8s.io;v=v1");
+        http::Request::get(path).header("accept", accept).body(Vec::new()).unwrap()
+    };
+    let path = "/api/v1/namespaces/default/configmaps";
+    let list: Value = client.request(request(path, "PartialObjectMetadataList")).await.unwrap();
+    assert_eq!(list["kind"], "PartialObjectMetadataList");
+    let one: Value = client.request(request(&format!("{path}/a"), "PartialObjectMetadata")).await.unwrap();
+    assert_eq!((&one["kind"], one.get("data")), (&json!("PartialObjectMetadata"), None));
+    assert_eq!(one["metadata"]["name"], "a");
+    assert!(list["items"].as_array().unwrap().contains(&one));
+}
+
+#[tokio::test]
+async fn parameters_that_make_no_sense_are_refused() {
+    let cluster = Cluster::start();
+    let client = cluster.client(&Credential::Admin).await;
+    let path = "/api/v1/namespaces/default/configmaps";
+    for (query, field) in [
+        ("dryRun=true", "dryRun: Unsupported value: \"true\": supported values: \"All\""),
+        ("fieldValidation=strict", "fieldValidation: Unsupported value"),
+    ] {
+        let body = config_map("a", "1").to_string().into_bytes();
+        let request =
+            http::Request::post(format!("{path}?{query}")).header("content-type", "application/json");
+        let refused = client.request::<Value>(request.body(body).unwrap()).await.unwrap_err();
+        let kube::Error::Api(status) = refused else { panic!("{refused}") };
+        assert!(status.code == 422 && status.message.contains(field), "{query}: {}", status.message);
+    }
+    let merge = http::Request::patch(format!("{path}/kube-root-ca.crt?force=true"))
+        .header("content-type", "application/merge-patch+json");
+    let refused = client.request::<Value>(merge.body(b"{}".to_vec()).unwrap()).await.unwrap_err();
+    assert!(refused.to_string().contains("may not be specified for non-apply patch"), "{refused}");
 }
 
 #[tokio::test]

@@ -17,12 +17,15 @@ mod definition;
 mod discovery;
 mod events;
 mod families;
+mod form;
 mod http;
 mod jsonpath;
 mod kinds;
+mod listing;
 mod managed;
 mod meta;
 mod openapi;
+mod options;
 mod patch;
 mod pki;
 mod protobuf;
@@ -32,6 +35,7 @@ mod review;
 mod rules;
 mod schema;
 mod select;
+mod selectable;
 mod serve;
 mod shared;
 mod status;
@@ -60,6 +64,7 @@ pub use watch::{Event, EventKind, Watch};
 use anyhow::Context as _;
 use cluster::Cluster;
 use http::Server;
+use mesh_core::drain::{self, Drain};
 use pki::Authority;
 use serde_json::json;
 use shared::Shared;
@@ -74,6 +79,8 @@ pub struct ApiServer {
     shared: Arc<Shared>,
     tokens: Arc<Tokens>,
     authority: Authority,
+    /// Held as long as connections are to be accepted: a lost drain is an order to end.
+    _drain: Drain,
     runtime: Option<Runtime>,
 }
 
@@ -144,14 +151,15 @@ impl ApiServer {
         let runtime =
             Builder::new_multi_thread().worker_threads(2).thread_name("apiserver").enable_all().build()?;
         let server = Arc::new(Server { shared: shared.clone(), tokens: tokens.clone() });
+        let (drain, watch) = drain::new();
         let inside = runtime.enter();
         for listener in listeners {
             listener.set_nonblocking(true)?;
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            runtime.spawn(http::accept(server.clone(), listener, tls.clone()));
+            runtime.spawn(http::accept(server.clone(), listener, tls.clone(), watch.clone()));
         }
         drop(inside);
-        Ok(Self { shared, tokens, authority, runtime: Some(runtime) })
+        Ok(Self { shared, tokens, authority, _drain: drain, runtime: Some(runtime) })
     }
 
     /// The CA that signed the server's certificate, in PEM.

@@ -31,9 +31,7 @@ impl Cluster {
             .get("namespaces", "", name)
             .ok_or_else(|| Status::not_found("namespaces", "", name))?;
         if meta::is_terminating(namespace) {
-            let why =
-                format!("unable to create new content in namespace {name} because it is being terminated");
-            return Err(Status::forbidden(&kind.plural, &kind.group, meta::name(object), &why));
+            return Err(Status::terminating(&kind.plural, &kind.group, meta::name(object), name));
         }
         Ok(())
     }
@@ -44,7 +42,7 @@ impl Cluster {
             ("", "Pod") => self.admit_pod(object),
             ("", "Service") => {
                 self.give_addresses(object, &[])?;
-                self.give_node_ports(object)
+                self.give_node_ports(object, &Value::Null)
             }
             _ => Ok(()),
         }
@@ -60,7 +58,8 @@ impl Cluster {
             let kept = families::keep(&old["spec"], &mut new["spec"]);
             kept.map_err(|faults| Status::invalid("Service", "", meta::name(old), &faults))?;
         }
-        self.give_addresses(new, &own)
+        self.give_addresses(new, &own)?;
+        self.give_node_ports(new, old)
     }
 
     /// What a new object brings about.
@@ -155,25 +154,47 @@ impl Cluster {
         Ok(())
     }
 
-    fn give_node_ports(&self, service: &mut Value) -> Result<(), Status> {
-        if !["NodePort", "LoadBalancer"].contains(&meta::text(service, "/spec/type")) {
-            return Ok(());
-        }
-        let mut used = self.node_ports();
-        for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
-            if port["nodePort"].as_u64().unwrap_or(0) == 0 {
-                let free = NODE_PORTS.clone().find(|port| !used.contains(port));
-                let free = free.ok_or_else(|| Status::internal("no node port is free"))?;
-                used.push(free);
-                port["nodePort"] = free.into();
+    /// Gives a Service that takes traffic from outside a port of the nodes for each of its own; `old` is the Service as
+    /// it was, or null.
+    fn give_node_ports(&self, service: &mut Value, old: &Value) -> Result<(), Status> {
+        let (namespace, name) = (meta::namespace(service).to_owned(), meta::name(service).to_owned());
+        let outside = ["NodePort", "LoadBalancer"].contains(&meta::text(service, "/spec/type"));
+        let mut used = self.node_ports((&namespace, &name));
+        for (index, port) in service["spec"]["ports"].as_array_mut().into_iter().flatten().enumerate() {
+            let same = |old: &&Value| old["port"] == port["port"] && old["protocol"] == port["protocol"];
+            let had = meta::items(old, "/spec/ports").find(same).and_then(|old| old["nodePort"].as_u64());
+            let asked = port["nodePort"].as_u64().filter(|port| *port != 0);
+            if !outside {
+                // What the server gave goes with the type that it was given for.
+                if asked == had {
+                    meta::map(port).remove("nodePort");
+                }
+                continue;
             }
+            let kept = had.filter(|port| !used.contains(port));
+            let given = match asked {
+                Some(asked) if !NODE_PORTS.contains(&asked) => Err("is not in the valid range 30000-32767"),
+                Some(asked) if used.contains(&asked) => Err("is already allocated"),
+                Some(asked) => Ok(asked),
+                None => kept
+                    .or_else(|| NODE_PORTS.clone().find(|port| !used.contains(port)))
+                    .ok_or("of the nodes: none is free"),
+            };
+            let given = given.map_err(|why| {
+                let why = format!("Invalid value: {}: provided port {why}", asked.unwrap_or(0));
+                Status::invalid("Service", "", &name, &[(format!("spec.ports[{index}].nodePort"), why)])
+            })?;
+            used.push(given);
+            port["nodePort"] = given.into();
         }
         Ok(())
     }
 
-    fn node_ports(&self) -> Vec<u64> {
+    /// The node ports of all Services but this one.
+    fn node_ports(&self, but: (&str, &str)) -> Vec<u64> {
         self.store
             .list("services", None)
+            .filter(|service| (meta::namespace(service), meta::name(service)) != but)
             .flat_map(|service| meta::items(service, "/spec/ports"))
             .filter_map(|port| port["nodePort"].as_u64())
             .collect()

@@ -3,6 +3,8 @@
 //! is in `cascade`.
 //! **Invariant:** an object is stored only after it was defaulted and validated, and never without name and uid.
 
+mod object;
+
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -14,6 +16,7 @@ use super::status::Status;
 use super::store::Store;
 use super::{bootstrap, convert, defaults, meta, schema, validate};
 use crate::stack::Stack;
+use object::{check_preconditions, generation_changes, set_metadata, status, whole};
 
 /// The state of the cluster.
 pub(super) struct Cluster {
@@ -34,6 +37,19 @@ pub(super) enum Part {
     Whole,
     /// Only the status.
     Status,
+    /// The number of replicas, by way of the subresource `scale`.
+    Scale,
+}
+
+impl Part {
+    /// The subresource by which it is written; empty for the object itself.
+    pub(super) fn subresource(self) -> &'static str {
+        match self {
+            Self::Whole => "",
+            Self::Status => "status",
+            Self::Scale => "scale",
+        }
+    }
 }
 
 /// How to write.
@@ -62,6 +78,8 @@ pub(super) struct Deletion {
     pub(super) version: Option<String>,
     /// Leave dependents alone and drop their owner reference.
     pub(super) orphan: bool,
+    /// Go only after the dependents that block it.
+    pub(super) foreground: bool,
     /// Check and answer, but delete nothing.
     pub(super) dry_run: bool,
 }
@@ -96,7 +114,8 @@ impl Cluster {
         schema::check(kind, &mut object, write.strict)?;
         let said = meta::metadata(&mut object).remove("managedFields");
         set_metadata(kind, namespace, &mut object)?;
-        if kind.status && kind.kind != "Node" {
+        let keeps_status = kind.kind == "Node" && kind.custom.is_none();
+        if kind.status && !keeps_status {
             meta::map(&mut object).remove("status");
         }
         defaults::apply(kind, &mut object);
@@ -135,14 +154,14 @@ impl Cluster {
         check_preconditions(kind, place, &old, &object)?;
         let said = meta::metadata(&mut object).remove("managedFields");
         let mut new = match part {
-            Part::Whole => whole(kind, &old, object),
+            Part::Whole | Part::Scale => whole(kind, &old, object),
             Part::Status => status(kind, &old, object),
         };
         defaults::apply(kind, &mut new);
         // What the server adds is nobody's.
         let managed = managed_fields(kind, part, &write, (&old, &new), said);
         set_managed_fields(&mut new, managed);
-        if part == Part::Whole {
+        if part != Part::Status {
             self.admit_change(kind, &old, &mut new)?;
         }
         validate::check(kind, &new, Some(&old))?;
@@ -183,7 +202,7 @@ impl Cluster {
             check_type(kind, &mut config)?;
             schema::check(kind, &mut config, write.strict)?;
             let mut new = writer.apply(live.as_ref(), &config)?;
-            meta::metadata(&mut new).insert("name".into(), place.1.into());
+            meta::default(&mut new["metadata"], "name", place.1);
             return match live {
                 Some(_) => self.replace(kind, place, part, new, write),
                 None => self.create(kind, place.0, new, write),
@@ -241,144 +260,6 @@ fn check_type(kind: &Kind, object: &mut Value) -> Result<(), Status> {
         )));
     }
     Ok(())
-}
-
-/// What the server decides about a new object's metadata.
-fn set_metadata(kind: &Kind, namespace: &str, object: &mut Value) -> Result<(), Status> {
-    let metadata = meta::metadata(object);
-    let field = |name: &str| metadata.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    if !field("resourceVersion").is_empty() {
-        return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
-    }
-    let said = field("namespace");
-    if kind.namespaced && !said.is_empty() && said != namespace {
-        return Err(Status::bad_request(
-            "the namespace of the provided object does not match the namespace sent on the request",
-        ));
-    }
-    if field("name").is_empty() && !field("generateName").is_empty() {
-        let name = format!("{}{}", field("generateName"), meta::random_suffix(5));
-        metadata.insert("name".into(), name.into());
-    }
-    for dropped in ["resourceVersion", "selfLink", "deletionTimestamp", "namespace"] {
-        metadata.remove(dropped);
-    }
-    metadata.remove("deletionGracePeriodSeconds");
-    metadata.remove("generation");
-    if kind.namespaced {
-        metadata.insert("namespace".into(), namespace.into());
-    }
-    if kind.generation {
-        metadata.insert("generation".into(), 1.into());
-    }
-    metadata.insert("uid".into(), meta::new_uid().into());
-    metadata.insert("creationTimestamp".into(), meta::now().into());
-    Ok(())
-}
-
-/// The new object names the one in the path and is based on the version stored now.
-fn check_preconditions(
-    kind: &Kind,
-    (namespace, name): (&str, &str),
-    old: &Value,
-    new: &Value,
-) -> Result<(), Status> {
-    let said = meta::name(new);
-    if !said.is_empty() && said != name {
-        return Err(Status::bad_request(format!(
-            "the name of the object ({said}) does not match the name on the URL ({name})"
-        )));
-    }
-    let said = meta::namespace(new);
-    if kind.namespaced && !said.is_empty() && said != namespace {
-        return Err(Status::bad_request(
-            "the namespace of the provided object does not match the namespace sent on the request",
-        ));
-    }
-    let conflict = |why: &str| Err(Status::conflict(&kind.plural, &kind.group, name, why));
-    if !meta::uid(new).is_empty() && meta::uid(new) != meta::uid(old) {
-        return conflict(&format!(
-            "Precondition failed: UID in precondition: {}, UID in object meta: {}",
-            meta::uid(new),
-            meta::uid(old)
-        ));
-    }
-    let based_on = meta::text(new, "/metadata/resourceVersion");
-    if !based_on.is_empty() && based_on != meta::text(old, "/metadata/resourceVersion") {
-        return conflict(
-            "the object has been modified; please apply your changes to the latest version and try again",
-        );
-    }
-    Ok(())
-}
-
-/// The new object with what only the server may change taken from the old one.
-fn whole(kind: &Kind, old: &Value, mut new: Value) -> Value {
-    const SERVERS: &[&str] = &[
-        "name",
-        "namespace",
-        "uid",
-        "resourceVersion",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "generateName",
-    ];
-    let metadata = meta::metadata(&mut new);
-    for field in SERVERS {
-        match old["metadata"].get(*field) {
-            Some(value) => metadata.insert((*field).to_owned(), value.clone()),
-            None => metadata.remove(*field),
-        };
-    }
-    if kind.kind == "Service" && meta::text(&new, "/spec/clusterIP").is_empty() && new["spec"].is_object() {
-        for field in ["clusterIP", "clusterIPs"] {
-            new["spec"][field] = old["spec"][field].clone();
-        }
-    }
-    if kind.status {
-        match old.get("status") {
-            Some(status) => new["status"] = status.clone(),
-            None => drop(meta::map(&mut new).remove("status")),
-        }
-    }
-    new
-}
-
-/// The old object with the new one's status. In the core group the labels and annotations are the new ones as well, as
-/// in the strategies of the real server (`podStatusStrategy.PrepareForUpdate` and its like reset the spec alone).
-fn status(kind: &Kind, old: &Value, mut object: Value) -> Value {
-    let mut new = old.clone();
-    match object.get_mut("status") {
-        Some(status) => new["status"] = status.take(),
-        None => drop(meta::map(&mut new).remove("status")),
-    }
-    if kind.group.is_empty() {
-        let said = meta::metadata(&mut object);
-        for field in ["labels", "annotations"] {
-            match said.remove(field) {
-                Some(value) => meta::metadata(&mut new).insert(field.to_owned(), value),
-                None => meta::metadata(&mut new).remove(field),
-            };
-        }
-    }
-    new
-}
-
-/// Whether anything changed that counts as a new wish of the user.
-fn generation_changes(kind: &Kind, old: &Value, new: &Value) -> bool {
-    let wish = |object: &Value| {
-        let mut wish = object.clone();
-        let fields = meta::map(&mut wish);
-        fields.remove("metadata");
-        fields.remove("apiVersion");
-        if kind.status {
-            fields.remove("status");
-        }
-        wish
-    };
-    wish(old) != wish(new)
 }
 
 /// A `Status` that tells success, as for a deletion.

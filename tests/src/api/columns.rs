@@ -1,11 +1,19 @@
 //! The columns `kubectl get` shows per kind, named and filled as the real server's printers do it.
 //! Reference: `k8s.io/kubernetes/pkg/printers/internalversion/printers.go`.
 
-use k8s_openapi::jiff::Timestamp;
+mod cells;
+mod pod;
+
 use serde_json::Value;
 
 use super::kinds::Kind;
 use super::meta::{is_terminating, items, text};
+use super::select::Selector;
+pub(super) use cells::age;
+use cells::{
+    between, containers, count, endpoints, node_address, or_none, or_unknown, pairs, shortened, size,
+    subjects,
+};
 
 /// One column.
 pub(super) struct Column {
@@ -34,7 +42,7 @@ const AGE: Column = column("Age", |object| age(text(object, "/metadata/creationT
 const CREATED: Column = column("Created At", |object| text(object, "/metadata/creationTimestamp").into());
 const CONTAINERS: Column = wide("Containers", |object| containers(object, "name"));
 const IMAGES: Column = wide("Images", |object| containers(object, "image"));
-const SELECTOR: Column = wide("Selector", |object| pairs(&object["spec"]["selector"]["matchLabels"]));
+const SELECTOR: Column = wide("Selector", |object| selector(&object["spec"]["selector"]));
 
 /// The columns of a built-in kind.
 pub(super) fn of(kind: &Kind) -> &'static [Column] {
@@ -66,6 +74,9 @@ pub(super) fn of(kind: &Kind) -> &'static [Column] {
         "ServiceAccount" => {
             &const { [NAME, number("Secrets", |account| items(account, "/secrets").count().into()), AGE] }
         }
+        "NetworkPolicy" => {
+            &const { [NAME, column("Pod-Selector", |policy| selector(&policy["spec"]["podSelector"])), AGE] }
+        }
         "Event" => EVENT,
         "Lease" => {
             &const { [NAME, column("Holder", |lease| text(lease, "/spec/holderIdentity").into()), AGE] }
@@ -78,22 +89,14 @@ pub(super) fn of(kind: &Kind) -> &'static [Column] {
 
 const POD: &[Column] = &[
     NAME,
-    column("Ready", |pod| {
-        let ready = items(pod, "/status/containerStatuses").filter(|status| status["ready"] == true).count();
-        format!("{ready}/{}", items(pod, "/spec/containers").count()).into()
-    }),
-    column("Status", pod_status),
-    number("Restarts", |pod| {
-        items(pod, "/status/containerStatuses")
-            .filter_map(|status| status["restartCount"].as_i64())
-            .sum::<i64>()
-            .into()
-    }),
+    column("Ready", |pod| pod::ready(pod).into()),
+    column("Status", |pod| pod::status(pod).into()),
+    column("Restarts", |pod| pod::restarts(pod).into()),
     AGE,
     wide("IP", |pod| or_none(text(pod, "/status/podIP"))),
     wide("Node", |pod| or_none(text(pod, "/spec/nodeName"))),
     wide("Nominated Node", |pod| or_none(text(pod, "/status/nominatedNodeName"))),
-    wide("Readiness Gates", |_| or_none("")),
+    wide("Readiness Gates", |pod| or_none(&pod::gates(pod))),
 ];
 
 const SERVICE: &[Column] = &[
@@ -101,8 +104,12 @@ const SERVICE: &[Column] = &[
     column("Type", |service| text(service, "/spec/type").into()),
     column("Cluster-IP", |service| or_none(text(service, "/spec/clusterIP"))),
     column("External-IP", |service| {
-        let assigned: Vec<&str> =
-            items(service, "/status/loadBalancer/ingress").map(|ip| text(ip, "/ip")).collect();
+        let address = |ingress| match text(ingress, "/ip") {
+            "" => text(ingress, "/hostname"),
+            ip => ip,
+        };
+        let mut assigned: Vec<&str> = items(service, "/status/loadBalancer/ingress").map(address).collect();
+        assigned.extend(items(service, "/spec/externalIPs").filter_map(Value::as_str));
         match text(service, "/spec/type") {
             "ExternalName" => text(service, "/spec/externalName").into(),
             "LoadBalancer" if assigned.is_empty() => "<pending>".into(),
@@ -210,17 +217,17 @@ const JOB: &[Column] = &[
             items(job, "/status/conditions")
                 .any(|condition| condition["type"] == kind && condition["status"] == "True")
         };
-        if holds("Complete") {
-            "Complete"
-        } else if holds("Failed") {
-            "Failed"
-        } else {
-            "Running"
-        }
-        .into()
+        let ended = ["Complete", "Failed"].into_iter().find(|kind| holds(kind));
+        let suspended = || holds("Suspended").then_some("Suspended");
+        ended.or(is_terminating(job).then_some("Terminating")).or_else(suspended).unwrap_or("Running").into()
     }),
     column("Completions", |job| {
-        format!("{}/{}", count(job, "/status/succeeded"), count(job, "/spec/completions")).into()
+        let wanted = match (job["spec"]["completions"].as_i64(), count(job, "/spec/parallelism")) {
+            (Some(completions), _) => completions.to_string(),
+            (None, parallel @ 2..) => format!("1 of {parallel}"),
+            (None, _) => "1".to_owned(),
+        };
+        format!("{}/{wanted}", count(job, "/status/succeeded")).into()
     }),
     column("Duration", |job| {
         let end = text(job, "/status/completionTime");
@@ -229,6 +236,7 @@ const JOB: &[Column] = &[
     AGE,
     CONTAINERS,
     IMAGES,
+    SELECTOR,
 ];
 
 const CRON_JOB: &[Column] = &[
@@ -245,24 +253,65 @@ const CRON_JOB: &[Column] = &[
 
 const EVENT: &[Column] = &[
     column("Last Seen", |event| {
-        let seen =
-            ["/lastTimestamp", "/eventTime", "/deprecatedLastTimestamp", "/metadata/creationTimestamp"];
-        age(seen.iter().map(|path| text(event, path)).find(|time| !time.is_empty()).unwrap_or_default())
-            .into()
+        let seen = [
+            "/series/lastObservedTime",
+            "/lastTimestamp",
+            "/deprecatedLastTimestamp",
+            "/eventTime",
+            "/metadata/creationTimestamp",
+        ];
+        first_age(event, &seen)
     }),
     column("Type", |event| text(event, "/type").into()),
     column("Reason", |event| text(event, "/reason").into()),
     column("Object", |event| {
-        let object =
-            if event["regarding"].is_object() { &event["regarding"] } else { &event["involvedObject"] };
+        let object = regarded(event);
         format!("{}/{}", text(object, "/kind").to_lowercase(), text(object, "/name")).into()
+    }),
+    wide("Subobject", |event| text(regarded(event), "/fieldPath").into()),
+    wide("Source", |event| {
+        let source = ["source", "deprecatedSource"].map(|field| &event[field]);
+        let part =
+            |field: &str| source.iter().map(|source| text(source, field)).find(|part| !part.is_empty());
+        let component = part("/component").unwrap_or_else(|| {
+            let controller = text(event, "/reportingController");
+            if controller.is_empty() { text(event, "/reportingComponent") } else { controller }
+        });
+        [component].into_iter().chain(part("/host")).collect::<Vec<_>>().join(", ").into()
     }),
     column("Message", |event| {
         let note = text(event, "/note");
-        if note.is_empty() { text(event, "/message") } else { note }.into()
+        if note.is_empty() { text(event, "/message") } else { note }.trim().into()
     }),
+    wide("First Seen", |event| {
+        let seen =
+            ["/firstTimestamp", "/deprecatedFirstTimestamp", "/eventTime", "/metadata/creationTimestamp"];
+        first_age(event, &seen)
+    }),
+    Column {
+        wide: true,
+        ..number("Count", |event| {
+            let counts = ["/series/count", "/count", "/deprecatedCount"].map(|path| count(event, path));
+            counts.into_iter().find(|count| *count > 0).unwrap_or(1).into()
+        })
+    },
     wide("Name", |event| text(event, "/metadata/name").into()),
 ];
+
+/// What an event of either group is about.
+fn regarded(event: &Value) -> &Value {
+    if event["regarding"].is_object() { &event["regarding"] } else { &event["involvedObject"] }
+}
+
+/// The age by the first of these times that is there.
+fn first_age(object: &Value, paths: &[&str]) -> Value {
+    age(paths.iter().map(|path| text(object, path)).find(|time| !time.is_empty()).unwrap_or_default()).into()
+}
+
+/// A label selector as text.
+fn selector(selector: &Value) -> Value {
+    or_none(&Selector::of_label_selector(selector).to_string())
+}
 
 const BINDING: &[Column] = &[
     NAME,
@@ -274,132 +323,3 @@ const BINDING: &[Column] = &[
     wide("Groups", |binding| subjects(binding, "Group")),
     wide("ServiceAccounts", |binding| subjects(binding, "ServiceAccount")),
 ];
-
-/// The word for a pod's state: why it waits or ended, else its phase.
-fn pod_status(pod: &Value) -> Value {
-    let own = text(pod, "/status/reason");
-    let mut status = if own.is_empty() { text(pod, "/status/phase") } else { own };
-    for container in items(pod, "/status/containerStatuses") {
-        for path in ["/state/waiting/reason", "/state/terminated/reason"] {
-            let reason = text(container, path);
-            if !reason.is_empty() {
-                status = reason;
-            }
-        }
-    }
-    if is_terminating(pod) { "Terminating" } else { status }.into()
-}
-
-fn containers(object: &Value, field: &str) -> Value {
-    let names: Vec<&str> = items(object, "/spec/template/spec/containers")
-        .filter_map(|container| container[field].as_str())
-        .collect();
-    names.join(",").into()
-}
-
-fn subjects(binding: &Value, kind: &str) -> Value {
-    let name = |subject: &Value| match text(subject, "/namespace") {
-        "" => text(subject, "/name").to_owned(),
-        namespace => format!("{namespace}/{}", text(subject, "/name")),
-    };
-    let named = items(binding, "/subjects").filter(|subject| subject["kind"] == kind);
-    named.map(name).collect::<Vec<_>>().join(", ").into()
-}
-
-fn endpoints(object: &Value) -> Value {
-    let mut all = Vec::new();
-    for subset in items(object, "/subsets") {
-        for address in items(subset, "/addresses") {
-            for port in items(subset, "/ports") {
-                all.push(format!("{}:{}", text(address, "/ip"), port["port"]));
-            }
-        }
-    }
-    let all: Vec<&str> = all.iter().map(String::as_str).collect();
-    or_none(&shortened(&all))
-}
-
-/// The first three, and how many more there are.
-fn shortened(all: &[&str]) -> String {
-    let shown = all.iter().take(3).copied().collect::<Vec<_>>().join(",");
-    if all.len() > 3 { format!("{shown} + {} more...", all.len() - 3) } else { shown }
-}
-
-fn node_address(node: &Value, kind: &str) -> Value {
-    let found = items(node, "/status/addresses").find(|address| address["type"] == kind);
-    or_none(found.map(|address| text(address, "/address")).unwrap_or_default())
-}
-
-fn pairs(labels: &Value) -> Value {
-    let pair = |(key, value): (&String, &Value)| format!("{key}={}", value.as_str().unwrap_or_default());
-    or_none(&labels.as_object().into_iter().flatten().map(pair).collect::<Vec<_>>().join(","))
-}
-
-fn count(object: &Value, path: &str) -> i64 {
-    object.pointer(path).and_then(Value::as_i64).unwrap_or(0)
-}
-
-fn size(map: &Value) -> usize {
-    map.as_object().map_or(0, serde_json::Map::len)
-}
-
-fn or_none(text: &str) -> Value {
-    if text.is_empty() { "<none>" } else { text }.into()
-}
-
-fn or_unknown(text: &str) -> Value {
-    if text.is_empty() { "<unknown>" } else { text }.into()
-}
-
-/// How long ago `time` was, in the short form of `kubectl`.
-pub(super) fn age(time: &str) -> String {
-    between(time, "").unwrap_or_else(|| "<unknown>".to_owned())
-}
-
-/// From `start` to `end`, or to now when `end` is empty.
-fn between(start: &str, end: &str) -> Option<String> {
-    let start: Timestamp = start.parse().ok()?;
-    let end = if end.is_empty() { Timestamp::now() } else { end.parse().ok()? };
-    Some(human(end.as_second().saturating_sub(start.as_second()).max(0)))
-}
-
-/// Two units at most, as `k8s.io/apimachinery/pkg/util/duration.HumanDuration`.
-fn human(seconds: i64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    let two = |large: i64, unit: &str, small: i64, below: &str| match small {
-        0 => format!("{large}{unit}"),
-        _ => format!("{large}{unit}{small}{below}"),
-    };
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..600 => two(minutes, "m", seconds % 60, "s"),
-        600..10_800 => format!("{minutes}m"),
-        10_800..28_800 => two(hours, "h", minutes % 60, "m"),
-        28_800..172_800 => format!("{hours}h"),
-        172_800..691_200 => two(days, "d", hours % 24, "h"),
-        691_200..63_072_000 => format!("{days}d"),
-        _ => two(days / 365, "y", days % 365, "d"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{human, shortened};
-
-    #[test]
-    fn durations_are_short() {
-        for (seconds, expect) in [
-            (0, "0s"),
-            (119, "119s"),
-            (125, "2m5s"),
-            (3000, "50m"),
-            (3 * 3600 + 60, "3h1m"),
-            (10 * 3600, "10h"),
-            (3 * 86_400, "3d"),
-            (30 * 86_400, "30d"),
-        ] {
-            assert_eq!(human(seconds), expect);
-        }
-        assert_eq!(shortened(&["a", "b", "c", "d"]), "a,b,c + 1 more...");
-    }
-}

@@ -53,6 +53,7 @@ pub(super) fn apply(kind: &Kind, object: &mut Value) {
             default(&mut object[spec], "finalizers", json!(["kubernetes"]));
             default(&mut object["status"], "phase", "Active");
         }
+        "NetworkPolicy" => policy(&mut object[spec]),
         "EndpointSlice" => {
             for port in each(object, "ports") {
                 default(port, "name", "");
@@ -115,8 +116,11 @@ fn rolling(spec: &mut Value, field: &str, limits: &Value) {
 }
 
 fn job_spec(spec: &mut Value) {
+    // With a parallelism and no number of completions, the first pod that succeeds ends it.
+    if spec["parallelism"].is_null() {
+        default(spec, "completions", 1);
+    }
     default(spec, "parallelism", 1);
-    default(spec, "completions", 1);
     default(spec, "backoffLimit", 6);
     default(spec, "completionMode", "NonIndexed");
     default(spec, "suspend", false);
@@ -133,6 +137,25 @@ fn service(spec: &mut Value) {
     }
     if meta::text(spec, "/type") != "ExternalName" {
         default(spec, "internalTrafficPolicy", "Cluster");
+    }
+    if ["NodePort", "LoadBalancer"].contains(&meta::text(spec, "/type")) {
+        default(spec, "externalTrafficPolicy", "Cluster");
+    }
+    if meta::text(spec, "/type") == "LoadBalancer" {
+        default(spec, "allocateLoadBalancerNodePorts", true);
+    }
+}
+
+fn policy(spec: &mut Value) {
+    let mut types = vec!["Ingress"];
+    if meta::items(spec, "/egress").next().is_some() {
+        types.push("Egress");
+    }
+    default(spec, "policyTypes", json!(types));
+    for direction in ["ingress", "egress"] {
+        for port in each(spec, direction).flat_map(|rule| each(rule, "ports")) {
+            default(port, "protocol", "TCP");
+        }
     }
 }
 
@@ -273,10 +296,56 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_is_about_what_it_has_rules_for() {
+        let kind = Kinds::new().named("netpol").unwrap();
+        for (spec, types) in [
+            (json!({}), json!(["Ingress"])),
+            (json!({"egress": []}), json!(["Ingress"])),
+            (json!({"egress": [{}]}), json!(["Ingress", "Egress"])),
+            (json!({"egress": [{}], "policyTypes": ["Egress"]}), json!(["Egress"])),
+        ] {
+            let mut policy = json!({"spec": spec});
+            apply(&kind, &mut policy);
+            assert_eq!(policy["spec"]["policyTypes"], types, "{spec}");
+        }
+        let mut policy = json!({"spec": {"ingress": [{"ports": [{"port": 1}]}], "egress": [{"ports": [{"protocol": "UDP"}]}]}});
+        apply(&kind, &mut policy);
+        assert_eq!(policy["spec"]["ingress"][0]["ports"][0]["protocol"], "TCP");
+        assert_eq!(policy["spec"]["egress"][0]["ports"][0]["protocol"], "UDP");
+    }
+
+    #[test]
+    fn a_job_is_done_once_unless_it_says_otherwise() {
+        let kind = Kinds::new().named("jobs").unwrap();
+        for (spec, expect) in [
+            (json!({}), (json!(1), json!(1))),
+            (json!({"completions": 3}), (json!(1), json!(3))),
+            (json!({"parallelism": 2}), (json!(2), json!(null))),
+        ] {
+            let mut job = json!({"spec": spec});
+            apply(&kind, &mut job);
+            assert_eq!(
+                (job["spec"]["parallelism"].clone(), job["spec"]["completions"].clone()),
+                expect,
+                "{spec}"
+            );
+        }
+    }
+
+    #[test]
     fn applying_twice_changes_nothing_more() {
         let kinds = Kinds::new();
-        for word in ["pods", "services", "deployments", "daemonsets", "jobs", "cronjobs", "namespaces", "crd"]
-        {
+        for word in [
+            "pods",
+            "services",
+            "deployments",
+            "daemonsets",
+            "jobs",
+            "cronjobs",
+            "namespaces",
+            "crd",
+            "netpol",
+        ] {
             let kind = kinds.named(word).unwrap();
             let mut once = json!({"metadata": {"name": "a"}, "spec": {
                 "containers": [{"image": "x:1", "readinessProbe": {"httpGet": {"port": 1}}}],

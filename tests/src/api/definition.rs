@@ -4,6 +4,7 @@
 //! definition's storage version.
 
 pub(super) mod check;
+mod expressions;
 mod names;
 mod structural;
 
@@ -76,8 +77,12 @@ pub(super) fn first_status(definition: &Value) -> Value {
 }
 
 impl Cluster {
-    /// Whether objects of a custom kind may be created: not while the definition is going away.
+    /// Whether objects of a custom kind may be created: not while the definition is going away, nor after. The kind was
+    /// looked up before the request's body was read.
     pub(super) fn check_definition(&self, kind: &Kind) -> Result<(), Status> {
+        if !self.kinds.serves(kind) {
+            return Err(Status::unknown_path());
+        }
         let definition = self.store.get(DEFINITIONS, "", &kind.resource());
         if kind.custom.is_some() && definition.is_some_and(|definition| meta::is_terminating(definition)) {
             let mut status = Status::method_not_allowed();
@@ -146,5 +151,41 @@ impl Cluster {
             self.collect_dependents(meta::uid(&definition));
             self.settle_definitions(meta::text(&definition, "/spec/group"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::DEFINITIONS;
+    use crate::api::cluster::{Cluster, Deletion, Write};
+    use crate::stack::Stack;
+
+    fn definition() -> Value {
+        let schema = json!({"openAPIV3Schema": {"type": "object"}});
+        json!({
+            "metadata": {"name": "things.x.io"},
+            "spec": {
+                "group": "x.io", "scope": "Cluster", "names": {"kind": "Thing", "plural": "things"},
+                "versions": [{"name": "v1", "served": true, "storage": true, "schema": schema}],
+            },
+        })
+    }
+
+    /// A request that found the kind before its definition went leaves nothing behind for the next one.
+    #[test]
+    fn nothing_is_made_of_a_kind_that_is_gone() {
+        let mut cluster = Cluster::new(String::new(), Stack::V4).unwrap();
+        let definitions = cluster.kinds.of_resource(DEFINITIONS).unwrap();
+        cluster.create(&definitions, "", definition(), Write::default()).unwrap();
+        let things = cluster.kinds.named("things").unwrap();
+        let thing = || json!({"metadata": {"name": "a"}});
+        cluster.create(&things, "", thing(), Write::default()).unwrap();
+        cluster.delete(&definitions, "", "things.x.io", &Deletion::default()).unwrap();
+        assert_eq!(cluster.create(&things, "", thing(), Write::default()).unwrap_err().code, 404);
+        cluster.create(&definitions, "", definition(), Write::default()).unwrap();
+        assert_eq!(cluster.create(&things, "", thing(), Write::default()).unwrap_err().code, 404);
+        assert!(cluster.store.list("things.x.io", None).next().is_none());
     }
 }

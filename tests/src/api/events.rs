@@ -39,6 +39,13 @@ fn rename(event: &mut Value, direction: fn((&'static str, &'static str)) -> (&'s
     }
 }
 
+/// The path in a core event of what `events.k8s.io` has at this path.
+pub(super) fn path_in_core(path: &str) -> String {
+    let (first, rest) = path.split_at(path.find('.').unwrap_or(path.len()));
+    let core = NAMES.iter().find(|(_, events)| *events == first).map_or(first, |(core, _)| core);
+    format!("{core}{rest}")
+}
+
 /// What is wrong with an event. Those made by way of `events.k8s.io` say who reports them, and what was done.
 pub(super) fn faults(kind: &Kind, event: &Value, new: bool) -> Faults {
     let mut faults = Vec::new();

@@ -3,6 +3,7 @@
 //! **Invariant:** a request is authenticated before anything of it but its line and headers is looked at.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use mesh_core::{drain, listener};
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -24,8 +26,6 @@ use super::{Availability, Shared, Status, pki, serve};
 
 /// How long a client may take for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Pause after a failed accept, as when file descriptors run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -35,17 +35,15 @@ pub(super) struct Server {
     pub(super) tokens: Arc<Tokens>,
 }
 
-/// Accepts until the runtime ends.
-pub(super) async fn accept(server: Arc<Server>, listener: TcpListener, tls: TlsAcceptor) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        if *server.shared.availability.borrow() != Availability::Refuse {
-            tokio::spawn(connection(server.clone(), stream, tls.clone()));
-        }
-    }
+/// Accepts until the drain starts or the runtime ends.
+pub(super) async fn accept(
+    server: Arc<Server>,
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    drain: drain::Watch,
+) {
+    let serve = move |stream: TcpStream, _: SocketAddr| connection(server, stream, tls);
+    listener::serve(listener, serve, drain).await;
 }
 
 /// Serves one connection until it ends or the server is told to refuse.

@@ -53,13 +53,17 @@ impl Path {
             .fold(vec![value], |found, step| found.into_iter().flat_map(|value| step.find(value)).collect())
     }
 
+    /// The names of a path that has fields only.
+    pub(super) fn names(&self) -> Option<Vec<&str>> {
+        let names =
+            self.0.iter().map(|step| if let Step::Field(name) = step { Some(name.as_str()) } else { None });
+        names.collect()
+    }
+
     /// The JSON pointer of a path that has fields only.
     pub(super) fn pointer(&self) -> Option<String> {
-        let field = |step: &Step| match step {
-            Step::Field(name) => Some(format!("/{}", name.replace('~', "~0").replace('/', "~1"))),
-            _ => None,
-        };
-        self.0.iter().map(field).collect()
+        let names = self.names()?.into_iter();
+        Some(names.map(|name| format!("/{}", name.replace('~', "~0").replace('/', "~1"))).collect())
     }
 }
 

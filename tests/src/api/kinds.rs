@@ -31,6 +31,8 @@ pub(super) struct Kind {
     pub(super) generation: bool,
     /// Only a question to the server: created, answered, never stored.
     pub(super) review: bool,
+    /// The fields that a custom resource adds to those that any object can be selected by.
+    pub(super) selectable: Vec<String>,
     /// `additionalPrinterColumns` of a custom resource.
     pub(super) columns: Vec<Value>,
     /// What a CustomResourceDefinition says of it; none for a built-in kind.
@@ -66,6 +68,11 @@ impl Kind {
         &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
     }
 
+    /// Whether a replacement has to say which version it is based on.
+    pub(super) fn versioned(&self) -> bool {
+        self.custom.is_some() || ["Lease", "CustomResourceDefinition"].contains(&self.kind.as_str())
+    }
+
     fn of_row(row: &Row) -> Self {
         Self {
             group: row.group.to_owned(),
@@ -84,6 +91,7 @@ impl Kind {
             }),
             generation: row.generation,
             review: row.review,
+            selectable: Vec::new(),
             columns: Vec::new(),
             custom: None,
         }
@@ -218,6 +226,9 @@ fn custom(definition: &Value, version: &Value) -> Option<Kind> {
         scale,
         generation: true,
         review: false,
+        selectable: meta::items(version, "/selectableFields")
+            .map(|field| meta::text(field, "/jsonPath").trim_start_matches('.').to_owned())
+            .collect(),
         columns: meta::items(version, "/additionalPrinterColumns").cloned().collect(),
         custom: Some(Arc::new(Custom::new(definition, version)?)),
     })
@@ -321,4 +332,5 @@ const ROWS: &[Row] = &[
     Row::cluster(AUTHN, "SelfSubjectReview", "selfsubjectreviews", "").review(),
     Row::cluster(AUTHZ, "SubjectAccessReview", "subjectaccessreviews", "").review(),
     Row::cluster(AUTHZ, "SelfSubjectAccessReview", "selfsubjectaccessreviews", "").review(),
+    Row::cluster(AUTHZ, "SelfSubjectRulesReview", "selfsubjectrulesreviews", "").review(),
 ];

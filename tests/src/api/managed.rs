@@ -107,7 +107,7 @@ impl Writer<'_> {
             manager: self.name.to_owned(),
             operation,
             api_version: self.kind.api_version(),
-            subresource: if self.part == Part::Status { "status" } else { "" }.to_owned(),
+            subresource: self.part.subresource().to_owned(),
             time: meta::now(),
             fields: Fields::default(),
         }
@@ -130,7 +130,7 @@ impl Writer<'_> {
                 .retain(|name, _| !SERVERS.iter().any(|server| name.strip_prefix("f:") == Some(server)));
         }
         fields.below.retain(|name, _| match self.part {
-            Part::Whole => !(self.kind.status && name == "f:status"),
+            Part::Whole | Part::Scale => !(self.kind.status && name == "f:status"),
             Part::Status => name == "f:status" || name == "f:metadata" && self.kind.group.is_empty(),
         });
         fields
@@ -141,7 +141,7 @@ impl Writer<'_> {
         let mut config = config.clone();
         drop_nulls(&mut config);
         meta::map(&mut config).retain(|name, _| match self.part {
-            Part::Whole => !(self.kind.status && name == "status"),
+            Part::Whole | Part::Scale => !(self.kind.status && name == "status"),
             Part::Status => ["apiVersion", "kind", "metadata", "status"].contains(&name.as_str()),
         });
         config

@@ -1,7 +1,7 @@
 //! Role-based access control: which rules apply to a user, and whether one allows a request. Pure: it reads the
 //! stored roles and bindings. Reference: `k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac`.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Asked;
 use super::cluster::Cluster;
@@ -60,23 +60,54 @@ impl Attributes {
     }
 }
 
+/// What everyone may read of the API.
+const PUBLIC: [&str; 8] =
+    ["/api", "/apis", "/healthz", "/livez", "/openapi", "/readyz", "/version", "/.well-known"];
+/// What every authenticated user may ask about themselves.
+const OWN_REVIEWS: [&str; 3] = ["selfsubjectaccessreviews", "selfsubjectreviews", "selfsubjectrulesreviews"];
+
 impl Cluster {
     /// Whether `user` may do this. Administrators and kubelets may do everything.
     pub(super) fn allows(&self, user: &User, wanted: &Attributes) -> bool {
-        const ALMIGHTY: [&str; 2] = ["system:masters", "system:nodes"];
-        if user.groups.iter().any(|group| ALMIGHTY.contains(&group.as_str())) || is_public(user, wanted) {
-            return true;
+        is_almighty(user)
+            || is_public(user, wanted)
+            || self.rules_of(user, &wanted.namespace).into_iter().any(|rule| rule_allows(rule, wanted))
+    }
+
+    /// What `user` may do in a namespace: `SubjectRulesReviewStatus`.
+    pub(super) fn rights(&self, user: &User, namespace: &str) -> Value {
+        let paths: Vec<String> =
+            PUBLIC.iter().flat_map(|path| [(*path).to_owned(), format!("{path}/*")]).collect();
+        let mut rules = vec![
+            json!({"verbs": ["create"], "apiGroups": ["authentication.k8s.io", "authorization.k8s.io"], "resources": OWN_REVIEWS}),
+            json!({"verbs": ["get"], "nonResourceURLs": paths}),
+        ];
+        if is_almighty(user) {
+            rules.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
+            rules.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
         }
-        let bound = |resource: &str, scope: Option<&str>| {
+        rules.extend(self.rules_of(user, namespace).into_iter().cloned());
+        let (outside, resources): (Vec<Value>, Vec<Value>) =
+            rules.into_iter().partition(|rule| rule["nonResourceURLs"].is_array());
+        json!({"resourceRules": resources, "nonResourceRules": outside, "incomplete": false})
+    }
+
+    /// The rules that bindings of the cluster and of a namespace (none if empty) give to `user`.
+    fn rules_of<'a>(&'a self, user: &User, place: &'a str) -> Vec<&'a Value> {
+        let bound = |resource: &str, scope: Option<&'a str>| {
             self.store
                 .list(&format!("{resource}.rbac.authorization.k8s.io"), scope)
                 .filter(|binding| {
                     items(binding, "/subjects").any(|subject| is_subject(user, subject, namespace(binding)))
                 })
-                .any(|binding| self.rules(binding).any(|rule| rule_allows(rule, wanted)))
+                .flat_map(|binding| self.rules(binding))
+                .collect::<Vec<_>>()
         };
-        bound("clusterrolebindings", None)
-            || !wanted.namespace.is_empty() && bound("rolebindings", Some(wanted.namespace.as_str()))
+        let mut rules = bound("clusterrolebindings", None);
+        if !place.is_empty() {
+            rules.extend(bound("rolebindings", Some(place)));
+        }
+        rules
     }
 
     /// The rules of the role a binding refers to.
@@ -90,17 +121,20 @@ impl Cluster {
     }
 }
 
+fn is_almighty(user: &User) -> bool {
+    const GROUPS: [&str; 2] = ["system:masters", "system:nodes"];
+    user.groups.iter().any(|group| GROUPS.contains(&group.as_str()))
+}
+
 /// What any user may do: read the API's description and ask about their own rights.
 fn is_public(user: &User, wanted: &Attributes) -> bool {
-    const PATHS: [&str; 8] =
-        ["/api", "/apis", "/healthz", "/livez", "/openapi", "/readyz", "/version", "/.well-known"];
     if let Some(path) = &wanted.path {
         let first = |known: &&str| {
             path == known || path.strip_prefix(*known).is_some_and(|rest| rest.starts_with('/'))
         };
-        return wanted.verb == "get" && PATHS.iter().any(first);
+        return wanted.verb == "get" && PUBLIC.iter().any(first);
     }
-    let own = ["selfsubjectaccessreviews", "selfsubjectreviews"].contains(&wanted.resource.as_str());
+    let own = OWN_REVIEWS.contains(&wanted.resource.as_str());
     wanted.verb == "create" && own && user.groups.iter().any(|group| group == "system:authenticated")
 }
 
@@ -232,6 +266,22 @@ mod tests {
         assert!(!cluster.allows(&other, &attributes("watch -/nodes - -")));
         assert!(cluster.allows(&User::new("jo", &[]), &attributes("get -/pods default a")));
         assert!(cluster.allows(&User::new("root", &["system:masters"]), &attributes("delete -/nodes - a")));
+    }
+
+    #[test]
+    fn rights_are_listed() {
+        let cluster = cluster();
+        let jo = User::new("jo", &[]);
+        let resources = |user: &User, namespace: &str| -> Vec<Value> {
+            let rights = cluster.rights(user, namespace);
+            let rules = rights["resourceRules"].as_array().unwrap().iter();
+            rules.skip(1).map(|rule| rule["resources"][0].clone()).collect()
+        };
+        assert_eq!(resources(&jo, "default"), ["pods", "*", "configmaps", "*/status"]);
+        assert_eq!(resources(&jo, "other"), [""; 0]);
+        assert_eq!(resources(&User::new("root", &["system:masters"]), "other"), ["*"]);
+        let agent = cluster.rights(&User::service_account("default", "agent", "1"), "other");
+        assert_eq!(agent["nonResourceRules"][1]["nonResourceURLs"], json!(["/metrics", "/debug/*"]));
     }
 
     #[test]

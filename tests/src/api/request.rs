@@ -84,6 +84,11 @@ impl Request {
             ("DELETE", _) => "delete",
             _ => "",
         };
+        // Who may see one object only may list and watch it by its name.
+        let selected = match verb {
+            "list" | "watch" => named(query.text("fieldSelector")),
+            _ => None,
+        };
         let attributes = Attributes {
             verb: verb.to_owned(),
             group: group.to_owned(),
@@ -91,11 +96,17 @@ impl Request {
             subresource: rest.get(2..).map(|parts| parts.join("/")).unwrap_or_default(),
             // A namespace is authorized within itself.
             namespace: if rest[0] == "namespaces" { name } else { namespace }.to_owned(),
-            name: name.to_owned(),
+            name: selected.unwrap_or(name).to_owned(),
             path: None,
         };
         Self { attributes, version: version.to_owned(), query }
     }
+}
+
+/// The one name that a field selector asks for.
+fn named(selector: &str) -> Option<&str> {
+    let name = selector.split(',').find_map(|part| part.trim().strip_prefix("metadata.name="))?;
+    Some(name.strip_prefix('=').unwrap_or(name)).filter(|name| !name.is_empty())
 }
 
 /// Decodes `%xx` and `+`; what is malformed stays as it is.
@@ -139,6 +150,22 @@ mod tests {
         check(Method::GET, "/api/v1/pods", "", ["list", "", "v1", "pods", "", "", ""]);
         check(Method::GET, "/api/v1/pods", "watch=true", ["watch", "", "v1", "pods", "", "", ""]);
         check(Method::GET, "/api/v1/namespaces/n/pods/a", "", ["get", "", "v1", "pods", "", "n", "a"]);
+        for (selector, name) in [
+            ("metadata.name%3Da", "a"),
+            ("spec.nodeName%3Dn,metadata.name%3D%3Da", "a"),
+            ("metadata.name!%3Da", ""),
+            ("metadata.namespace%3Da", ""),
+        ] {
+            let query = format!("watch=1&fieldSelector={selector}");
+            check(
+                Method::GET,
+                "/api/v1/namespaces/n/pods",
+                &query,
+                ["watch", "", "v1", "pods", "", "n", name],
+            );
+            let query = format!("fieldSelector={selector}");
+            check(Method::DELETE, "/api/v1/pods", &query, ["deletecollection", "", "v1", "pods", "", "", ""]);
+        }
         check(
             Method::PATCH,
             "/api/v1/namespaces/n/pods/a/status",

@@ -63,6 +63,7 @@ pub(super) fn review(
         "TokenReview" => token_review(cluster, tokens, &review),
         "SelfSubjectReview" => json!({"userInfo": user.to_json()}),
         "SelfSubjectAccessReview" => access(cluster, user, &review),
+        "SelfSubjectRulesReview" => cluster.rights(user, text(&review, "/spec/namespace")),
         "SubjectAccessReview" => {
             let groups: Vec<&str> = items(&review, "/spec/groups").filter_map(Value::as_str).collect();
             access(cluster, &User::new(text(&review, "/spec/user"), &groups), &review)

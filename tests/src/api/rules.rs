@@ -1,12 +1,15 @@
 //! `x-kubernetes-validations`: rules of a schema in the Common Expression Language, over `self` and, for changes,
 //! `oldSelf`. Pure. Reference: `k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel`.
-//! The interpreter has no types: a rule that misuses one fails when it is evaluated, not when it is defined.
+//! The interpreter has no types: `infer` finds what misuses one when the rule is defined.
 
 mod expression;
 mod functions;
+mod infer;
 mod lists;
 mod network;
+mod overloads;
 mod quantity;
+mod typed;
 mod value;
 
 use cel::objects::OptionalValue;
@@ -14,9 +17,11 @@ use cel::{Context, Value as Cel};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::jsonpath::Path;
 use super::structure::check::{Faults, fault};
-use super::structure::{ListType, Schema, Type, below};
+use super::structure::{Schema, Type, below};
 use expression::Expression;
+use typed::Type as Typed;
 
 /// One rule of a schema.
 #[derive(Clone, Debug, Deserialize)]
@@ -73,21 +78,28 @@ fn check(
         return;
     }
     let old = old.filter(|old| !old.is_null());
-    for rule in &schema.rules {
+    // What was broken before and has not changed may stay so.
+    let unchanged = old == Some(new);
+    for rule in schema.rules.iter().filter(|rule| !unchanged || rule.is_transition()) {
         faults.extend(rule.fault(schema, new, old, (path, resource)));
     }
     match new {
         Value::Object(fields) => {
             for (name, value) in fields {
-                let Some(schema) = schema.property(name) else { continue };
-                let old = old.and_then(|old| old.get(name));
-                check(schema, value, old, (&below(path, name), schema.embedded), faults);
+                let Some(of_field) = schema.property(name) else { continue };
+                check(
+                    of_field,
+                    value,
+                    schema.old_field(name, old),
+                    (&below(path, name), of_field.embedded),
+                    faults,
+                );
             }
         }
         Value::Array(items) => {
             let Some(of_items) = &schema.items else { return };
             for (index, item) in items.iter().enumerate() {
-                let old = old.and_then(|old| counterpart(schema, item, old));
+                let old = schema.old_item(item, old);
                 check(of_items, item, old, (&format!("{path}[{index}]"), of_items.embedded), faults);
             }
         }
@@ -95,13 +107,45 @@ fn check(
     }
 }
 
-/// The old item that is the same one: only items with keys are the same in two lists.
-fn counterpart<'a>(schema: &Schema, item: &Value, old: &'a Value) -> Option<&'a Value> {
-    let same = |old: &&Value| schema.list_map_keys.iter().all(|key| old.get(key) == item.get(key));
-    if schema.list_type == ListType::Map { old.as_array()?.iter().find(same) } else { None }
-}
-
 impl Rule {
+    /// The rule as written.
+    pub(super) fn text(&self) -> &str {
+        &self.rule.text
+    }
+
+    /// Whether it is about a change.
+    pub(super) fn is_transition(&self) -> bool {
+        self.rule.names("oldSelf")
+    }
+
+    /// What is wrong with the rule for values of this schema: a field of the rule, and why.
+    pub(super) fn mistakes(&self, schema: &Schema, resource: bool) -> Vec<(&'static str, String)> {
+        let own = Typed::of(schema, resource).unwrap_or(Typed::Dyn);
+        let mut found = Vec::new();
+        let expressions =
+            [("rule", Some(&self.rule)), ("messageExpression", self.message_expression.as_ref())];
+        for (field, expression) in expressions {
+            let Some(expression) = expression else { continue };
+            let scope = infer::scope(own.clone(), self.optional_old_self);
+            if let Err(mistake) = infer::check(expression.parsed(), scope, field != "rule") {
+                let why = expression.located(mistake.node, &mistake.why);
+                found.push((
+                    field,
+                    format!("Invalid value: {:?}: compilation failed: {why}", expression.text),
+                ));
+            }
+        }
+        if self.message.contains('\n') {
+            let why = "message must not contain line breaks";
+            found.push(("message", format!("Invalid value: {:?}: {why}", self.message)));
+        }
+        if !self.field_path.is_empty() && !leads_somewhere(schema, &self.field_path) {
+            let why = "fieldPath must be a valid path: does not refer to a valid field";
+            found.push(("fieldPath", format!("Invalid value: {:?}: {why}", self.field_path)));
+        }
+        found
+    }
+
     fn fault(
         &self,
         schema: &Schema,
@@ -109,7 +153,7 @@ impl Rule {
         old: Option<&Value>,
         (path, resource): (&str, bool),
     ) -> Option<(String, String)> {
-        let transition = self.rule.names("oldSelf");
+        let transition = self.is_transition();
         if transition && old.is_none() && !self.optional_old_self {
             return None;
         }
@@ -160,6 +204,15 @@ impl Rule {
             self.message.clone()
         }
     }
+}
+
+/// Whether a path of names leads to a field of the schema.
+fn leads_somewhere(schema: &Schema, path: &str) -> bool {
+    let Ok(path) = Path::parse(path) else { return false };
+    let end = path
+        .names()
+        .and_then(|names| names.into_iter().try_fold(schema, |schema, name| schema.property(name)));
+    end.is_some()
 }
 
 #[cfg(test)]

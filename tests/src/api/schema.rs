@@ -47,7 +47,7 @@ impl Visit for RoundTrip<'_> {
     }
 }
 
-/// Drops fields of `given` that `decoded` does not have, and lists their paths. Null and absent are the same.
+/// Drops fields of `given` that `decoded` does not have, and lists their paths; what has two forms gets its own. Null and absent are the same.
 fn drop_lost(given: &mut Value, decoded: &Value, path: &str, lost: &mut Vec<String>) {
     match (given, decoded) {
         (Value::Object(given), Value::Object(decoded)) => given.retain(|key, value| {
@@ -67,6 +67,8 @@ fn drop_lost(given: &mut Value, decoded: &Value, path: &str, lost: &mut Vec<Stri
                 drop_lost(value, kept, &format!("{path}[{index}]"), lost);
             }
         }
+        // A quantity may be given as a number, and is a text.
+        (given @ Value::Number(_), Value::String(_)) => given.clone_from(decoded),
         _ => {}
     }
 }
@@ -97,6 +99,9 @@ mod tests {
         assert_eq!(refusal(&pod), "");
         pod["spec"]["containers"][0]["imagee"] = "x".into();
         assert!(refusal(&pod).contains("unknown field \"spec.containers[0].imagee\""), "{}", refusal(&pod));
+        let mut cpu = pod.clone();
+        check(&Kinds::new().of_object(&pod).unwrap(), &mut cpu, false).unwrap();
+        assert_eq!(cpu["spec"]["containers"][0]["resources"]["limits"]["cpu"], "1");
         let mut lenient = pod.clone();
         check(&Kinds::new().of_object(&pod).unwrap(), &mut lenient, false).unwrap();
         assert_eq!(lenient["spec"]["containers"][0].get("imagee"), None);

@@ -10,7 +10,7 @@ use super::status::Status;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector {
     labels: Vec<Requirement>,
-    fields: Vec<FieldRequirement>,
+    pub(super) fields: Vec<FieldRequirement>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +28,8 @@ enum Rule {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct FieldRequirement {
-    path: String,
+pub(super) struct FieldRequirement {
+    pub(super) path: String,
     value: String,
     equal: bool,
 }
@@ -112,7 +112,11 @@ impl FieldRequirement {
             Some(Value::String(value)) => *value == self.value,
             Some(Value::Bool(value)) => value.to_string() == self.value,
             Some(Value::Number(value)) => value.to_string() == self.value,
-            _ => self.value.is_empty() || self.value == "false" && self.path == "spec.unschedulable",
+            // What is not set is false where it is one or the other.
+            _ if ["spec.unschedulable", "spec.hostNetwork"].contains(&self.path.as_str()) => {
+                self.value == "false"
+            }
+            _ => self.value.is_empty(),
         };
         equal == self.equal
     }

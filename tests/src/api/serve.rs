@@ -9,7 +9,8 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
-use super::cluster::{Deletion, Part, Write, success};
+use super::cluster::{Part, success};
+use super::form::Form;
 use super::http::{Body, Server, json as respond_json, respond};
 use super::kinds::Kind;
 use super::meta;
@@ -17,13 +18,12 @@ use super::patch::{Patch, PatchKind};
 use super::request::Request;
 use super::select::Selector;
 use super::status::Status;
-use super::table::{self, Include};
 use super::token::User;
 use super::{convert, discovery, protobuf, review, stream, subresource};
 
 /// Largest body read, in bytes, as the real server's.
 const LARGEST_BODY: usize = 3 << 20;
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 
 /// A request for a known resource.
 pub(super) struct Call<'a> {
@@ -31,7 +31,7 @@ pub(super) struct Call<'a> {
     pub(super) user: &'a User,
     pub(super) request: Request,
     pub(super) kind: Arc<Kind>,
-    pub(super) accept: String,
+    pub(super) form: Form,
     pub(super) content_type: String,
     /// `User-Agent`.
     pub(super) agent: String,
@@ -68,7 +68,8 @@ pub(super) async fn request(
         return Err(Status::unknown_path());
     }
     let body = read(incoming.into_body()).await?;
-    Call { server, user, request, kind, accept, content_type, agent, body }.answer()
+    let form = Form::parse(&accept, request.query.text("includeObject"));
+    Call { server, user, request, kind, form, content_type, agent, body }.answer()
 }
 
 async fn read(body: Incoming) -> Result<Bytes, Status> {
@@ -167,98 +168,31 @@ impl Call<'_> {
         })
     }
 
-    pub(super) fn write(&self) -> Write {
+    /// What the parameters select; 400 for fields that objects of the kind cannot be selected by.
+    pub(super) fn selector(&self) -> Result<Selector, Status> {
         let query = &self.request.query;
-        Write {
-            dry_run: !query.text("dryRun").is_empty(),
-            strict: query.text("fieldValidation") == "Strict",
-            manager: self.manager(),
-            force: query.flag("force"),
-            applied: false,
-        }
+        Selector::parse(query.text("labelSelector"), query.text("fieldSelector"))?.of_kind(&self.kind)
     }
 
-    /// Who the client says it is: by the parameter, else as in `User-Agent: kubectl/v1.33.0`.
-    fn manager(&self) -> String {
-        let apply = self.content_type.starts_with("application/apply-patch+yaml");
-        match self.request.query.text("fieldManager") {
-            "" if apply => String::new(),
-            "" => self.agent.split('/').next().unwrap_or_default().chars().take(128).collect(),
-            named => named.to_owned(),
-        }
-    }
-
-    fn selector(&self) -> Result<Selector, Status> {
-        Selector::parse(self.request.query.text("labelSelector"), self.request.query.text("fieldSelector"))
-    }
-
-    fn scope(&self) -> Option<&str> {
+    pub(super) fn scope(&self) -> Option<&str> {
         let namespace = self.namespace();
         (!namespace.is_empty()).then_some(namespace)
     }
 
     /// One object in the form asked for.
     pub(super) fn one(&self, code: u16, object: &Value) -> Result<Response<Body>, Status> {
-        let object = convert::serve(&self.kind, object);
-        if table::is_wanted(&self.accept) {
-            let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-            let table = table::table(&self.kind, [&object].into_iter(), metadata, self.include());
-            return Ok(respond_json(code, JSON, &table));
-        }
+        let object = self.form.one(&self.kind, convert::serve(&self.kind, object));
         Ok(respond_json(code, JSON, &object))
-    }
-
-    fn include(&self) -> Include {
-        Include::parse(self.request.query.text("includeObject"))
-    }
-
-    fn list(&self) -> Result<Response<Body>, Status> {
-        let selector = self.selector()?;
-        let limit = self.request.query.number("limit")?.unwrap_or(0);
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let start = self.request.query.text("continue");
-        let start = if start.is_empty() { None } else { Some(Page::parse(start)?) };
-        let cluster = self.server.shared.cluster();
-        let mut version = cluster.store.version();
-        let mut selected: Vec<Arc<Value>> = cluster
-            .store
-            .list(&self.kind.resource(), self.scope())
-            .filter(|object| start.as_ref().is_none_or(|page| page.is_before(object)))
-            .filter(|object| selector.matches(object))
-            .cloned()
-            .collect();
-        drop(cluster);
-        if let Some(page) = start {
-            version = page.version;
-        }
-        let mut metadata = json!({"resourceVersion": version.to_string()});
-        if limit > 0 && selected.len() > limit {
-            metadata["remainingItemCount"] = (selected.len() - limit).into();
-            selected.truncate(limit);
-            if let Some(last) = selected.last() {
-                metadata["continue"] = Page::after(last, version).into();
-            }
-        }
-        let objects = selected.iter().map(|object| convert::serve(&self.kind, object));
-        if table::is_wanted(&self.accept) {
-            let objects: Vec<Value> = objects.collect();
-            let table = table::table(&self.kind, objects.iter(), metadata, self.include());
-            return Ok(respond_json(200, JSON, &table));
-        }
-        let kind = format!("{}List", self.kind.kind);
-        let items: Vec<Value> = objects.collect();
-        let list = json!({"kind": kind, "apiVersion": self.kind.api_version(), "metadata": metadata, "items": items});
-        Ok(respond_json(200, JSON, &list))
     }
 
     fn watch(self) -> Result<Response<Body>, Status> {
         let selector = self.selector()?;
         let namespace = self.scope().map(str::to_owned);
-        stream::watch(&self, namespace, selector, self.include())
+        stream::watch(&self, namespace, selector)
     }
 
     fn create(&self) -> Result<Response<Body>, Status> {
-        let (object, write) = (self.object()?, self.write());
+        let (object, write) = (self.object()?, self.write()?);
         let made = self
             .server
             .shared
@@ -267,7 +201,7 @@ impl Call<'_> {
     }
 
     fn update(&self, part: Part) -> Result<Response<Body>, Status> {
-        let (object, write) = (self.object()?, self.write());
+        let (object, write) = (self.object()?, self.write()?);
         let place = (self.namespace(), self.name());
         let new =
             self.server.shared.change(|cluster| cluster.replace(&self.kind, place, part, object, write))?;
@@ -276,7 +210,7 @@ impl Call<'_> {
 
     fn patch(&self, part: Part) -> Result<Response<Body>, Status> {
         let patch = self.patch_body()?;
-        let (place, write) = ((self.namespace(), self.name()), self.write());
+        let (place, write) = ((self.namespace(), self.name()), self.write()?);
         let new =
             self.server.shared.change(|cluster| cluster.patch(&self.kind, place, part, &patch, write))?;
         self.one(200, &new)
@@ -296,26 +230,12 @@ impl Call<'_> {
         Ok(Patch { kind, body: self.object()? })
     }
 
-    fn deletion(&self) -> Result<Deletion, Status> {
-        let options = if self.body.is_empty() { Value::Null } else { self.object()? };
-        let query = &self.request.query;
-        let word = |name: &str, from_body: &str| {
-            let asked = query.text(name);
-            if asked.is_empty() { from_body.to_owned() } else { asked.to_owned() }
-        };
-        let precondition = |name: &str| options["preconditions"][name].as_str().map(str::to_owned);
-        let policy = word("propagationPolicy", meta::text(&options, "/propagationPolicy"));
-        Ok(Deletion {
-            grace: query.number("gracePeriodSeconds")?.or(options["gracePeriodSeconds"].as_u64()),
-            uid: precondition("uid"),
-            version: precondition("resourceVersion"),
-            orphan: policy == "Orphan" || options["orphanDependents"] == true,
-            dry_run: self.write().dry_run || meta::items(&options, "/dryRun").next().is_some(),
-        })
+    fn delete_options(&self) -> Result<Value, Status> {
+        if self.body.is_empty() { Ok(Value::Null) } else { self.object() }
     }
 
     fn delete(&self) -> Result<Response<Body>, Status> {
-        let deletion = self.deletion()?;
+        let deletion = self.deletion(&self.delete_options()?)?;
         let (namespace, name) = (self.namespace(), self.name());
         let (last, there) = self.server.shared.change(|cluster| {
             let last = cluster.delete(&self.kind, namespace, name, &deletion)?;
@@ -328,7 +248,7 @@ impl Call<'_> {
     }
 
     fn delete_collection(&self) -> Result<Response<Body>, Status> {
-        let (selector, deletion) = (self.selector()?, self.deletion()?);
+        let (selector, deletion) = (self.selector()?, self.deletion(&self.delete_options()?)?);
         self.server.shared.change(|cluster| {
             let objects = cluster.store.list(&self.kind.resource(), self.scope());
             let doomed: Vec<Arc<Value>> =
@@ -344,30 +264,5 @@ impl Call<'_> {
         })?;
         let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"});
         Ok(respond_json(200, JSON, &status))
-    }
-}
-
-/// Where a list goes on: behind an object, at the version of its first page.
-struct Page {
-    version: u64,
-    namespace: String,
-    name: String,
-}
-
-impl Page {
-    fn after(object: &Value, version: u64) -> String {
-        let page = json!([version, meta::namespace(object), meta::name(object)]);
-        meta::base64(page.to_string().as_bytes())
-    }
-
-    fn parse(token: &str) -> Result<Self, Status> {
-        let decoded = meta::from_base64(token).and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let (version, namespace, name) =
-            decoded.ok_or_else(|| Status::bad_request("continue key is not valid"))?;
-        Ok(Self { version, namespace, name })
-    }
-
-    fn is_before(&self, object: &Value) -> bool {
-        (self.namespace.as_str(), self.name.as_str()) < (meta::namespace(object), meta::name(object))
     }
 }

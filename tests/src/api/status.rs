@@ -66,7 +66,7 @@ impl Status {
         let mut status = Self::new(422, "Invalid", format!("{subject} \"{name}\" is invalid: {told}"));
         let causes: Vec<Value> = causes
             .iter()
-            .map(|(field, why)| json!({"reason": "FieldValueInvalid", "message": why, "field": field}))
+            .map(|(field, why)| json!({"reason": cause(why), "message": why, "field": field}))
             .collect();
         status.details = json!({"name": name, "group": group, "kind": kind, "causes": causes});
         status
@@ -92,6 +92,18 @@ impl Status {
         Self::new(403, "Forbidden", format!("{subject} is forbidden: {why}")).about(resource, group, name)
     }
 
+    /// 403: nothing can be made in a namespace that is going away. Controllers look for the cause.
+    pub fn terminating(resource: &str, group: &str, name: &str, namespace: &str) -> Self {
+        let why =
+            format!("unable to create new content in namespace {namespace} because it is being terminated");
+        let mut status = Self::forbidden(resource, group, name, &why);
+        status.details["causes"] = json!([{
+            "reason": "NamespaceTerminating", "message": format!("namespace {namespace} is being terminated"),
+            "field": "metadata.namespace",
+        }]);
+        status
+    }
+
     /// 403 for a path outside the resources.
     pub fn forbidden_path(user: &str, verb: &str, path: &str) -> Self {
         let why = format!("forbidden: User \"{user}\" cannot {verb} path \"{path}\"");
@@ -107,6 +119,13 @@ impl Status {
     /// 410: the version asked for is no longer in the history.
     pub fn gone(asked: u64, oldest: u64) -> Self {
         Self::new(410, "Expired", format!("too old resource version: {asked} ({oldest})"))
+    }
+
+    /// 410: a list was to go on at a version that is no longer in the history.
+    pub fn page_expired() -> Self {
+        let message = "The provided continue parameter is too old to display a consistent list result. You can start \
+                       a new list without the continue parameter.";
+        Self::new(410, "Expired", message)
     }
 
     /// 413: the body is too large.
@@ -173,7 +192,40 @@ impl Status {
     }
 }
 
+/// The machine-readable reason (`metav1.CauseType`) of a fault, which its words start with.
+fn cause(why: &str) -> &'static str {
+    match why.split(':').next().unwrap_or_default() {
+        "Required value" => "FieldValueRequired",
+        "Duplicate value" => "FieldValueDuplicate",
+        "Unsupported value" => "FieldValueNotSupported",
+        "Forbidden" => "FieldValueForbidden",
+        "Not found" => "FieldValueNotFound",
+        "Too long" => "FieldValueTooLong",
+        "Too many" => "FieldValueTooMany",
+        _ => "FieldValueInvalid",
+    }
+}
+
 /// `deployments.apps`, or `pods` in the core group.
 fn qualified(resource: &str, group: &str) -> String {
     if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::Status;
+
+    #[test]
+    fn causes_have_reasons() {
+        let faults =
+            ["Required value", "Required value: why", "Invalid value: 1: why", "Too many: 3: at most 2"];
+        let faults = faults.map(|why| ("f".to_owned(), why.to_owned()));
+        let status = Status::invalid("Pod", "", "p", &faults).to_json();
+        let reasons: Vec<_> =
+            status["details"]["causes"].as_array().unwrap().iter().map(|cause| &cause["reason"]).collect();
+        let (required, invalid) = (json!("FieldValueRequired"), json!("FieldValueInvalid"));
+        assert_eq!(reasons, [&required, &required, &invalid, &json!("FieldValueTooMany")]);
+    }
 }

@@ -101,7 +101,7 @@ impl Store {
         resource: &str,
         after: u64,
     ) -> Result<(Option<Arc<Change>>, u64), Status> {
-        if after < self.forgotten {
+        if !self.remembers(after) {
             return Err(Status::gone(after, self.forgotten));
         }
         let start = self.log.partition_point(|change| change.version <= after);
@@ -109,6 +109,11 @@ impl Store {
             Some(change) => Ok((Some(change.clone()), change.version)),
             None => Ok((None, self.version.max(after))),
         }
+    }
+
+    /// Whether the log still holds every change after `version`.
+    pub(super) fn remembers(&self, version: u64) -> bool {
+        version >= self.forgotten
     }
 
     /// Forgets all changes up to now.

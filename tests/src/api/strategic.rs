@@ -153,13 +153,15 @@ enum Merge {
 
 fn merge_key(field: &str, parent: &str, patch: &[Value]) -> Merge {
     match (field, parent) {
-        ("finalizers", "metadata") => Merge::Set,
+        ("finalizers", "metadata") | ("podCIDRs", "spec") => Merge::Set,
         ("ownerReferences", _) => Merge::By("uid"),
         ("containers" | "initContainers" | "ephemeralContainers" | "volumes" | "env", _) => Merge::By("name"),
-        ("imagePullSecrets" | "secrets" | "resourceClaims", _) => Merge::By("name"),
+        ("imagePullSecrets" | "resourceClaims" | "schedulingGates", "spec") | ("secrets", "") => {
+            Merge::By("name")
+        }
         ("volumeMounts", _) => Merge::By("mountPath"),
         ("volumeDevices", _) => Merge::By("devicePath"),
-        ("ports", "containers" | "initContainers") => Merge::By("containerPort"),
+        ("ports", "containers" | "initContainers" | "ephemeralContainers") => Merge::By("containerPort"),
         // A service's ports; an endpoint slice's and an endpoints subset's are replaced.
         ("ports", "spec") => Merge::By("port"),
         ("conditions" | "addresses", "status") if patch.iter().all(Value::is_object) => Merge::By("type"),
@@ -250,6 +252,18 @@ mod tests {
             json!({"rules": [{"verbs": ["get"]}], "spec": {"tolerations": [{"key": "a"}]}}),
             &json!({"rules": [{"verbs": ["list"]}], "spec": {"tolerations": [{"operator": "Exists"}]}}),
             &json!({"rules": [{"verbs": ["list"]}], "spec": {"tolerations": [{"operator": "Exists"}]}}),
+        );
+        // A service account's, unlike a pod's.
+        check(
+            json!({"secrets": [{"name": "a"}], "imagePullSecrets": [{"name": "a"}]}),
+            &json!({"secrets": [{"name": "b"}], "imagePullSecrets": [{"name": "b"}]}),
+            &json!({"secrets": [{"name": "a"}, {"name": "b"}], "imagePullSecrets": [{"name": "b"}]}),
+        );
+        check(
+            json!({"spec": {"imagePullSecrets": [{"name": "a"}], "schedulingGates": [{"name": "a"}]}}),
+            &json!({"spec": {"imagePullSecrets": [{"name": "b"}], "schedulingGates": [{"name": "b"}]}}),
+            &json!({"spec": {"imagePullSecrets": [{"name": "a"}, {"name": "b"}],
+                             "schedulingGates": [{"name": "a"}, {"name": "b"}]}}),
         );
         check(
             json!({"status": {"conditions": [{"type": "Ready", "status": "False"}, {"type": "X"}]}}),

@@ -16,12 +16,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Availability;
 use super::convert;
+use super::form::{self, Form};
 use super::http::Body;
 use super::kinds::Kind;
 use super::select::Selector;
 use super::serve::Call;
 use super::status::Status;
-use super::table::{self, Include};
 use super::watch::{Event, Scope, Watch};
 
 /// How long a watch lasts when the client names no timeout, in seconds.
@@ -32,7 +32,7 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(15);
 struct Stream {
     watch: Watch,
     kind: Arc<Kind>,
-    table: Option<Include>,
+    form: Form,
     bookmarks: bool,
     /// A bookmark that tells the end of the initial state is still owed.
     initial_end: bool,
@@ -53,21 +53,26 @@ pub(super) fn watch(
     call: &Call<'_>,
     namespace: Option<String>,
     selector: Selector,
-    include: Include,
 ) -> Result<Response<Body>, Status> {
     let shared = &call.server.shared;
     let query = &call.request.query;
-    let initial = query.flag("sendInitialEvents");
-    let from = query.number("resourceVersion")?.filter(|version| *version != 0 && !initial);
+    let (initial, bookmarks) = (query.flag("sendInitialEvents"), query.flag("allowWatchBookmarks"));
+    let asked = query.number("resourceVersion")?.filter(|version| *version != 0);
     let newest = shared.cluster().store.version();
+    // Without a version the present state comes first, unless the client says that it wants none of it.
+    let from = match query.text("sendInitialEvents") {
+        "" => asked,
+        _ if initial => None,
+        _ => asked.or(Some(newest)),
+    };
     let scope = Scope { kind: call.kind.clone(), namespace, selector, user: Some(call.user.name.clone()) };
     let seconds = query.number("timeoutSeconds")?.filter(|seconds| *seconds > 0).unwrap_or(LONGEST);
     let mut stream = Stream {
         watch: Watch::new(shared.clone(), scope, from),
         kind: call.kind.clone(),
-        table: table::is_wanted(&call.accept).then_some(include),
-        bookmarks: query.flag("allowWatchBookmarks"),
-        initial_end: initial,
+        form: call.form,
+        bookmarks,
+        initial_end: initial && bookmarks,
         until: Instant::now() + Duration::from_secs(seconds.min(LONGEST)),
         availability: shared.availability.subscribe(),
         closed: shared.closed_watches.subscribe(),
@@ -101,7 +106,7 @@ impl Stream {
         }
         match self.step().await? {
             Step::Event(event) => {
-                Some(self.line(event.kind.name(), &convert::serve(&self.kind, &event.object)))
+                Some(self.line(event.kind.name(), convert::serve(&self.kind, &event.object)))
             }
             // Its definition is gone, so nothing more can come.
             Step::Error(status) if status.is_not_found() => None,
@@ -136,21 +141,17 @@ impl Stream {
         if initial_end {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        let object = json!({
+        let mut object = json!({
             "kind": self.kind.kind, "apiVersion": self.kind.api_version(), "metadata": metadata,
         });
+        if self.form == Form::Metadata {
+            object = form::partial(&object);
+        }
         line(&json!({"type": "BOOKMARK", "object": object}))
     }
 
-    fn line(&self, kind: &str, object: &Value) -> Bytes {
-        let object = match self.table {
-            Some(include) => {
-                let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-                table::table(&self.kind, [object].into_iter(), metadata, include)
-            }
-            None => object.clone(),
-        };
-        line(&json!({"type": kind, "object": object}))
+    fn line(&self, kind: &str, object: Value) -> Bytes {
+        line(&json!({"type": kind, "object": self.form.one(&self.kind, object)}))
     }
 }
 

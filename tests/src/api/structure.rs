@@ -150,6 +150,17 @@ impl Schema {
         }
     }
 
+    /// The value that a field had. Nothing tells which field was which in a map that is replaced as one.
+    pub(super) fn old_field<'a>(&self, name: &str, old: Option<&'a Value>) -> Option<&'a Value> {
+        old.filter(|_| self.map_type != MapType::Atomic)?.get(name)
+    }
+
+    /// The value that an item had: only items with keys are the same in two lists.
+    pub(super) fn old_item<'a>(&self, item: &Value, old: Option<&'a Value>) -> Option<&'a Value> {
+        let same = |old: &&Value| self.list_map_keys.iter().all(|key| old.get(key) == item.get(key));
+        old.filter(|_| self.list_type == ListType::Map)?.as_array()?.iter().find(same)
+    }
+
     /// Whether properties that are not named are kept whatever they are.
     pub(super) fn is_open(&self) -> bool {
         self.preserve_unknown || matches!(self.additional_properties, Some(Additional::Any(true)))

@@ -4,7 +4,7 @@
 use http::Response;
 use serde_json::{Value, json};
 
-use super::cluster::{Deletion, Part};
+use super::cluster::Part;
 use super::http::{Body, json as respond_json, respond};
 use super::kinds::Scale;
 use super::meta;
@@ -61,8 +61,13 @@ fn scale(call: &Call<'_>, verb: &str, paths: &Scale) -> Result<Response<Body>, S
         "patch" => call.patch_body()?.apply(&old, false)?,
         _ => call.object()?,
     };
-    let replicas = new.pointer("/spec/replicas").and_then(Value::as_u64);
-    let replicas = replicas.ok_or_else(|| Status::bad_request("a Scale has a number as spec.replicas"))?;
+    // Clients in Go leave out what is zero.
+    let replicas = match new.pointer("/spec/replicas").unwrap_or(&Value::Null) {
+        Value::Null => 0,
+        given => {
+            given.as_u64().ok_or_else(|| Status::bad_request("a Scale has a number as spec.replicas"))?
+        }
+    };
     let mut body =
         paths.wanted.rsplit('/').filter(|name| !name.is_empty()).fold(json!(replicas), |value, name| {
             let name = name.replace("~1", "/").replace("~0", "~");
@@ -73,8 +78,9 @@ fn scale(call: &Call<'_>, verb: &str, paths: &Scale) -> Result<Response<Body>, S
         body["metadata"] = json!({"resourceVersion": version});
     }
     let patch = Patch { kind: PatchKind::Merge, body };
+    let write = call.write()?;
     let scaled = call.server.shared.change(|cluster| {
-        cluster.patch(&call.kind, (call.namespace(), call.name()), Part::Whole, &patch, call.write())
+        cluster.patch(&call.kind, (call.namespace(), call.name()), Part::Scale, &patch, write)
     })?;
     Ok(respond_json(200, JSON, &scale_of(paths, &convert::serve(&call.kind, &scaled))))
 }
@@ -87,8 +93,7 @@ fn token(call: &Call<'_>) -> Result<Response<Body>, Status> {
 }
 
 fn evict(call: &Call<'_>) -> Result<Response<Body>, Status> {
-    let grace = call.object()?.pointer("/deleteOptions/gracePeriodSeconds").and_then(Value::as_u64);
-    let deletion = Deletion { grace, ..Deletion::default() };
+    let deletion = call.deletion(&call.object()?["deleteOptions"])?;
     call.server
         .shared
         .change(|cluster| cluster.delete(&call.kind, call.namespace(), call.name(), &deletion))?;
@@ -101,8 +106,9 @@ fn bind(call: &Call<'_>) -> Result<Response<Body>, Status> {
         return Err(Status::bad_request("a Binding names a node as target"));
     }
     let patch = Patch { kind: PatchKind::Merge, body: json!({"spec": {"nodeName": node}}) };
+    let write = call.write()?;
     call.server.shared.change(|cluster| {
-        cluster.patch(&call.kind, (call.namespace(), call.name()), Part::Whole, &patch, call.write())
+        cluster.patch(&call.kind, (call.namespace(), call.name()), Part::Whole, &patch, write)
     })?;
     Ok(respond_json(201, JSON, &done()))
 }

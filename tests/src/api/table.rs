@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::columns::{self, Column};
+use super::form;
 use super::jsonpath::Path;
 use super::kinds::Kind;
 use super::meta::text;
@@ -25,25 +26,14 @@ impl Include {
     }
 }
 
-/// Whether the client wants a table.
-pub(super) fn is_wanted(accept: &str) -> bool {
-    accept.replace(' ', "").split(',').any(|part| {
-        part.contains(";as=Table") && part.contains("v=v1;") || part.ends_with("as=Table;v=v1;g=meta.k8s.io")
-    })
-}
-
 /// A table of `objects`, with the list metadata given.
-pub(super) fn table<'a>(
-    kind: &Kind,
-    objects: impl Iterator<Item = &'a Value>,
-    metadata: Value,
-    include: Include,
-) -> Value {
+pub(super) fn table(kind: &Kind, objects: &[Value], metadata: &Value, include: Include) -> Value {
     let rows: Vec<Value> = if kind.custom.is_some() {
-        objects.map(|object| row(custom_cells(kind, object), object, include)).collect()
+        objects.iter().map(|object| row(custom_cells(kind, object), object, include)).collect()
     } else {
         let columns = columns::of(kind);
         objects
+            .iter()
             .map(|object| row(columns.iter().map(|column| (column.cell)(object)).collect(), object, include))
             .collect()
     };
@@ -57,9 +47,7 @@ fn row(cells: Vec<Value>, object: &Value, include: Include) -> Value {
     let object = match include {
         Include::None => return json!({"cells": cells}),
         Include::Object => object.clone(),
-        Include::Metadata => json!({
-            "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"],
-        }),
+        Include::Metadata => form::partial(object),
     };
     json!({"cells": cells, "object": object})
 }
@@ -111,19 +99,8 @@ fn custom_cells(kind: &Kind, object: &Value) -> Vec<Value> {
 mod tests {
     use serde_json::json;
 
-    use super::{Include, is_wanted, table};
+    use super::{Include, table};
     use crate::api::kinds::Kinds;
-
-    #[test]
-    fn tables_are_for_those_who_ask() {
-        for (accept, expect) in [
-            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", true),
-            ("application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json", false),
-            ("application/json", false),
-        ] {
-            assert_eq!(is_wanted(accept), expect, "{accept}");
-        }
-    }
 
     #[test]
     fn a_pod_as_a_row() {
@@ -137,10 +114,13 @@ mod tests {
             ]},
         });
         let kind = Kinds::new().named("pods").unwrap();
-        let table = table(&kind, [&pod].into_iter(), json!({}), Include::None);
+        let table = table(&kind, &[pod], &json!({}), Include::None);
         let cells = &table["rows"][0]["cells"];
         assert_eq!(cells[0], "a");
-        assert_eq!((&cells[1], &cells[2], &cells[3]), (&json!("1/2"), &json!("CrashLoopBackOff"), &json!(3)));
+        assert_eq!(
+            (&cells[1], &cells[2], &cells[3]),
+            (&json!("1/2"), &json!("CrashLoopBackOff"), &json!("3"))
+        );
         assert_eq!((&cells[5], &cells[6]), (&json!("10.0.0.1"), &json!("node1")));
     }
 }

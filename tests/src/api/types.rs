@@ -47,6 +47,7 @@ pub(super) fn of<V: Visit>(kind: &Kind, visit: V) -> Option<V::Output> {
         (_, "TokenReview") => visit.visit::<authentication::v1::TokenReview>(),
         (_, "SelfSubjectReview") => visit.visit::<authentication::v1::SelfSubjectReview>(),
         (_, "SubjectAccessReview") => visit.visit::<authorization::v1::SubjectAccessReview>(),
+        (_, "SelfSubjectRulesReview") => visit.visit::<authorization::v1::SelfSubjectRulesReview>(),
         (_, "SelfSubjectAccessReview") => visit.visit::<authorization::v1::SelfSubjectAccessReview>(),
         _ => return None,
     })

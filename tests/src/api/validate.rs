@@ -1,6 +1,8 @@
 //! Validation with the real server's field paths and wording, for the mistakes people and controllers make.
 //! Types are checked in `schema`; here it is values. Reference: `k8s.io/kubernetes/pkg/apis/*/validation`.
 
+mod metadata;
+
 use serde_json::Value;
 
 use super::kinds::Kind;
@@ -10,6 +12,7 @@ use super::status::Status;
 use super::structure::{self, Schema};
 use super::{convert, definition, events, rules};
 use crate::stack::Family;
+pub(super) use metadata::is_dns_label;
 
 /// Faults found: field path and what is wrong.
 type Faults = Vec<(String, String)>;
@@ -17,7 +20,7 @@ type Faults = Vec<(String, String)>;
 /// Refuses (422) an object with invalid values, or a change of what may not change.
 pub(super) fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<(), Status> {
     let mut faults = Vec::new();
-    metadata(kind, object, &mut faults);
+    metadata::faults(kind, object, old, &mut faults);
     if let Some(custom) = &kind.custom {
         faults.extend(custom_faults(kind, &custom.schema, object, old));
     } else {
@@ -47,9 +50,10 @@ pub(super) fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<
 
 /// Rules are for objects that are otherwise right.
 fn custom_faults(kind: &Kind, schema: &Schema, object: &Value, old: Option<&Value>) -> Faults {
-    let mut faults = structure::check::faults(schema, object, "");
+    let old = old.map(|old| convert::serve(kind, old));
+    let mut faults = structure::check::faults(schema, object, old.as_ref(), "");
     if faults.is_empty() {
-        return rules::faults(schema, object, old.map(|old| convert::serve(kind, old)).as_ref());
+        return rules::faults(schema, object, old.as_ref());
     }
     if rules::exist(schema) {
         let why = "some validation rules were not checked because the object was invalid; correct the existing \
@@ -67,76 +71,6 @@ fn require(value: &Value, field: String, faults: &mut Faults) {
     };
     if missing {
         faults.push((field, "Required value".to_owned()));
-    }
-}
-
-fn metadata(kind: &Kind, object: &Value, faults: &mut Faults) {
-    let name = name(object);
-    if name.is_empty() {
-        faults.push(("metadata.name".into(), "Required value: name or generateName is required".into()));
-    } else if let Err(why) = check_name(kind, name) {
-        faults.push(("metadata.name".into(), format!("Invalid value: \"{name}\": {why}")));
-    }
-    let labels = object["metadata"]["labels"].as_object().into_iter().flatten();
-    for (key, value) in labels {
-        let value = value.as_str().unwrap_or_default();
-        if !is_qualified(key) {
-            let why = "name part must consist of alphanumeric characters, '-', '_' or '.'";
-            faults.push(("metadata.labels".into(), format!("Invalid value: \"{key}\": {why}")));
-        }
-        if !value.is_empty() && !is_label_value(value) {
-            let why = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', \
-                       and must start and end with an alphanumeric character";
-            faults.push(("metadata.labels".into(), format!("Invalid value: \"{value}\": {why}")));
-        }
-    }
-}
-
-fn check_name(kind: &Kind, name: &str) -> Result<(), &'static str> {
-    if kind.group.starts_with("rbac.") {
-        let bad = name == "." || name == ".." || name.contains(['/', '%']);
-        return if bad { Err("may not contain '/' or '%'") } else { Ok(()) };
-    }
-    let label = matches!(kind.kind.as_str(), "Namespace" | "Service") && kind.custom.is_none();
-    let (limit, parts): (usize, Vec<&str>) =
-        if label { (63, vec![name]) } else { (253, name.split('.').collect()) };
-    if name.len() > limit {
-        return Err(if label {
-            "must be no more than 63 characters"
-        } else {
-            "must be no more than 253 characters"
-        });
-    }
-    if parts.into_iter().all(is_dns_label) {
-        return Ok(());
-    }
-    Err(if label {
-        "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and \
-         end with an alphanumeric character"
-    } else {
-        "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must \
-         start and end with an alphanumeric character"
-    })
-}
-
-pub(super) fn is_dns_label(label: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    !label.is_empty() && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
-}
-
-fn is_label_value(value: &str) -> bool {
-    let ends = |letter: char| letter.is_ascii_alphanumeric();
-    value.len() <= 63
-        && value.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
-        && value.starts_with(ends)
-        && value.ends_with(ends)
-}
-
-/// `name` or `prefix.example.com/name`.
-fn is_qualified(key: &str) -> bool {
-    match key.split_once('/') {
-        Some((prefix, name)) => prefix.split('.').all(is_dns_label) && is_label_value(name),
-        None => is_label_value(key),
     }
 }
 
@@ -312,6 +246,13 @@ fn slice(object: &Value, faults: &mut Faults) {
 }
 
 fn immutable(kind: &Kind, old: &Value, new: &Value, faults: &mut Faults) {
+    if ["ConfigMap", "Secret"].contains(&kind.kind.as_str()) && old["immutable"] == true {
+        for field in ["data", "binaryData", "immutable"] {
+            if old.get(field) != new.get(field) {
+                faults.push((field.into(), "Forbidden: field is immutable when `immutable` is set".into()));
+            }
+        }
+    }
     let why = "field is immutable";
     let mut fixed = |pointer: &str| {
         if old.pointer(pointer) != new.pointer(pointer) {

@@ -43,7 +43,7 @@ impl EventKind {
 pub struct Event {
     /// What happened.
     pub kind: EventKind,
-    /// The object after it; for a deletion its last state.
+    /// The object after it; for a deletion its last state, for one that is no longer selected the last that was.
     pub object: Arc<Value>,
 }
 
@@ -152,6 +152,15 @@ impl Scope {
             (true, true) => EventKind::Modified,
             (true, false) => EventKind::Deleted,
         };
-        Some(Event { kind, object: change.object.clone() })
+        let object = match &change.previous {
+            // What the client saw of it last: what it became is not the client's to see.
+            Some(previous) if kind == EventKind::Deleted && !change.deleted => {
+                let mut last = (**previous).clone();
+                last["metadata"]["resourceVersion"] = change.version.to_string().into();
+                Arc::new(last)
+            }
+            _ => change.object.clone(),
+        };
+        Some(Event { kind, object })
     }
 }

@@ -7,7 +7,7 @@ use super::super::meta::{items, name, text};
 use super::super::structure::Schema;
 use super::super::structure::check::Faults;
 use super::super::{jsonpath, validate};
-use super::structural;
+use super::{expressions, structural};
 
 /// The faults of a definition that takes the place of `old`, if any.
 pub(in super::super) fn faults(definition: &Value, old: Option<&Value>) -> Faults {
@@ -89,7 +89,12 @@ fn schema(version: &Value, path: &str, faults: &mut Faults) {
         return faults.push((path.to_owned(), "Required value: schemas are required".to_owned()));
     };
     match Schema::parse(source) {
-        Ok(parsed) => faults.extend(structural::check(&parsed, path)),
+        Ok(parsed) => {
+            let found = structural::check(&parsed, path);
+            // Of types that make no sense nothing can be said.
+            let rules = if found.is_empty() { expressions::check(&parsed, path) } else { Vec::new() };
+            faults.extend(found.into_iter().chain(rules));
+        }
         Err(why) => faults.push((path.to_owned(), format!("Invalid value: {why}"))),
     }
     faults.extend(structural::check_metadata(source, path));

@@ -107,7 +107,7 @@ fn default(schema: &Schema, path: &str, found: &mut Faults) {
             format!("Invalid value: {default}: must not have unknown field {dropped:?}"),
         ));
     }
-    found.extend(faults(schema, default, &field));
+    found.extend(faults(schema, default, None, &field));
 }
 
 /// A node that only checks values: `outer` says what they are made of.

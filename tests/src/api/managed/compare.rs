@@ -64,8 +64,8 @@ fn step(
     let new = new.filter(|value| !value.is_null());
     match (old, new) {
         (None, None) => return,
-        (None, Some(_)) if !shape.is_given() => comparison.changed.insert(path),
-        (Some(_), None) if !shape.is_given() => comparison.removed.insert(path),
+        (None, Some(new)) if !shape.is_given(new) => comparison.changed.insert(path),
+        (Some(old), None) if !shape.is_given(old) => comparison.removed.insert(path),
         _ => {}
     }
     let form = |value: Option<&Value>| value.map(|value| shape.form(value));
@@ -165,10 +165,7 @@ mod tests {
         );
         assert_eq!(changes.removed.paths(), [at(r#"[name="d"]"#), at(r#"[name="d"].name"#)]);
         let created = compare(shape, &json!({}), &deployment(json!(null), json!([])));
-        assert_eq!(
-            created.changed.paths(),
-            [".metadata.labels", ".metadata.labels.a", ".spec.selector", ".spec.template.spec.containers"]
-        );
+        assert_eq!(created.changed.paths(), [".metadata.labels", ".metadata.labels.a", ".spec.selector"]);
     }
 
     #[test]

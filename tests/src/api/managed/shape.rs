@@ -77,12 +77,20 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// Whether every object of the kind has this, so that nobody put it there.
-    pub(super) fn is_given(self) -> bool {
+    /// Whether every object of the kind has this, if only empty, so that nobody put it there. A scalar, such as the
+    /// entry `status` of a ConfigMap, is somebody's whatever its name.
+    pub(super) fn is_given(self, value: &Value) -> bool {
         const GIVEN: [&str; 8] =
             ["", "metadata", "spec", "status", "strategy", "template", "updateStrategy", "jobTemplate"];
-        matches!(self, Self::Known { field, .. } if GIVEN.contains(&field))
-            || matches!(self, Self::Resource(_))
+        match self {
+            Self::Known { field, .. } => match value {
+                Value::Object(_) => GIVEN.contains(&field),
+                Value::Array(_) => field == "containers",
+                _ => false,
+            },
+            Self::Resource(_) => true,
+            Self::Schema(_) | Self::Open => false,
+        }
     }
 
     fn is_atomic(self) -> bool {
@@ -147,7 +155,7 @@ impl List {
 }
 
 fn is_known_set(field: &str, parent: &str) -> bool {
-    matches!((field, parent), ("finalizers", "metadata") | ("addresses", "endpoints"))
+    matches!((field, parent), ("finalizers", "metadata") | ("podCIDRs", "spec"))
 }
 
 /// The keys of a built-in kind's list; none if its items have none.
@@ -156,7 +164,8 @@ fn known_keys(field: &str, parent: &str) -> &'static [&'static str] {
         ("ownerReferences", "metadata") => &["uid"],
         ("containers" | "initContainers" | "ephemeralContainers", "spec") => &["name"],
         ("volumes" | "imagePullSecrets" | "schedulingGates" | "resourceClaims", "spec") => &["name"],
-        ("env", _) | ("secrets" | "webhooks", "") => &["name"],
+        ("env", _) | ("claims", "resources") | ("secrets", "") => &["name"],
+        ("x-kubernetes-validations", _) => &["rule"],
         ("volumeMounts", _) => &["mountPath"],
         ("volumeDevices", _) => &["devicePath"],
         ("hostAliases", "spec") | ("podIPs" | "hostIPs", "status") => &["ip"],
@@ -168,14 +177,78 @@ fn known_keys(field: &str, parent: &str) -> &'static [&'static str] {
     }
 }
 
+/// Whether an object of a built-in kind has one owner: a selector of any sort, a reference to something else.
 fn is_atomic_struct(field: &str, parent: &str) -> bool {
-    match field {
-        // A label selector, a service's map of labels, an affinity's term.
-        "selector" | "labelSelector" | "namespaceSelector" | "nodeSelector" => true,
-        "configMapKeyRef" | "secretKeyRef" | "fieldRef" | "resourceFieldRef" | "secretRef" => true,
-        "roleRef" | "ownerReferences" | "involvedObject" | "regarding" | "targetRef" => true,
-        "imagePullSecrets" => true,
-        "scaleTargetRef" => parent == "spec",
-        _ => false,
+    matches!(
+        (field, parent),
+        ("selector" | "labelSelector" | "namespaceSelector" | "podSelector" | "nodeSelector", _)
+            | ("requiredDuringSchedulingIgnoredDuringExecution", "nodeAffinity")
+            | ("configMapKeyRef" | "secretKeyRef" | "fileKeyRef" | "fieldRef" | "resourceFieldRef", _)
+            | ("secretRef" | "nodePublishSecretRef" | "roleRef", _)
+            | ("involvedObject" | "regarding" | "related" | "targetRef", _)
+            | ("ownerReferences", "metadata")
+            | ("imagePullSecrets", "spec")
+            | ("secrets", "")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::Shape;
+    use crate::api::managed::compare::{compare, named};
+
+    /// The fields that a write of `value` to a built-in kind makes somebody's.
+    fn check(value: &serde_json::Value, expect: &[&str]) {
+        assert_eq!(named(Shape::of(None), value).paths(), expect, "{value}");
+    }
+
+    #[test]
+    fn some_objects_have_one_owner() {
+        let selector = json!({"matchLabels": {"a": "b"}, "matchExpressions": []});
+        check(
+            &json!({"spec": {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": {}}]}]}}),
+            &[".spec.ingress", ".spec.podSelector", ".spec.policyTypes"],
+        );
+        check(&json!({"spec": {"selector": {"app": "a"}}}), &[".spec.selector"]);
+        check(&json!({"roleRef": {"kind": "Role", "name": "a"}}), &[".roleRef"]);
+        check(
+            &json!({"metadata": {"ownerReferences": [{"uid": "u", "name": "n"}]}}),
+            &[".metadata.ownerReferences[uid=\"u\"]"],
+        );
+        check(
+            &json!({"spec": {
+                "nodeSelector": {"a": "b"},
+                "affinity": {
+                    "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}},
+                    "podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "k"}]},
+                },
+            }}),
+            &[
+                ".spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution",
+                ".spec.affinity.podAffinity.requiredDuringSchedulingIgnoredDuringExecution",
+                ".spec.nodeSelector",
+            ],
+        );
+        check(
+            &json!({"endpoints": [{"addresses": ["a"]}], "ports": [{"port": 1}]}),
+            &[".endpoints", ".ports"],
+        );
+    }
+
+    #[test]
+    fn an_entry_may_have_any_name() {
+        let names = json!({"data": {"spec": "x", "status": "x", "template": "x", "metadata": "x"}});
+        let changes = compare(Shape::of(None), &json!({"data": {}}), &names);
+        assert_eq!(
+            changes.changed.paths(),
+            [".data.metadata", ".data.spec", ".data.status", ".data.template"]
+        );
+        let changes = compare(Shape::of(None), &names, &json!({"data": {}}));
+        assert_eq!(
+            changes.removed.paths(),
+            [".data.metadata", ".data.spec", ".data.status", ".data.template"]
+        );
     }
 }

@@ -188,6 +188,8 @@ const MESSAGES: &[(&str, &str)] = &[
         "SelfSubjectAccessReviewSpec",
         "1:resourceAttributes=ResourceAttributes 2:nonResourceAttributes=NonResourceAttributes",
     ),
+    ("SelfSubjectRulesReview", "1:metadata=ObjectMeta 2:spec=SelfSubjectRulesReviewSpec 3:status=Nothing"),
+    ("SelfSubjectRulesReviewSpec", "1:namespace=string"),
     (
         "ResourceAttributes",
         "1:namespace=string 2:verb=string 3:group=string 4:version=string 5:resource=string 6:subresource=string \

@@ -37,7 +37,7 @@ pub(super) struct Expression {
 /// The language with those of its libraries that Kubernetes has; what Kubernetes adds is in `functions`.
 pub(super) static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| {
     let mut env = Env::stdlib();
-    for extension in [extensions::strings, extensions::lists, extensions::math, lists::positions] {
+    for extension in [extensions::strings, lists::positions] {
         env.add_extension(extension).expect("no function of these is declared twice");
     }
     Arc::new(env)
@@ -47,6 +47,20 @@ impl Expression {
     /// Whether the expression uses this variable.
     pub(super) fn names(&self, variable: &str) -> bool {
         self.program.references().has_variable(variable)
+    }
+
+    pub(super) fn parsed(&self) -> &IdedExpr {
+        self.program.expression()
+    }
+
+    /// A mistake at a node of the expression, in the form of the reference implementation: where, what, and the line.
+    pub(super) fn located(&self, node: u64, why: &str) -> String {
+        let start = self.program.source_info().offset_for(node).map_or(0, |(start, _)| start);
+        let before: String = self.text.chars().take(usize::try_from(start).unwrap_or(0)).collect();
+        let line = before.matches('\n').count();
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count();
+        let shown = self.text.lines().nth(line).unwrap_or_default();
+        format!("ERROR: <input>:{}:{}: {why}\n | {shown}\n | {}^", line + 1, column + 1, ".".repeat(column))
     }
 
     pub(super) fn evaluate(&self, context: &Context<'_, '_>) -> Result<Cel, ExecutionError> {
@@ -110,5 +124,5 @@ fn entry_unbound<'a>(entry: &'a EntryExpr, bound: &mut Vec<&'a str>) -> Option<&
 }
 
 fn is_library(name: &str) -> bool {
-    ["ip", "lists", "math", "optional", "sets", "strings"].contains(&name)
+    ["ip", "optional", "sets", "strings"].contains(&name)
 }

@@ -118,12 +118,16 @@ fn addresses(context: &mut Context<'_, '_>) -> Result<(), DeclarationError> {
         Net::Ip(address) => Ok(Cel::Int(if address.is_ipv4() { 4 } else { 6 })),
         _ => failed("family", "no such overload"),
     })?;
-    let questions: [Function<IpAddr, bool>; 4] = [
+    let questions: [Function<IpAddr, bool>; 5] = [
         ("isUnspecified", IpAddr::is_unspecified),
         ("isLoopback", IpAddr::is_loopback),
         ("isLinkLocalUnicast", |address| match address {
             IpAddr::V4(address) => address.is_link_local(),
             IpAddr::V6(address) => address.is_unicast_link_local(),
+        }),
+        ("isLinkLocalMulticast", |address| match address {
+            IpAddr::V4(address) => address.octets().starts_with(&[224, 0, 0]),
+            IpAddr::V6(address) => address.segments()[0] & 0xff0f == 0xff02,
         }),
         ("isGlobalUnicast", |address| {
             let link_local = match address {

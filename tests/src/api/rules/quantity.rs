@@ -96,6 +96,19 @@ pub(super) fn declare(context: &mut Context<'_, '_>) -> Result<(), DeclarationEr
     context.add_function("compareTo", compare("compareTo", |order| Cel::Int(order as i64)))?;
     context.add_function("isGreaterThan", compare("isGreaterThan", |order| Cel::Bool(order.is_gt())))?;
     context.add_function("isLessThan", compare("isLessThan", |order| Cel::Bool(order.is_lt())))?;
+    for (name, sign) in [("add", 1), ("sub", -1)] {
+        context.add_function(name, move |This(value): This<Cel>, other: Cel| -> Outcome<Cel> {
+            // A whole number counts as a quantity.
+            let other = match other {
+                Cel::Int(whole) => Quantity(i128::from(whole) * NANO),
+                other => Quantity::of(name, &other)?,
+            };
+            match Quantity::of(name, &value)?.0.checked_add(sign * other.0) {
+                Some(sum) => Ok(Cel::Opaque(Arc::new(Quantity(sum)))),
+                None => failed(name, "the result is too large"),
+            }
+        })?;
+    }
     context.add_function("sign", |This(value): This<Cel>| -> Outcome<Cel> {
         Ok(Cel::Int(Quantity::of("sign", &value)?.0.signum() as i64))
     })?;

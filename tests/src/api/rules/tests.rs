@@ -170,6 +170,8 @@ fn the_functions_of_kubernetes() {
         "cidr('10.1.0.0/8').masked() == cidr('10.0.0.0/8') && cidr('10.1.0.0/8').ip() == ip('10.1.0.0')",
         "cidr('10.1.0.0/8').prefixLength() == 8",
         "isQuantity('1Gi') && quantity('1Gi').isGreaterThan(quantity('1G')) && quantity('2k').asInteger() == 2000",
+        "quantity('1').add(quantity('2k')) == quantity('2001') && quantity('1').sub(2) == quantity('-1')",
+        "ip('224.0.0.5').isLinkLocalMulticast() && ip('ff02::1').isLinkLocalMulticast() && !ip('ff05::1').isLinkLocalMulticast()",
         "quantity('1').compareTo(quantity('2')) == -1 && quantity('-1').sign() == -1 && !isQuantity('x')",
         "[1, 2].exists_one(x, x == 2) && [1, 2].map(x, x * 2) == [2, 4] && {'a': 1}.exists(k, k == 'a')",
         "self.?none.orValue('d') == 'd' && optional.of(1).hasValue()",
@@ -178,4 +180,16 @@ fn the_functions_of_kubernetes() {
         let schema = spec(&json!({"s": {"type": "string"}}), &json!([{"rule": rule}]));
         verify(&schema, &json!({"spec": {"s": "abc"}}), None, &[]);
     }
+}
+
+#[test]
+fn what_was_broken_before_may_stay_so() {
+    let rule = json!([{"rule": "self < 3"}, {"rule": "self >= oldSelf", "message": "grows"}]);
+    let schema = json!({"type": "object", "properties": {
+        "n": {"type": "integer", "x-kubernetes-validations": rule}, "m": {"type": "integer"},
+    }});
+    let old = json!({"n": 5, "m": 1});
+    verify(&schema, &json!({"n": 5, "m": 2}), Some(&old), &[]);
+    verify(&schema, &json!({"n": 6}), Some(&old), &["n: Invalid value: \"integer\": failed rule: self < 3"]);
+    verify(&schema, &json!({"n": 1}), Some(&old), &["n: Invalid value: \"integer\": grows"]);
 }

@@ -75,7 +75,7 @@ fn converted(expression: &str, text: &str) -> Option<Cel> {
 }
 
 /// A property's name as an identifier of the language.
-fn escaped(name: &str) -> String {
+pub(super) fn escaped(name: &str) -> String {
     const KEYWORDS: [&str; 20] = [
         "true",
         "false",

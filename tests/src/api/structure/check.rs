@@ -8,15 +8,16 @@ use super::{ListType, Schema, Type, below, format};
 /// Faults found: field path and what is wrong.
 pub(in super::super) type Faults = Vec<(String, String)>;
 
-/// The faults of `value`, which is at `path` of its object (empty for the object itself).
-pub(in super::super) fn faults(schema: &Schema, value: &Value, path: &str) -> Faults {
+/// The faults of `value`, which is at `path` of its object (empty for the object itself) and takes the place of `old`.
+/// What has not changed is not looked at ("validation ratcheting"): a definition may have become stricter meanwhile.
+pub(in super::super) fn faults(schema: &Schema, value: &Value, old: Option<&Value>, path: &str) -> Faults {
     let mut faults = Vec::new();
-    check(schema, value, path, &mut faults);
+    check(schema, value, old, path, &mut faults);
     faults
 }
 
-fn check(schema: &Schema, value: &Value, path: &str, faults: &mut Faults) {
-    if value.is_null() && schema.nullable {
+fn check(schema: &Schema, value: &Value, old: Option<&Value>, path: &str, faults: &mut Faults) {
+    if value.is_null() && schema.nullable || old == Some(value) {
         return;
     }
     if let Some(wanted) = mistyped(schema, value) {
@@ -34,8 +35,8 @@ fn check(schema: &Schema, value: &Value, path: &str, faults: &mut Faults) {
     match value {
         Value::String(text) => string(schema, text, path, faults),
         Value::Number(value) => number(schema, value, path, faults),
-        Value::Array(items) => array(schema, items, path, faults),
-        Value::Object(fields) => object(schema, fields, path, faults),
+        Value::Array(items) => array(schema, items, old, path, faults),
+        Value::Object(fields) => object(schema, fields, old, path, faults),
         Value::Null | Value::Bool(_) => {}
     }
     junctions(schema, value, path, faults);
@@ -122,7 +123,7 @@ fn number(schema: &Schema, value: &Number, path: &str, faults: &mut Faults) {
     }
 }
 
-fn array(schema: &Schema, items: &[Value], path: &str, faults: &mut Faults) {
+fn array(schema: &Schema, items: &[Value], old: Option<&Value>, path: &str, faults: &mut Faults) {
     let count = items.len();
     if let Some(least) = schema.min_items.filter(|least| count < *least) {
         let why = format!("Invalid value: {count}: {path} in body should have at least {least} items");
@@ -131,9 +132,9 @@ fn array(schema: &Schema, items: &[Value], path: &str, faults: &mut Faults) {
     if let Some(most) = schema.max_items.filter(|most| count > *most) {
         faults.push(fault(path, &format!("Too many: {count}: must have at most {most} items")));
     }
-    if let Some(schema) = &schema.items {
+    if let Some(of_items) = &schema.items {
         for (index, item) in items.iter().enumerate() {
-            check(schema, item, &format!("{path}[{index}]"), faults);
+            check(of_items, item, schema.old_item(item, old), &format!("{path}[{index}]"), faults);
         }
     }
     // What identifies an item: in a set the item itself, in a map its keys, a default where the item names none.
@@ -158,7 +159,13 @@ fn array(schema: &Schema, items: &[Value], path: &str, faults: &mut Faults) {
     }
 }
 
-fn object(schema: &Schema, fields: &Map<String, Value>, path: &str, faults: &mut Faults) {
+fn object(
+    schema: &Schema,
+    fields: &Map<String, Value>,
+    old: Option<&Value>,
+    path: &str,
+    faults: &mut Faults,
+) {
     let count = fields.len();
     if let Some(least) = schema.min_properties.filter(|least| count < *least) {
         let why = format!("Invalid value: {count}: {path} in body should have at least {least} properties");
@@ -171,8 +178,8 @@ fn object(schema: &Schema, fields: &Map<String, Value>, path: &str, faults: &mut
         faults.push(fault(&below(path, name), "Required value"));
     }
     for (name, value) in fields {
-        if let Some(schema) = schema.property(name) {
-            check(schema, value, &below(path, name), faults);
+        if let Some(of_field) = schema.property(name) {
+            check(of_field, value, schema.old_field(name, old), &below(path, name), faults);
         }
     }
     if schema.embedded {
@@ -187,7 +194,7 @@ fn object(schema: &Schema, fields: &Map<String, Value>, path: &str, faults: &mut
 /// `allOf`, `anyOf`, `oneOf` and `not`.
 fn junctions(schema: &Schema, value: &Value, path: &str, faults: &mut Faults) {
     let tried = |schemas: &[Schema]| -> Vec<Faults> {
-        schemas.iter().map(|schema| self::faults(schema, value, path)).collect()
+        schemas.iter().map(|schema| self::faults(schema, value, None, path)).collect()
     };
     let mut composite = |why: &str, best: Option<Faults>| {
         faults.push(fault(path, &format!("Invalid value: \"\": \"{path}\" must {why}")));
@@ -213,197 +220,10 @@ fn junctions(schema: &Schema, value: &Value, path: &str, faults: &mut Faults) {
             composite(&why, None);
         }
     }
-    if schema.not.as_ref().is_some_and(|not| self::faults(not, value, path).is_empty()) {
+    if schema.not.as_ref().is_some_and(|not| self::faults(not, value, None, path).is_empty()) {
         composite("not validate the schema (not)", None);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::faults;
-    use crate::api::structure::Schema;
-
-    /// `expect` is `field: why` of each fault.
-    fn verify(schema: &Value, cases: &[(Value, &[&str])]) {
-        let parsed = Schema::parse(schema).unwrap();
-        for (value, expect) in cases {
-            let found = faults(&parsed, value, "f");
-            let told: Vec<String> = found.iter().map(|(field, why)| format!("{field}: {why}")).collect();
-            assert_eq!(told, *expect, "{value} against {schema}");
-        }
-    }
-
-    #[test]
-    fn types() {
-        verify(
-            &json!({"type": "integer"}),
-            &[
-                (json!(3), &[]),
-                (json!(3.0), &[]),
-                (
-                    json!("x"),
-                    &["f: Invalid value: \"string\": f in body must be of type integer: \"string\""],
-                ),
-                (
-                    json!(3.5),
-                    &["f: Invalid value: \"number\": f in body must be of type integer: \"number\""],
-                ),
-                (json!(null), &["f: Invalid value: \"null\": f in body must be of type integer: \"null\""]),
-            ],
-        );
-        verify(&json!({"type": "string", "nullable": true}), &[(json!(null), &[])]);
-        verify(
-            &json!({"x-kubernetes-int-or-string": true}),
-            &[
-                (json!(3), &[]),
-                (json!("3%"), &[]),
-                (
-                    json!(true),
-                    &["f: Invalid value: \"boolean\": f in body must be of type integer,string: \"boolean\""],
-                ),
-            ],
-        );
-    }
-
-    #[test]
-    fn strings_and_numbers() {
-        verify(
-            &json!({"type": "string", "enum": ["a", "bc"], "pattern": "^[a-c]+$", "minLength": 1, "maxLength": 2}),
-            &[
-                (json!("bc"), &[]),
-                (
-                    json!("abd"),
-                    &[
-                        "f: Unsupported value: \"abd\": supported values: \"a\", \"bc\"",
-                        "f: Invalid value: \"abd\": f in body should match '^[a-c]+$'",
-                        "f: Too long: may not be more than 2 bytes",
-                    ],
-                ),
-                (
-                    json!(""),
-                    &[
-                        "f: Unsupported value: \"\": supported values: \"a\", \"bc\"",
-                        "f: Invalid value: \"\": f in body should match '^[a-c]+$'",
-                        "f: Invalid value: \"\": f in body should be at least 1 chars long",
-                    ],
-                ),
-            ],
-        );
-        verify(
-            &json!({"type": "number", "minimum": 1, "maximum": 10, "exclusiveMaximum": true, "multipleOf": 0.5}),
-            &[
-                (json!(1), &[]),
-                (json!(0), &["f: Invalid value: 0: f in body should be greater than or equal to 1"]),
-                (json!(10), &["f: Invalid value: 10: f in body should be less than 10"]),
-                (json!(1.2), &["f: Invalid value: 1.2: f in body should be a multiple of 0.5"]),
-            ],
-        );
-        verify(
-            &json!({"type": "string", "format": "date-time"}),
-            &[(json!("x"), &["f: Invalid value: \"x\": f in body must be of type date-time: \"x\""])],
-        );
-    }
-
-    #[test]
-    fn lists() {
-        let item = json!({
-            "type": "object", "required": ["name"],
-            "properties": {"name": {"type": "string"}, "protocol": {"type": "string", "default": "TCP"}},
-        });
-        verify(
-            &json!({
-                "type": "array", "minItems": 1, "maxItems": 2, "items": item,
-                "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name", "protocol"],
-            }),
-            &[
-                (json!([{"name": "a"}, {"name": "a", "protocol": "UDP"}]), &[]),
-                (json!([]), &["f: Invalid value: 0: f in body should have at least 1 items"]),
-                (
-                    json!([{"name": "a"}, {"name": "a", "protocol": "TCP"}]),
-                    &["f[1]: Duplicate value: {\"name\":\"a\",\"protocol\":\"TCP\"}"],
-                ),
-                (
-                    json!([{"name": "a"}, {}, {"name": 1}]),
-                    &[
-                        "f: Too many: 3: must have at most 2 items",
-                        "f[1].name: Required value",
-                        "f[2].name: Invalid value: \"integer\": f[2].name in body must be of type string: \"integer\"",
-                    ],
-                ),
-            ],
-        );
-        verify(
-            &json!({"type": "array", "items": {"type": "integer"}, "x-kubernetes-list-type": "set"}),
-            &[(json!([1, 2, 1]), &["f[2]: Duplicate value: 1"])],
-        );
-    }
-
-    #[test]
-    fn objects() {
-        verify(
-            &json!({"type": "object", "maxProperties": 1, "additionalProperties": {"type": "string"}}),
-            &[
-                (json!({"a": "x"}), &[]),
-                (
-                    json!({"a": 1}),
-                    &["f.a: Invalid value: \"integer\": f.a in body must be of type string: \"integer\""],
-                ),
-                (json!({"a": "x", "b": "y"}), &["f: Too many: 2: must have at most 1 items"]),
-            ],
-        );
-        verify(
-            &json!({"type": "object", "x-kubernetes-embedded-resource": true}),
-            &[(json!({"kind": "A"}), &["f.apiVersion: Required value: must not be empty"])],
-        );
-    }
-
-    #[test]
-    fn junctions() {
-        let one = json!({"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}]});
-        verify(
-            &one,
-            &[
-                (json!({"a": 1}), &[]),
-                (
-                    json!({}),
-                    &[
-                        "f: Invalid value: \"\": \"f\" must validate one and only one schema (oneOf). Found none valid",
-                        "f.a: Required value",
-                    ],
-                ),
-                (
-                    json!({"a": 1, "b": 1}),
-                    &["f: Invalid value: \"\": \"f\" must validate one and only one schema (oneOf). \
-                       Found 2 valid alternatives"],
-                ),
-            ],
-        );
-        verify(
-            &json!({"type": "integer", "anyOf": [{"maximum": 1}, {"minimum": 5}], "not": {"enum": [7]}}),
-            &[
-                (json!(0), &[]),
-                (json!(6), &[]),
-                (
-                    json!(3),
-                    &[
-                        "f: Invalid value: \"\": \"f\" must validate at least one schema (anyOf)",
-                        "f: Invalid value: 3: f in body should be less than or equal to 1",
-                    ],
-                ),
-                (json!(7), &["f: Invalid value: \"\": \"f\" must not validate the schema (not)"]),
-            ],
-        );
-        verify(
-            &json!({"type": "integer", "allOf": [{"maximum": 1}, {"minimum": 0}]}),
-            &[(
-                json!(3),
-                &[
-                    "f: Invalid value: \"\": \"f\" must validate all the schemas (allOf)",
-                    "f: Invalid value: 3: f in body should be less than or equal to 1",
-                ],
-            )],
-        );
-    }
-}
+mod tests;
