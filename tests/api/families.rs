@@ -98,6 +98,29 @@ fn a_service_becomes_dual_and_single_again() {
 }
 
 #[test]
+fn ports_of_the_nodes_come_and_go_with_the_type() {
+    let cluster = Cluster::start_with(Stack::V4);
+    cluster.kubectl_with("apply -f -", &service("web", ", type: NodePort"));
+    let port =
+        |name: &str| cluster.kubectl(&format!("get service {name} -o jsonpath={{.spec.ports[0].nodePort}}"));
+    let first = port("web");
+    assert!((30000..=32767).contains(&first.parse().unwrap()), "{first}");
+    cluster.kubectl_with("replace -f -", &service("web", ", type: LoadBalancer"));
+    assert_eq!(port("web"), first, "what a change does not speak of stays");
+    let taken = format!(", type: NodePort, ports: [{{port: 80, nodePort: {first}}}]");
+    let taken = service("other", &taken).replace(", ports: [{port: 80}]", "");
+    let said = cluster.refused("admin", "apply -f -", &taken);
+    assert!(said.contains("spec.ports[0].nodePort") && said.contains("is already allocated"), "{said}");
+    let said = cluster.refused("admin", "apply -f -", &taken.replace(&first, "80"));
+    assert!(said.contains("is not in the valid range"), "{said}");
+    cluster.kubectl("patch service web -p '{\"spec\":{\"type\":\"ClusterIP\"}}'");
+    assert_eq!(port("web"), "");
+    cluster.kubectl_with("apply -f -", &taken);
+    cluster.kubectl("patch service web -p '{\"spec\":{\"type\":\"NodePort\"}}'");
+    assert!(!port("web").is_empty() && port("web") != port("other"));
+}
+
+#[test]
 fn a_slice_has_addresses_of_its_type() {
     let cluster = Cluster::start_with(Stack::Dual);
     let slice = |family: &str, address: &str| {

@@ -133,6 +133,13 @@ fn invalid_objects_are_refused() {
     }
     let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 1}]}";
     holds(&cluster.refused("admin", "apply -f -", service), &["provided IP is already allocated"]);
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {a: b}\nimmutable: true\n";
+    cluster.kubectl_with("apply -f -", map);
+    cluster.kubectl("label configmap m a=b");
+    for patch in [r#"{"data":{"a":"c"}}"#, r#"{"immutable":false}"#] {
+        let refused = cluster.refused("admin", &format!("patch configmap m -p '{patch}'"), "");
+        holds(&refused, &["field is immutable when `immutable` is set"]);
+    }
 }
 
 #[test]
@@ -198,6 +205,31 @@ fn owners_take_their_dependents_along() {
     assert_eq!(cluster.kubectl("get pods -n demo -l app=web -o name").lines().count(), 1);
     cluster.kubectl("delete deploy web -n demo");
     assert_eq!(cluster.kubectl("get pods -n demo -l app=web -o name"), "");
+}
+
+#[test]
+fn a_namespace_that_goes_takes_nothing_new() {
+    let cluster = Cluster::start();
+    cluster.kubectl("create namespace demo");
+    let client = cluster.server.client();
+    let map = |name: &str, finalizers: &[&str]| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap",
+               "metadata": {"name": name, "namespace": "demo", "finalizers": finalizers}})
+    };
+    client.create(map("held", &["x.io/hold"])).unwrap();
+    cluster.kubectl("delete namespace demo --wait=false");
+    let refused = client.create(map("new", &[])).unwrap_err();
+    assert_eq!(
+        (refused.code, &refused.details["causes"][0]["reason"]),
+        (403, &json!("NamespaceTerminating"))
+    );
+    let more = json!({"metadata": {"finalizers": ["x.io/hold", "x.io/more"]}});
+    let refused = client.patch("configmaps", "demo", "held", PatchKind::Merge, more).unwrap_err();
+    assert!(refused.message.contains("no new finalizers can be added"), "{refused}");
+    client
+        .patch("configmaps", "demo", "held", PatchKind::Merge, json!({"metadata": {"finalizers": null}}))
+        .unwrap();
+    holds(&cluster.refused("admin", "get ns demo", ""), &["not found"]);
 }
 
 #[test]

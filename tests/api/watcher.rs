@@ -156,6 +156,26 @@ async fn a_list_does_not_go_on_after_its_history_is_forgotten() {
     assert!(matches!(refused, kube::Error::Api(status) if status.code == 410 && status.reason == "Expired"));
 }
 
+/// The events that a watch tells of in its first second.
+fn told(cluster: &Cluster, parameters: &str) -> Vec<String> {
+    let path = "/api/v1/namespaces/default/configmaps?watch=1&timeoutSeconds=1";
+    let lines = cluster.kubectl(&format!("get --raw {path}&{parameters}"));
+    lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["type"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn the_present_state_comes_to_who_wants_it() {
+    let cluster = Cluster::start();
+    let stream = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
+    assert_eq!(told(&cluster, "allowWatchBookmarks=true"), ["ADDED"]);
+    assert_eq!(told(&cluster, &format!("{stream}&allowWatchBookmarks=true")), ["ADDED", "BOOKMARK"]);
+    assert_eq!(told(&cluster, stream), ["ADDED"]);
+    assert_eq!(told(&cluster, "sendInitialEvents=false&resourceVersionMatch=NotOlderThan"), [""; 0]);
+}
+
 #[tokio::test]
 async fn metadata_alone_is_less() {
     let cluster = Cluster::start();
