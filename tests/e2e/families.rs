@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use mesh_tests::capture::Captured;
+use mesh_tests::capture::{Captured, Protocol};
 use mesh_tests::lab::{Lab, PATIENCE, PodRef};
 use mesh_tests::peer::{self, Authority, Outcome};
 use mesh_tests::stack::Family;
@@ -141,6 +141,12 @@ fn every_byte_and_half_closes_over_ipv6() {
     });
 }
 
+/// Where kube-proxy leads what is for the Service of DNS.
+fn dns_server(family: Family) -> SocketAddr {
+    SocketAddr::new(fabric::control(family), 53)
+}
+
+/// By its address and by its name, which they resolve over their own family.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn clients_of_one_family_reach_a_service_of_both() {
@@ -152,13 +158,21 @@ fn clients_of_one_family_reach_a_service_of_both() {
             let own = client.addresses()?;
             assert_eq!(own.iter().map(|ip| Family::of(*ip)).collect::<Vec<_>>(), [family]);
             let capture = lab.capture(&name)?;
-            // By address: the lab's DNS server is at one of the cluster's primary family.
             let vip = SocketAddr::new(lab.service_address_of(family, "mesh", "web")?, 80);
-            for _ in 0..6 {
-                let answer = ask(&client, &format!("http://{vip}/by-one-family"))?;
-                assert_eq!(answer["client"], json!(own[0].to_string()));
+            for host in [vip.to_string(), "web".to_owned()] {
+                for _ in 0..6 {
+                    let answer = ask(&client, &format!("http://{host}/by-one-family"))?;
+                    assert_eq!(answer["client"], json!(own[0].to_string()));
+                }
             }
-            hidden(&capture.stop()?, "/by-one-family");
+            let captured = capture.stop()?;
+            hidden(&captured, "/by-one-family");
+            let asked = captured.count(|packet| {
+                packet.protocol == Protocol::Udp
+                    && packet.destination == dns_server(family)
+                    && packet.source.ip() == own[0]
+            });
+            assert!(asked >= 6, "{asked} questions to the DNS server over {}", family.as_str());
         }
         Ok(())
     });

@@ -9,6 +9,7 @@ mod fail_closed;
 mod families;
 mod fixture;
 mod interrupts;
+mod kinds;
 mod membership;
 mod outages;
 mod probes;

@@ -132,7 +132,7 @@ fn pods_that_cannot_be_in_the_mesh_say_why() {
 }
 
 /// The workloads that the ztunnel of node 1 has at an address.
-fn known_at(lab: &Lab, address: IpAddr) -> anyhow::Result<Vec<String>> {
+pub(crate) fn known_at(lab: &Lab, address: IpAddr) -> anyhow::Result<Vec<String>> {
     let mut command = lab.node(1).command("curl")?;
     command.args(["-sS", "--max-time", "5", "http://127.0.0.1:15000/config_dump"]);
     let dump = mesh_tests::shell::capture(command, "")?.ok("config dump")?;

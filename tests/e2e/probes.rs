@@ -1,24 +1,13 @@
 //! The kubelet's probes of pods in the mesh: they pass by the proxy, and tell the truth.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
-
 use anyhow::{Context as _, ensure};
+use mesh_tests::eventually;
 use mesh_tests::lab::PATIENCE;
 use mesh_tests::workload::Workload;
-use mesh_tests::{Lab, eventually, shell};
 use serde_json::json;
 
-use crate::fixture::{HTTP, ask, log_end, log_line};
+use crate::fixture::{HTTP, SOON, log_end, log_line};
 use crate::shared::scenario;
-
-/// All addresses of a node.
-fn addresses(lab: &Lab, node: u8) -> anyhow::Result<BTreeSet<IpAddr>> {
-    let text = shell::run("ip", ["-n", lab.node(node).netns().name(), "-j", "addr"])?;
-    let links: serde_json::Value = serde_json::from_str(&text)?;
-    let infos = links.as_array().into_iter().flatten().filter_map(|link| link["addr_info"].as_array());
-    Ok(infos.flatten().filter_map(|info| info["local"].as_str()?.parse().ok()).collect())
-}
 
 /// Who asked the pod for this path, so far.
 fn askers(log: &str, path: &str) -> Vec<String> {
@@ -26,11 +15,16 @@ fn askers(log: &str, path: &str) -> Vec<String> {
     log.lines().filter_map(|line| line.strip_prefix(&marker)).map(str::to_owned).collect()
 }
 
+/// Also while nobody else gets in without mutual TLS.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn the_server_sees_the_nodes_address_and_the_proxy_sees_nothing() {
     scenario(|lab| {
         let end = log_end(lab, 1)?;
+        lab.apply(
+            "{ apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: { name: probed, namespace: mesh }, \
+             spec: { selector: { matchLabels: { app: probed } }, mtls: { mode: STRICT } } }",
+        )?;
         let pod = Workload::new("mesh", "probed")
             .command(&["ambit-example", "serve", "--listen=0.0.0.0:8080", "--name=probed"])
             .port("http", HTTP)
@@ -38,27 +32,34 @@ fn the_server_sees_the_nodes_address_and_the_proxy_sees_nothing() {
             .liveness(json!({ "tcpSocket": { "port": 8080 }, "periodSeconds": 1 }))
             .on_node(1)
             .start(lab)?;
-        let sources = eventually("three probes are answered", PATIENCE, || {
+        let (address, plain) = (pod.address()?.to_string(), lab.pod("plain/client"));
+        // What the proxy has to say of probes it says before the line of this one, or while probes go on.
+        let url = format!("http://{address}:{HTTP}/");
+        eventually("a pod outside the mesh is refused", SOON, || {
+            let refused = plain.exec(["curl", "-sS", "--max-time", "5", &url])?;
+            ensure!(!refused.success(), "STRICT lets it in: {}", refused.stdout);
+            Ok(())
+        })?;
+        log_line(lab, 1, end, &["inbound", &address, &plain.address()?.to_string(), "denies it"])?;
+        let before = askers(&pod.logs()?, "/probed").len();
+        let sources = eventually("three more probes are answered", PATIENCE, || {
             let sources = askers(&pod.logs()?, "/probed");
-            ensure!(sources.len() >= 3, "{sources:?}");
+            ensure!(sources.len() >= before + 3, "{sources:?}");
             Ok(sources)
         })?;
-        let node = addresses(lab, 1)?;
+        pod.ready()?;
+        ensure!(pod.restarts()? == 0, "a TCP probe failed");
+        let node = lab.node(1).interface_addresses()?;
         for source in &sources {
             let source: std::net::SocketAddr = source.parse().context("the probe's source")?;
             ensure!(node.contains(&source.ip()), "a probe came from {source}, the node is {node:?}");
         }
-        // What the proxy has to say of probes it would have said before the line of this one.
-        let plain = lab.pod("plain/client");
-        let address = pod.address()?.to_string();
-        ask(&plain, &format!("http://{address}:{HTTP}/"))?;
-        log_line(lab, 1, end, &["inbound", &address, &plain.address()?.to_string()])?;
         let log = lab.daemon("ztunnel", 1).logs()?;
         let of_node =
             |line: &&str| line.contains(&address) && node.iter().any(|ip| line.contains(&format!("{ip}:")));
         let line = log[end..].lines().find(of_node);
         ensure!(line.is_none(), "the proxy carried a probe: {line:?}");
-        Ok(())
+        lab.kubectl(["delete", "-n", "mesh", "peerauthentication", "probed"]).map(drop)
     });
 }
 

@@ -68,23 +68,70 @@ fn pods_of_one_second_are_in_the_mesh_and_then_gone_from_it() {
     });
 }
 
+/// An init container that serves on 9000, and asks `mesh/far` before it answers; it goes on beside the others.
+fn sidecar(lab: &Lab, path: &str) -> anyhow::Result<Value> {
+    let call = format!("--call=http://{}:{HTTP}/{path}", lab.pod("mesh/far").address()?);
+    let mut sidecar = Workload::new("mesh", "sidecar")
+        .command(&["ambit-example", "serve", "--listen=127.0.0.1:9000", "--name=sidecar", &call])
+        .container_object();
+    sidecar["name"] = json!("sidecar");
+    sidecar["restartPolicy"] = json!("Always");
+    sidecar["startupProbe"] =
+        json!({ "exec": { "command": ["curl", "-s", "http://127.0.0.1:9000/healthz"] }, "periodSeconds": 1 });
+    Ok(sidecar)
+}
+
+/// A container that asks the sidecar beside it, once.
+fn asks_the_sidecar(name: &str) -> Value {
+    let line = ["curl", "-sS", "--fail", "--max-time", "10", "http://127.0.0.1:9000/"];
+    let mut container = Workload::new("mesh", name).command(&line).container_object();
+    container["name"] = json!(name);
+    container
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn init_containers_and_native_sidecars_are_in_the_mesh_from_their_first_packet() {
     scenario(|lab| {
-        let mut sidecar = asks(lab, "sidecar", "first-words-of-the-sidecar")?;
-        sidecar["restartPolicy"] = json!("Always");
-        let inits = json!([asks(lab, "first", "first-words")?, sidecar]);
+        let inits = json!([
+            asks(lab, "first", "first-words")?,
+            sidecar(lab, "first-words-of-the-sidecar")?,
+            asks_the_sidecar("second"),
+        ]);
         tunnelled(lab, "first-words", || {
             let pod = Workload::new("mesh", "with-inits")
                 .with("/spec/initContainers", inits)
                 .on_node(1)
                 .start(lab)?;
+            // It would not have started without the others' answers.
             pod.captured()
         })?;
-        eventually("the sidecar has had its answer", PATIENCE, || {
-            let log = lab.pod("mesh/with-inits").container("sidecar").logs()?;
-            anyhow::ensure!(log.contains("far"), "its log: {log}");
+        let said = lab.pod("mesh/with-inits").container("second").logs()?;
+        anyhow::ensure!(said.contains("\"service\":\"far\""), "the sidecar answered {said}");
+        Ok(())
+    });
+}
+
+/// As the pod of a Job has to: its sidecar ends when the rest has.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pod_whose_work_is_done_ends_its_sidecar_and_is_let_go() {
+    scenario(|lab| {
+        let before = captured_on(lab, 1)?;
+        let pod = Workload::new("mesh", "with-sidecar-once")
+            .with("/spec/initContainers", json!([sidecar(lab, "once")?]))
+            .with("/spec/containers", json!([asks_the_sidecar("main")]))
+            .with("/spec/restartPolicy", json!("Never"))
+            .on_node(1)
+            .create(lab)?;
+        phase(lab, "mesh/with-sidecar-once", "Succeeded")?;
+        let status = json!(pod.object()?.status);
+        let ended = &status["initContainerStatuses"][0]["state"]["terminated"];
+        anyhow::ensure!(ended["exitCode"] == 0, "its sidecar: {status}");
+        anyhow::ensure!(pod.container("sidecar").live()?.pid(Some("sidecar")).is_none(), "it runs");
+        eventually("the agent has let it go", PATIENCE, || {
+            let now = captured_on(lab, 1)?;
+            anyhow::ensure!(now == before, "{now} pods are captured, {before} were");
             Ok(())
         })
     });

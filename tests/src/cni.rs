@@ -1,5 +1,6 @@
 //! Runs CNI plugins as a container runtime does: the node's first network configuration, each plugin given the result
-//! of the one before, the other way round on deletion (CNI spec 1.0, section 3).
+//! of the one before, the other way round on deletion (CNI spec 1.0, section 3). Further networks that a pod asks for are
+//! attached after that, as Multus does.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,6 +16,8 @@ use crate::shell;
 use crate::stack::Family;
 
 const CONFIGURATIONS: &str = "/etc/cni/net.d";
+/// Networks that pods ask for, each in a file of its name.
+const NETWORKS: &str = "/etc/cni/networks.d";
 const PLUGINS: &str = "/opt/cni/bin";
 const RESULTS: &str = "/var/lib/cni/results";
 const INTERFACE: &str = "eth0";
@@ -22,6 +25,11 @@ const INTERFACE: &str = "eth0";
 pub const ADDRESS: &str = "lab.ambit/address";
 /// Annotation of a pod that gets addresses of these families only, as from a pool that is chosen for it.
 pub const FAMILIES: &str = "lab.ambit/families";
+
+/// Annotation of a pod that asks for further networks, by their names, as `k8s.v1.cni.cncf.io/networks` does.
+pub const FURTHER: &str = "lab.ambit/networks";
+/// The one further network that there is.
+pub const SECOND: &str = "second";
 
 /// One pod's attachment to the node's network.
 #[derive(Clone, Debug)]
@@ -37,6 +45,8 @@ pub struct Attachment {
     pub address: Option<Ipv4Addr>,
     /// The families of its addresses; those of the node unless they are fewer here.
     pub families: Vec<Family>,
+    /// Further networks, by name; they get the interfaces `net1`, `net2` and so on.
+    pub further: Vec<String>,
 }
 
 impl Attachment {
@@ -47,6 +57,20 @@ impl Attachment {
         let asked: Vec<Family> =
             asked.iter().flat_map(|text| text.split(',')).filter_map(Family::named).collect();
         if asked.is_empty() { Family::ALL.to_vec() } else { asked }
+    }
+
+    /// What a Pod's annotation [`FURTHER`] asks for.
+    #[must_use]
+    pub fn further(annotations: Option<&BTreeMap<String, String>>) -> Vec<String> {
+        let asked = annotations.and_then(|annotations| annotations.get(FURTHER));
+        asked.iter().flat_map(|text| text.split(',')).map(str::to_owned).collect()
+    }
+
+    /// Each interface with its network; none is the node's own.
+    fn interfaces(&self) -> Vec<(String, Option<&str>)> {
+        let further =
+            (1..).zip(&self.further).map(|(number, name)| (format!("net{number}"), Some(name.as_str())));
+        [(INTERFACE.to_owned(), None)].into_iter().chain(further).collect()
     }
 }
 
@@ -66,16 +90,30 @@ pub struct Added {
     pub enrolment: Option<Duration>,
 }
 
-/// Set up `lo` and `eth0`.
+/// Set up `lo`, `eth0`, and the interfaces of further networks.
 pub fn add(node: &Node, attachment: &Attachment) -> anyhow::Result<Added> {
-    let configuration = limited(configuration(node)?, &attachment.families);
     let loopback = json!({ "cniVersion": "1.0.0", "name": "lo", "type": "loopback" });
     call(node, "ADD", "lo", attachment, &loopback)?;
+    let added: Vec<Added> = attachment
+        .interfaces()
+        .iter()
+        .map(|(interface, network)| attach(node, attachment, interface, *network))
+        .collect::<anyhow::Result<_>>()?;
+    added.into_iter().next().context("no interface")
+}
+
+fn attach(
+    node: &Node,
+    attachment: &Attachment,
+    interface: &str,
+    network: Option<&str>,
+) -> anyhow::Result<Added> {
+    let configuration = limited(configuration(node, network)?, &attachment.families);
     let (mut result, mut enrolment) = (None, None);
     for plugin in plugins(&configuration) {
         let request = request(&configuration, plugin, result.as_ref());
         let began = Instant::now();
-        result = Some(call(node, "ADD", INTERFACE, attachment, &request)?);
+        result = Some(call(node, "ADD", interface, attachment, &request)?);
         if plugin["type"] == node_agent::cni::plugin::TYPE {
             enrolment = Some(began.elapsed());
         }
@@ -83,7 +121,7 @@ pub fn add(node: &Node, attachment: &Attachment) -> anyhow::Result<Added> {
     let result = result.context("the network configuration has no plugins")?;
     let addresses = addresses(&result);
     anyhow::ensure!(!addresses.is_empty(), "no address in the plugins' result: {result}");
-    let cache = cache(node, attachment);
+    let cache = cache(node, attachment, interface);
     fs::create_dir_all(cache.parent().unwrap_or(Path::new("/")))?;
     fs::write(cache, serde_json::to_vec(&Cached { configuration, result })?)?;
     Ok(Added { addresses, enrolment })
@@ -91,41 +129,58 @@ pub fn add(node: &Node, attachment: &Attachment) -> anyhow::Result<Added> {
 
 /// Take it down again; also after an ADD that failed half-way. The first error is returned after all were tried.
 pub fn delete(node: &Node, attachment: &Attachment) -> anyhow::Result<()> {
-    let path = cache(node, attachment);
+    let mut first = Ok(());
+    for (interface, network) in attachment.interfaces().iter().rev() {
+        let done = detach(node, attachment, interface, *network);
+        first = first.and(done);
+    }
+    first
+}
+
+fn detach(
+    node: &Node,
+    attachment: &Attachment,
+    interface: &str,
+    network: Option<&str>,
+) -> anyhow::Result<()> {
+    let path = cache(node, attachment, interface);
     let cached: Option<Cached> = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let (configuration, result) = match cached {
         Some(cached) => (cached.configuration, Some(cached.result)),
-        None => (configuration(node)?, None),
+        None => (configuration(node, network)?, None),
     };
     let mut first = Ok(());
     for plugin in plugins(&configuration).into_iter().rev() {
         let request = request(&configuration, plugin, result.as_ref());
-        let done = call(node, "DEL", INTERFACE, attachment, &request).map(drop);
+        let done = call(node, "DEL", interface, attachment, &request).map(drop);
         first = first.and(done);
     }
     let _ = fs::remove_file(path);
     first
 }
 
-/// The first configuration by file name, as container runtimes choose it. A single plugin becomes a list of one.
-fn configuration(node: &Node) -> anyhow::Result<Value> {
-    let directory = node.path(CONFIGURATIONS);
-    let mut files: Vec<PathBuf> = fs::read_dir(&directory)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| ["conf", "conflist", "json"].iter().any(|known| extension == *known))
-        })
-        .collect();
-    files.sort();
-    let file =
-        files.first().with_context(|| format!("no network configuration in {}", directory.display()))?;
-    let text = fs::read(file)?;
+/// A network's configuration: of the node's own the first by file name, as container runtimes choose it. A single plugin
+/// becomes a list of one.
+fn configuration(node: &Node, network: Option<&str>) -> anyhow::Result<Value> {
+    let file = match network {
+        Some(name) => node.path(NETWORKS).join(format!("{name}.conflist")),
+        None => first_configuration(&node.path(CONFIGURATIONS))?,
+    };
+    let text = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
     let value: Value = serde_json::from_slice(&text).with_context(|| format!("parse {}", file.display()))?;
     if value.get("plugins").is_some() {
         return Ok(value);
     }
     Ok(json!({ "cniVersion": value["cniVersion"], "name": value["name"], "plugins": [value] }))
+}
+
+fn first_configuration(directory: &Path) -> anyhow::Result<PathBuf> {
+    let known = |path: &PathBuf| {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        extension.is_some_and(|extension| ["conf", "conflist", "json"].contains(&extension))
+    };
+    let files = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path())).filter(known);
+    files.min().with_context(|| format!("no network configuration in {}", directory.display()))
 }
 
 /// The configuration without the ranges, and the routes, of other families.
@@ -170,7 +225,7 @@ fn call(
 ) -> anyhow::Result<Value> {
     let kind = request["type"].as_str().context("a plugin without a type")?;
     let Attachment { namespace, name, uid, container_id, netns, address, .. } = attachment;
-    let address = address.map(requested).unwrap_or_default();
+    let address = address.filter(|_| interface == INTERFACE).map(requested).unwrap_or_default();
     let mut command = node.command(&format!("{PLUGINS}/{kind}"))?;
     command
         .env("CNI_COMMAND", verb)
@@ -217,8 +272,8 @@ fn addresses(result: &Value) -> Vec<IpAddr> {
     ips.filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok()).collect()
 }
 
-fn cache(node: &Node, attachment: &Attachment) -> PathBuf {
-    node.path(RESULTS).join(format!("{}.json", attachment.container_id))
+fn cache(node: &Node, attachment: &Attachment, interface: &str) -> PathBuf {
+    node.path(RESULTS).join(format!("{}-{interface}.json", attachment.container_id))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The controllers a cluster has and the lab needs: DaemonSets, Deployments and ReplicaSets, the scheduler and
+//! The controllers a cluster has and the lab needs: DaemonSets, Deployments and ReplicaSets, Jobs, the scheduler and
 //! EndpointSlices. What lost its owner is removed by the API server.
 //!
 //! Each is a pure function from what the API server holds to the writes that bring it nearer to what was asked for.
@@ -7,9 +7,11 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod, PodTemplateSpec, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 use crate::cluster::{Cluster, Kind};
@@ -17,11 +19,13 @@ use crate::cluster::{Cluster, Kind};
 pub mod daemon_set;
 pub mod deployment;
 pub mod endpoints;
+pub mod job;
 pub mod schedule;
 
 /// What the controllers look at.
 #[derive(Debug, Default)]
 pub struct State {
+    pub now: Timestamp,
     pub nodes: Vec<Node>,
     pub pods: Vec<Pod>,
     pub services: Vec<Service>,
@@ -29,6 +33,7 @@ pub struct State {
     pub daemon_sets: Vec<DaemonSet>,
     pub deployments: Vec<Deployment>,
     pub replica_sets: Vec<ReplicaSet>,
+    pub jobs: Vec<Job>,
 }
 
 /// One request to the API server.
@@ -74,6 +79,7 @@ pub async fn run(cluster: Arc<Cluster>) {
 fn plan(state: &State) -> Vec<Write> {
     let mut writes = daemon_set::plan(state);
     writes.extend(deployment::plan(state));
+    writes.extend(job::plan(state));
     writes.extend(schedule::plan(state));
     writes.extend(endpoints::plan(state));
     writes
@@ -82,6 +88,7 @@ fn plan(state: &State) -> Vec<Write> {
 impl State {
     fn read(cluster: &Cluster) -> Self {
         Self {
+            now: Timestamp::now(),
             nodes: cluster.list(Kind::Node),
             pods: cluster.list(Kind::Pod),
             services: cluster.list(Kind::Service),
@@ -89,6 +96,7 @@ impl State {
             daemon_sets: cluster.list(Kind::DaemonSet),
             deployments: cluster.list(Kind::Deployment),
             replica_sets: cluster.list(Kind::ReplicaSet),
+            jobs: cluster.list(Kind::Job),
         }
     }
 

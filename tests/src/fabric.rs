@@ -2,7 +2,8 @@
 //!
 //! Addresses: node `i` is 172.30.i.2 behind 172.30.i.1, its pods are 10.244.i.0/24, the API server and the cluster's
 //! DNS are at 172.30.0.1, the outside host is 203.0.113.10. In IPv6: fd00:30:i::2 behind fd00:30:i::1,
-//! fd00:244:i::/64, fd00:30::1 and 2001:db8:113::10.
+//! fd00:244:i::/64, fd00:30::1 and 2001:db8:113::10. A second network, for pods that ask for it, is 10.245.i.0/24 and
+//! fd00:245:i::/64.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -61,6 +62,23 @@ pub fn pod_cidr(family: Family, index: u8) -> String {
     match family {
         Family::V4 => format!("10.244.{index}.0/24"),
         Family::V6 => format!("fd00:244:{index}::/64"),
+    }
+}
+
+/// The subnet of node `index` in the second network, of which the whole is [`second_network`].
+#[must_use]
+pub fn second_cidr(family: Family, index: u8) -> String {
+    match family {
+        Family::V4 => format!("10.245.{index}.0/24"),
+        Family::V6 => format!("fd00:245:{index}::/64"),
+    }
+}
+
+#[must_use]
+pub fn second_network(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "10.245.0.0/16",
+        Family::V6 => "fd00:245::/32",
     }
 }
 
@@ -143,8 +161,10 @@ impl Fabric {
             let (gateway, address) = (link_address(family, index, 1), node_address(family, index));
             at_router.push_str(&format!(
                 "address add {gateway}/{length} dev n{index}{flags}\n\
+                 route add {} via {address}\n\
                  route add {} via {address}\n",
                 pod_cidr(family, index),
+                second_cidr(family, index),
             ));
             at_node.push_str(&format!(
                 "address add {address}/{length} dev eth0{flags}\n\

@@ -21,6 +21,7 @@ mod live;
 mod probe;
 mod sandbox;
 mod status;
+mod users;
 mod volumes;
 mod worker;
 

@@ -95,7 +95,7 @@ impl Builder {
         std::fs::write(&kubeconfig, server.kubeconfig(&Credential::Admin, &url)?)?;
 
         let cluster = Arc::new(Cluster::new(server.clone()));
-        bootstrap::services(&cluster, self.stack.primary())?;
+        bootstrap::services(&cluster, self.stack)?;
         for family in self.stack.families() {
             tokio::spawn(dns::run(dns::Sockets::bind(&fabric.router, *family)?, cluster.clone(), self.stack));
         }

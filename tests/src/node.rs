@@ -1,6 +1,7 @@
 //! One node: a network namespace on the fabric, a root file system of its own, a cgroup subtree that looks to its
 //! processes like the whole hierarchy.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -10,13 +11,16 @@ use std::process::Command;
 use anyhow::Context as _;
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
+use serde_json::json;
 
 use crate::cgroup;
+use crate::cni;
 use crate::fabric::{self, Fabric};
 use crate::netns::Netns;
 use crate::rootfs;
 use crate::run::Run;
 use crate::sandbox::{Plan, Step};
+use crate::shell;
 use crate::stack::{Family, Stack};
 
 /// Debian's containernetworking-plugins.
@@ -78,6 +82,14 @@ impl Node {
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {
         self.stack.families().iter().map(|family| fabric::node_address(*family, self.index)).collect()
+    }
+
+    /// All addresses of its interfaces, more than those that the cluster knows it by.
+    pub fn interface_addresses(&self) -> anyhow::Result<BTreeSet<IpAddr>> {
+        let text = shell::run("ip", ["-n", self.netns.name(), "-j", "addr"])?;
+        let links: serde_json::Value = serde_json::from_str(&text).context("parse the node's addresses")?;
+        let infos = links.as_array().into_iter().flatten().filter_map(|link| link["addr_info"].as_array());
+        Ok(infos.flatten().filter_map(|info| info["local"].as_str()?.parse().ok()).collect())
     }
 
     #[must_use]
@@ -150,6 +162,7 @@ fn prepare(directory: &Path, stack: Stack, index: u8) -> std::io::Result<()> {
         "var/log/pods",
         "var/tmp",
         "etc/cni/net.d",
+        "etc/cni/networks.d",
         "opt/cni/bin",
     ] {
         fs::create_dir_all(directory.join(part))?;
@@ -159,31 +172,38 @@ fn prepare(directory: &Path, stack: Stack, index: u8) -> std::io::Result<()> {
         let target = directory.join("opt/cni/bin").join(plugin);
         std::os::unix::fs::symlink(Path::new(CNI_PLUGINS).join(plugin), target)?;
     }
-    let families = stack.families().iter().copied();
-    let ranges: Vec<_> = families
-        .clone()
-        .map(|family| serde_json::json!([{ "subnet": fabric::pod_cidr(family, index) }]))
-        .collect();
     let default = |family| if family == Family::V4 { "0.0.0.0/0" } else { "::/0" };
-    let routes: Vec<_> = families.map(|family| serde_json::json!({ "dst": default(family) })).collect();
-    let conflist = serde_json::json!({
-        "cniVersion": "1.0.0",
-        "name": "lab",
-        "plugins": [{
-            "type": "bridge",
-            "bridge": "cni0",
-            "isGateway": true,
-            "hairpinMode": true,
-            "ipam": {
-                "type": "host-local",
-                "ranges": ranges,
-                "routes": routes,
-            },
-        }],
+    let first = network(stack, "lab", "cni0", |family| (fabric::pod_cidr(family, index), default(family)));
+    let second = network(stack, cni::SECOND, "cni1", |family| {
+        (fabric::second_cidr(family, index), fabric::second_network(family))
     });
-    fs::write(directory.join("etc/cni/net.d/10-lab.conflist"), format!("{conflist:#}"))?;
+    fs::write(directory.join("etc/cni/net.d/10-lab.conflist"), format!("{first:#}"))?;
+    fs::write(directory.join(format!("etc/cni/networks.d/{}.conflist", cni::SECOND)), format!("{second:#}"))?;
     fs::write(directory.join("resolv.conf"), format!("nameserver {}\n", fabric::control(stack.primary())))?;
     fs::write(directory.join("hosts"), "127.0.0.1 localhost\n::1 localhost\n")
+}
+
+/// A bridge with addresses of each family: `of` says from which subnet, and what is routed by it.
+fn network(
+    stack: Stack,
+    name: &str,
+    bridge: &str,
+    of: impl Fn(Family) -> (String, &'static str),
+) -> serde_json::Value {
+    let families: Vec<_> = stack.families().iter().map(|family| of(*family)).collect();
+    let ranges: Vec<_> = families.iter().map(|(subnet, _)| json!([{ "subnet": subnet }])).collect();
+    let routes: Vec<_> = families.iter().map(|(_, to)| json!({ "dst": to })).collect();
+    json!({
+        "cniVersion": "1.0.0",
+        "name": name,
+        "plugins": [{
+            "type": "bridge",
+            "bridge": bridge,
+            "isGateway": true,
+            "hairpinMode": true,
+            "ipam": { "type": "host-local", "ranges": ranges, "routes": routes },
+        }],
+    })
 }
 
 /// Make the node's mount namespace on a thread of its own and hold it open.

@@ -86,6 +86,13 @@ impl Workload {
         self
     }
 
+    /// With an interface in the second network, too.
+    #[must_use]
+    pub fn second_network(mut self) -> Self {
+        self.object["metadata"]["annotations"][cni::FURTHER] = json!(cni::SECOND);
+        self
+    }
+
     /// On node `index`, counted from 1.
     #[must_use]
     pub fn on_node(mut self, index: u8) -> Self {

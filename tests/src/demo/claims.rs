@@ -36,7 +36,11 @@ pub(super) const ALL: &[(u8, &str, Check)] = &[
     (10, "an address that goes to another pod takes no traffic along", super::reuse::safe),
     (11, "the same over IPv6: own address kept, both identities, TLS 1.3 on the wire, no marker", over_ipv6),
     (12, "STRICT refuses a pod outside the mesh and serves those inside", super::strict::refused),
-    (13, "the kubelet's probes reach the application from the node's own address", super::probes::direct),
+    (
+        13,
+        "under STRICT the kubelet's probes reach the application from the node's own address",
+        super::probes::direct,
+    ),
 ];
 
 /// The example's HTTP port, behind Service port 80.

@@ -1,22 +1,29 @@
 //! Claim: the kubelet's probes reach the application directly, and tell the truth.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use serde_json::json;
 
-use super::Scene;
+use super::{Scene, strict};
+use crate::eventually;
 use crate::lab::PATIENCE;
 use crate::workload::Workload;
-use crate::{eventually, shell};
 
 /// How many probes have to be answered.
 const ENOUGH: usize = 3;
 
 /// A new pod of the mesh sees its probes come from an address of the node, which no proxy's line is about; and one that
-/// nobody listens in is found out by a TCP probe.
+/// nobody listens in is found out by a TCP probe. All of it while nobody else gets in without mutual TLS.
 pub(super) fn direct(scene: &Scene<'_>) -> anyhow::Result<String> {
+    strict::under_it(scene, &scene.marker(13), |refusal| {
+        let probes = probed(scene)?;
+        Ok(format!("{probes}\nunder STRICT: of payments from outside the mesh, {refusal}"))
+    })
+}
+
+fn probed(scene: &Scene<'_>) -> anyhow::Result<String> {
     let from = scene.access_log(1)?.len();
     let honest = Workload::new("payments", "probed")
         .serve()
@@ -37,7 +44,7 @@ pub(super) fn direct(scene: &Scene<'_>) -> anyhow::Result<String> {
         anyhow::ensure!(sources.len() >= ENOUGH, "{sources:?}");
         Ok(sources)
     })?;
-    let node = addresses(scene)?;
+    let node = scene.lab.node(1).interface_addresses()?;
     let mut seen = BTreeSet::new();
     for source in &sources {
         let source: SocketAddr = source.parse().context("the source of a probe")?;
@@ -69,12 +76,4 @@ pub(super) fn direct(scene: &Scene<'_>) -> anyhow::Result<String> {
          a TCP probe of a closed port fails, so its container is restarted",
         sources.len()
     ))
-}
-
-/// All addresses of node 1.
-fn addresses(scene: &Scene<'_>) -> anyhow::Result<BTreeSet<IpAddr>> {
-    let text = shell::run("ip", ["-n", scene.lab.node(1).netns().name(), "-j", "addr"])?;
-    let links: serde_json::Value = serde_json::from_str(&text).context("parse the node's addresses")?;
-    let infos = links.as_array().into_iter().flatten().filter_map(|link| link["addr_info"].as_array());
-    Ok(infos.flatten().filter_map(|info| info["local"].as_str()?.parse().ok()).collect())
 }

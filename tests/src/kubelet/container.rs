@@ -41,6 +41,9 @@ pub(super) async fn supervise(worker: &Worker, container: &Container, restart: R
     let mut pause = BACKOFF;
     loop {
         live.released().await;
+        if live.state().finishing && restart == Restart::Always {
+            return 0;
+        }
         let began = std::time::Instant::now();
         let code = match start(worker, container) {
             Ok(mut child) => {
@@ -68,6 +71,7 @@ pub(super) async fn supervise(worker: &Worker, container: &Container, restart: R
         };
         match (code, restart) {
             (Some(code), Restart::Never) => return code,
+            (Some(code), Restart::Always) if live.state().finishing => return code,
             (Some(0), Restart::OnFailure) => return 0,
             _ => {}
         }
@@ -92,13 +96,14 @@ async fn ended(worker: &Worker, container: &Container, code: i32) {
     kill(worker, container).await;
     worker.live.change(&container.name, |state| {
         state.pid = None;
-        state.ready = false;
+        (state.started, state.ready) = (false, false);
         state.exit = Some(code);
     });
     worker.publish();
 }
 
-async fn kill(worker: &Worker, container: &Container) {
+/// All its processes.
+pub(super) async fn kill(worker: &Worker, container: &Container) {
     let id = worker.live.state().containers.get(&container.name).map(|state| state.id.clone());
     if let Some(id) = id.filter(|id| !id.is_empty()) {
         let cgroup = worker.live.cgroup().join(id);
@@ -140,6 +145,7 @@ fn start(worker: &Worker, container: &Container) -> anyhow::Result<tokio::proces
         state.id = id;
         state.pid = pid;
         state.since = Some(Timestamp::now());
+        state.started = container.startup_probe.is_none();
         state.ready = !probed;
         state.waiting = None;
         state.environment = environment;
@@ -229,6 +235,9 @@ fn plan(
     }
     write_settings(worker, pod, &node.path(&directory.to_string_lossy()))?;
     plan.step(Step::Root(crate::sandbox::c_path(&root)));
+    if let Some(users) = live.users() {
+        plan.step(users.step()?);
+    }
     credentials.limit(&mut plan);
     Ok(plan)
 }
@@ -265,15 +274,17 @@ fn write_settings(worker: &Worker, pod: &Pod, directory: &Path) -> anyhow::Resul
     let policy = spec.and_then(|spec| spec.dns_policy.as_deref()).unwrap_or("ClusterFirst");
     let of_node = policy == "Default" || (policy == "ClusterFirst" && host_network);
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let primary = worker.live.node().stack().primary();
+    let families = worker.live.node().stack().families();
     let resolv = if of_node {
-        format!("nameserver {}\n", fabric::control(primary))
+        format!("nameserver {}\n", fabric::control(families[0]))
     } else {
+        // One of each family, as `--cluster-dns` lists them: a resolver goes on to the next where it has no way to one.
+        let servers: String =
+            families.iter().map(|family| format!("nameserver {}\n", dns::service(*family))).collect();
         format!(
             "search {namespace}.svc.cluster.local svc.cluster.local cluster.local\n\
-             nameserver {}\n\
-             options ndots:5\n",
-            dns::service(primary)
+             {servers}\
+             options ndots:5\n"
         )
     };
     fs::write(directory.join("resolv.conf"), resolv)?;

@@ -13,6 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use nix::sched::CloneFlags;
 use tokio::sync::watch;
 
+use super::users::Users;
 use crate::cgroup;
 use crate::netns::Netns;
 use crate::node::Node;
@@ -26,6 +27,7 @@ pub struct Live {
     started: Timestamp,
     pod: Mutex<Pod>,
     state: Mutex<State>,
+    changed: watch::Sender<()>,
     stop: watch::Sender<Option<Duration>>,
     held: watch::Sender<bool>,
 }
@@ -36,6 +38,8 @@ pub(super) struct State {
     pub(super) network: Option<Network>,
     pub(super) containers: BTreeMap<String, Container>,
     pub(super) initialized: bool,
+    /// Its containers have ended for good; its sidecars are not started again.
+    pub(super) finishing: bool,
     /// Set once all containers have ended for good.
     pub(super) phase: Option<&'static str>,
     pub(super) published: serde_json::Value,
@@ -45,6 +49,8 @@ pub(super) struct State {
 #[derive(Clone, Debug)]
 pub(super) struct Network {
     pub(super) netns: Arc<Netns>,
+    /// Where they are not the host's.
+    pub(super) users: Option<Arc<Users>>,
     pub(super) addresses: Vec<IpAddr>,
     /// How long the mesh's plugin took.
     pub(super) enrolment: Option<Duration>,
@@ -58,6 +64,8 @@ pub(super) struct Container {
     pub(super) id: String,
     pub(super) pid: Option<i32>,
     pub(super) since: Option<Timestamp>,
+    /// It runs, and its startup probe has succeeded if it has one.
+    pub(super) started: bool,
     pub(super) ready: bool,
     pub(super) restarts: i32,
     pub(super) exit: Option<i32>,
@@ -95,6 +103,7 @@ impl Live {
             started: Timestamp::now(),
             pod: Mutex::new(pod),
             state: Mutex::default(),
+            changed: watch::Sender::new(()),
             stop: watch::Sender::new(None),
             held: watch::Sender::new(false),
         }
@@ -137,6 +146,10 @@ impl Live {
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {
         self.state().network.as_ref().map(|network| network.addresses.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn users(&self) -> Option<Arc<Users>> {
+        self.state().network.as_ref()?.users.clone()
     }
 
     #[must_use]
@@ -182,6 +195,9 @@ impl Live {
         plan.step(Step::Cgroup(cgroup::procs(&self.cgroup().join(&container.id))?));
         plan.step(Step::Enter(mounts.into(), CloneFlags::CLONE_NEWNS));
         plan.step(Step::Enter(network.netns.descriptor()?, CloneFlags::CLONE_NEWNET));
+        if let Some(users) = &network.users {
+            plan.step(users.step()?);
+        }
         if let Some(credentials) = container.credentials {
             credentials.limit(&mut plan);
         }
@@ -223,6 +239,16 @@ impl Live {
 
     pub(super) fn change(&self, container: &str, change: impl FnOnce(&mut Container)) {
         change(self.state().containers.entry(container.to_owned()).or_default());
+        self.changed.send_replace(());
+    }
+
+    /// Resolves when this holds for a container.
+    pub(super) async fn until(&self, container: &str, holds: impl Fn(&Container) -> bool) {
+        let mut changed = self.changed.subscribe();
+        while !self.state().containers.get(container).is_some_and(&holds) {
+            // The sender is this one's own, so it is there.
+            let _ = changed.changed().await;
+        }
     }
 
     pub(super) fn update(&self, pod: Pod) {

@@ -16,6 +16,7 @@ pub(super) async fn watch(worker: &Worker, container: &Container) -> String {
     {
         return format!("startup probe: {reason}");
     }
+    worker.live.change(&container.name, |state| state.started = true);
     let readiness = readiness(worker, container);
     let liveness = liveness(worker, container);
     tokio::select! {

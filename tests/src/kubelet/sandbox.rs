@@ -6,14 +6,14 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 
 use super::live::{Live, Network};
+use super::users::{self, Users};
 use crate::cni::{self, Attachment};
 use crate::fabric;
 use crate::netns::Netns;
-use crate::sandbox::Step;
+use crate::sandbox::{Capabilities, Step};
 
 /// A sandbox that exists; [`Sandbox::remove`] takes it down.
 #[derive(Debug)]
@@ -36,12 +36,14 @@ pub(super) fn create(live: &Live) -> anyhow::Result<Sandbox> {
     }
     if pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
         let netns = Netns::open(node.name(), &PathBuf::from(crate::netns::NAMED).join(node.netns().name()))?;
-        let network = Network { netns: Arc::new(netns), addresses: node.addresses(), enrolment: None };
+        let addresses = node.addresses();
+        let network = Network { netns: Arc::new(netns), users: None, addresses, enrolment: None };
         return Ok(Sandbox { attachment: None, network });
     }
     let address = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(cni::ADDRESS));
     let attachment = Attachment {
         families: Attachment::families(pod.metadata.annotations.as_ref()),
+        further: Attachment::further(pod.metadata.annotations.as_ref()),
         namespace: pod.metadata.namespace.unwrap_or_default(),
         name: pod.metadata.name.unwrap_or_default(),
         uid: live.uid().to_owned(),
@@ -49,15 +51,17 @@ pub(super) fn create(live: &Live) -> anyhow::Result<Sandbox> {
         container_id: id,
         address: address.map(|text| text.parse()).transpose().context(cni::ADDRESS)?,
     };
-    let netns = Arc::new(namespace(live, &attachment)?);
+    let own_users = pod.spec.as_ref().and_then(|spec| spec.host_users) == Some(false);
+    let (users, netns) = namespaces(live, &attachment, own_users)?;
+    let (users, netns) = (users.map(Arc::new), Arc::new(netns));
     fabric::without_v6(&netns, node.stack());
     let attached = cni::add(node, &attachment).and_then(|added| {
-        pause(live, &attachment, &netns)?;
+        pause(live, &attachment, &netns, users.as_deref())?;
         Ok(added)
     });
     match attached {
         Ok(cni::Added { addresses, enrolment }) => {
-            let network = Network { netns, addresses, enrolment };
+            let network = Network { netns, users, addresses, enrolment };
             Ok(Sandbox { attachment: Some(attachment), network })
         }
         Err(error) => {
@@ -96,24 +100,32 @@ fn remove(live: &Live, attachment: &Attachment) {
     }
 }
 
-/// A new network namespace, mounted where the node's processes find it.
-fn namespace(live: &Live, attachment: &Attachment) -> anyhow::Result<Netns> {
-    let path = attachment.netns.clone();
-    let name = format!("pod {}", live.full_name());
-    live.node().inside(move || {
+/// A new network namespace, mounted where the node's processes find it; where the pod has users of its own, theirs.
+fn namespaces(
+    live: &Live,
+    attachment: &Attachment,
+    own_users: bool,
+) -> anyhow::Result<(Option<Users>, Netns)> {
+    let (path, name) = (attachment.netns.clone(), format!("pod {}", live.full_name()));
+    if own_users {
+        let (users, netns) = users::with_netns(live.node(), &name, &path)?;
+        return Ok((Some(users), netns));
+    }
+    let netns = live.node().inside(move || {
         nix::sched::unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
-        fs::File::create(&path).with_context(|| format!("make {}", path.display()))?;
-        let own = "/proc/thread-self/ns/net";
-        nix::mount::mount(Some(own), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .with_context(|| format!("mount the network namespace at {}", path.display()))?;
-        Netns::open(&name, &path)
-    })
+        users::mount("/proc/thread-self/ns/net", &name, &path)
+    })?;
+    Ok((None, netns))
 }
 
 /// The process in whose cgroup an agent finds the sandbox, as the pause container of a runtime.
-fn pause(live: &Live, attachment: &Attachment, netns: &Netns) -> anyhow::Result<()> {
+fn pause(live: &Live, attachment: &Attachment, netns: &Netns, users: Option<&Users>) -> anyhow::Result<()> {
     let mut plan = live.node().plan(&format!("kubepods/pod{}/{}", live.uid(), attachment.container_id))?;
     plan.step(Step::Enter(netns.descriptor()?, CloneFlags::CLONE_NEWNET));
+    if let Some(users) = users {
+        let capabilities = Capabilities::container_default();
+        plan.step(users.step()?).step(Step::Credentials { uid: 0, gid: 0, capabilities });
+    }
     let mut command = Command::new("/usr/bin/sleep");
     command.arg("infinity").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     plan.apply(&mut command);

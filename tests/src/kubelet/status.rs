@@ -21,7 +21,10 @@ pub(super) fn of(pod: &Pod, state: &State, place: &Place, started: Timestamp) ->
     let mains = names(spec.map(|spec| spec.containers.as_slice()).unwrap_or_default());
     let inits = names(spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default());
     let of = |name: &str| state.containers.get(name);
-    let all_ready = mains.iter().all(|(name, _)| of(name).is_some_and(|one| one.pid.is_some() && one.ready));
+    let sidecars =
+        spec.iter().flat_map(|spec| spec.init_containers.iter().flatten()).filter(|init| is_sidecar(init));
+    let mut lasting = mains.iter().map(|(name, _)| name).chain(sidecars.map(|sidecar| &sidecar.name));
+    let all_ready = lasting.all(|name| of(name).is_some_and(|one| one.pid.is_some() && one.ready));
     let any_started = mains.iter().any(|(name, _)| of(name).is_some_and(|one| one.since.is_some()));
     let phase = state.phase.unwrap_or(if any_started { "Running" } else { "Pending" });
     let ready = all_ready && state.phase.is_none();
@@ -48,6 +51,11 @@ pub(super) fn of(pod: &Pod, state: &State, place: &Place, started: Timestamp) ->
     status
 }
 
+/// Whether an init container goes on beside the others (`restartPolicy: Always`).
+pub(super) fn is_sidecar(init: &k8s_openapi::api::core::v1::Container) -> bool {
+    init.restart_policy.as_deref() == Some("Always")
+}
+
 fn ips(addresses: &[IpAddr]) -> Value {
     addresses.iter().map(|ip| json!({ "ip": ip })).collect()
 }
@@ -69,7 +77,7 @@ fn statuses(containers: &[(String, String)], state: &State) -> Vec<Value> {
                 "imageID": image,
                 "containerID": if known.id.is_empty() { String::new() } else { format!("containerd://{}", known.id) },
                 "ready": ready,
-                "started": known.pid.is_some(),
+                "started": known.pid.is_some() && known.started,
                 "restartCount": known.restarts,
                 "state": now(known),
             })
@@ -125,6 +133,23 @@ mod tests {
         assert_eq!(status["podIPs"], json!([{ "ip": "10.244.1.2" }, { "ip": "fd00::2" }]));
         assert_eq!(status["hostIP"], "172.30.1.2");
         assert_eq!(status["hostIPs"], json!([{ "ip": "172.30.1.2" }, { "ip": "fd00::1" }]));
+    }
+
+    #[test]
+    fn a_pod_is_ready_when_its_sidecars_are() {
+        let pod: Pod = serde_json::from_value(json!({ "metadata": {}, "spec": {
+            "initContainers": [{ "name": "init" }, { "name": "s", "restartPolicy": "Always" }],
+            "containers": [{ "name": "c" }],
+        } }))
+        .expect("a pod");
+        let place = Place { pod_ips: Vec::new(), host_ips: Vec::new() };
+        let ready = Container { pid: Some(7), ready: true, ..Container::default() };
+        let mut state = State::default();
+        for (name, expect) in [("c", "False"), ("s", "True")] {
+            state.containers.insert(name.to_owned(), ready.clone());
+            let status = of(&pod, &state, &place, Timestamp::UNIX_EPOCH);
+            assert_eq!(status["conditions"][3], json!({ "type": "Ready", "status": expect }), "{name} is");
+        }
     }
 
     #[test]

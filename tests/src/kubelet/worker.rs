@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, FutureExt as _, join_all};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
+use nix::sys::signal::Signal;
 
 use super::container::{self, Restart};
 use super::env::{Lookup, Place};
@@ -21,6 +23,9 @@ const RETRY: Duration = Duration::from_millis(100);
 const RETRY_LIMIT: Duration = Duration::from_secs(2);
 /// How often files made of ConfigMaps and Secrets are compared with them.
 const REFRESH: Duration = Duration::from_secs(5);
+
+/// Those that run, each to its last exit code.
+type Sidecars<'a> = FuturesUnordered<BoxFuture<'a, i32>>;
 
 /// What the parts of a pod's life share.
 pub(super) struct Worker {
@@ -68,11 +73,16 @@ impl Worker {
         let refresh = self.refresh();
         let containers = async {
             let inits = spec.init_containers.unwrap_or_default();
-            let (sidecars, inits): (Vec<Container>, Vec<Container>) =
-                inits.into_iter().partition(|init| init.restart_policy.as_deref() == Some("Always"));
-            let failed = self.initialize(&inits, restart).await;
-            let codes =
-                if failed { vec![1] } else { self.contain(&spec.containers, &sidecars, restart).await };
+            let mut sidecars = FuturesUnordered::new();
+            let failed = self.initialize(&inits, restart, &mut sidecars).await;
+            let codes = if failed {
+                vec![1]
+            } else {
+                let mains = spec.containers.iter().map(|one| container::supervise(self, one, restart));
+                beside(&mut sidecars, join_all(mains)).await
+            };
+            let grace = spec.termination_grace_period_seconds.unwrap_or(30).unsigned_abs();
+            self.end_sidecars(&inits, sidecars, Duration::from_secs(grace)).await;
             let phase = if codes.iter().all(|code| *code == 0) { "Succeeded" } else { "Failed" };
             self.live.state().phase = Some(phase);
         };
@@ -86,12 +96,23 @@ impl Worker {
         std::future::pending().await
     }
 
-    /// Whether an init container failed for good.
-    async fn initialize(&self, inits: &[Container], restart: Restart) -> bool {
+    /// Each in its place: one that goes on beside the others has to have started before the next begins. Whether one
+    /// failed for good.
+    async fn initialize<'a>(
+        &'a self,
+        inits: &'a [Container],
+        restart: Restart,
+        sidecars: &mut Sidecars<'a>,
+    ) -> bool {
         for init in inits {
             self.live.change(&init.name, |state| state.init = true);
+            if status::is_sidecar(init) {
+                sidecars.push(container::supervise(self, init, Restart::Always).boxed());
+                beside(sidecars, self.live.until(&init.name, |state| state.started)).await;
+                continue;
+            }
             let again = if restart == Restart::Never { Restart::Never } else { Restart::OnFailure };
-            if container::supervise(self, init, again).await != 0 {
+            if beside(sidecars, container::supervise(self, init, again)).await != 0 {
                 return true;
             }
         }
@@ -100,20 +121,19 @@ impl Worker {
         false
     }
 
-    /// The exit codes of the containers, once all of them have ended for good.
-    async fn contain(&self, containers: &[Container], sidecars: &[Container], restart: Restart) -> Vec<i32> {
-        for sidecar in sidecars {
-            self.live.change(&sidecar.name, |state| state.init = true);
-        }
-        let sidecars = join_all(sidecars.iter().map(|one| container::supervise(self, one, Restart::Always)));
-        let containers = join_all(containers.iter().map(|one| container::supervise(self, one, restart)));
-        let sidecars = async {
-            sidecars.await;
-            std::future::pending().await
-        };
-        tokio::select! {
-            codes = containers => codes,
-            codes = sidecars => codes,
+    /// When the containers have ended: the last one first, SIGTERM to each and SIGKILL to what is left after `grace`.
+    async fn end_sidecars(&self, inits: &[Container], mut sidecars: Sidecars<'_>, grace: Duration) {
+        self.live.state().finishing = true;
+        for sidecar in inits.iter().filter(|init| status::is_sidecar(init)).rev() {
+            let pid = self.live.state().containers.get(&sidecar.name).and_then(|state| state.pid);
+            let Some(pid) = pid else { continue };
+            // Gone already is as good.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM);
+            let mut gone = std::pin::pin!(self.live.until(&sidecar.name, |state| state.pid.is_none()));
+            if tokio::time::timeout(grace, beside(&mut sidecars, &mut gone)).await.is_err() {
+                container::kill(self, sidecar).await;
+                beside(&mut sidecars, gone).await;
+            }
         }
     }
 
@@ -188,8 +208,7 @@ impl Worker {
         let pids: Vec<i32> = self.live.state().containers.values().filter_map(|state| state.pid).collect();
         for pid in &pids {
             // Gone already is as good.
-            let _ =
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGTERM);
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGTERM);
         }
         let deadline = tokio::time::Instant::now() + grace;
         let alive = || pids.iter().any(|pid| PathBuf::from(format!("/proc/{pid}/exe")).exists());
@@ -239,6 +258,17 @@ impl Worker {
 
     fn namespace(&self) -> String {
         self.live.pod().metadata.namespace.unwrap_or_default()
+    }
+}
+
+/// Goes on with the sidecars until the work is done.
+async fn beside<T>(sidecars: &mut Sidecars<'_>, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            Some(_) = sidecars.next() => {}
+        }
     }
 }
 

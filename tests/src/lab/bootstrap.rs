@@ -8,50 +8,49 @@ use crate::api::LogSource;
 use crate::cluster::Cluster;
 use crate::kubelet::{self, Kubelet};
 use crate::node::Node;
-use crate::stack::Family;
+use crate::stack::{Family, Stack};
 use crate::{dns, fabric};
 
-/// Services that lead to the lab's own servers, in the cluster's primary family.
-pub(super) fn services(cluster: &Cluster, family: Family) -> anyhow::Result<()> {
-    let control = (family, fabric::control(family).to_string());
+/// Services that lead to the lab's own servers: the API server's in the cluster's primary family, as it is in a real
+/// one, that of DNS in all.
+pub(super) fn services(cluster: &Cluster, stack: Stack) -> anyhow::Result<()> {
     // The API server itself made the Service `kubernetes`.
-    cluster.ensure(slice(
-        "default",
-        "kubernetes",
-        &control,
-        &json!([{ "name": "https", "port": 6443, "protocol": "TCP" }]),
-    ))?;
-    cluster.ensure(json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": { "name": "kube-dns", "namespace": "kube-system" },
-        "spec": {
-            "clusterIP": dns::service(family).to_string(),
-            "ports": [
-                { "name": "dns", "port": 53, "protocol": "UDP" },
-                { "name": "dns-tcp", "port": 53, "protocol": "TCP" },
-            ],
-        },
-    }))?;
+    let https = json!([{ "name": "https", "port": 6443, "protocol": "TCP" }]);
+    cluster.ensure(slice("default", "kubernetes", "kubernetes", stack.primary(), &https))?;
     let ports = json!([
         { "name": "dns", "port": 53, "protocol": "UDP" },
         { "name": "dns-tcp", "port": 53, "protocol": "TCP" },
     ]);
-    cluster.ensure(slice("kube-system", "kube-dns", &control, &ports))
+    let addresses: Vec<_> = stack.families().iter().map(|family| dns::service(*family)).collect();
+    cluster.ensure(json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": { "name": "kube-dns", "namespace": "kube-system" },
+        "spec": {
+            "clusterIP": addresses[0], "clusterIPs": addresses, "ipFamilyPolicy": "PreferDualStack", "ports": ports,
+        },
+    }))?;
+    for family in stack.families() {
+        let name = format!("kube-dns-{}", family.as_str().to_ascii_lowercase());
+        cluster.ensure(slice("kube-system", "kube-dns", &name, *family, &ports))?;
+    }
+    Ok(())
 }
 
+/// That says where in the fabric a Service's server is.
 fn slice(
     namespace: &str,
     service: &str,
-    (family, address): &(Family, String),
+    name: &str,
+    family: Family,
     ports: &serde_json::Value,
 ) -> serde_json::Value {
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {
-            "name": service, "namespace": namespace, "labels": { "kubernetes.io/service-name": service },
+            "name": name, "namespace": namespace, "labels": { "kubernetes.io/service-name": service },
         },
         "addressType": family.as_str(),
-        "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }],
+        "endpoints": [{ "addresses": [fabric::control(family)], "conditions": { "ready": true } }],
         "ports": ports,
     })
 }
