@@ -27,11 +27,42 @@ struct Broken<'a> {
 /// What a pod's attempts came to; `true` is an answer.
 #[derive(Debug)]
 struct Attempts {
-    mesh: bool,
-    service: bool,
-    outside: bool,
-    udp: bool,
+    /// Over TCP, which is captured.
+    tcp: Vec<(SocketAddr, bool)>,
+    /// Over each family.
+    udp: Vec<bool>,
     icmp: bool,
+}
+
+impl Attempts {
+    /// What is not captured.
+    fn rest_answered(&self) -> bool {
+        self.udp.iter().all(|answered| *answered) && self.icmp
+    }
+}
+
+/// What is dialled, over both families.
+struct Destinations {
+    /// A pod of the mesh on the other node.
+    mesh: Vec<SocketAddr>,
+    /// A Service, whose addresses are on no wire.
+    service: Vec<SocketAddr>,
+    outside: Vec<SocketAddr>,
+}
+
+impl Destinations {
+    fn of(lab: &Lab) -> anyhow::Result<Self> {
+        let at = |port: u16| move |ip: IpAddr| SocketAddr::new(ip, port);
+        Ok(Self {
+            mesh: lab.pod("mesh/far").addresses()?.into_iter().map(at(HTTP)).collect(),
+            service: lab.service_addresses("mesh", "web")?.into_iter().map(at(80)).collect(),
+            outside: Family::ALL.map(fabric::outside).map(at(80)).to_vec(),
+        })
+    }
+
+    fn all(&self) -> Vec<SocketAddr> {
+        [&self.mesh[..], &self.service, &self.outside].concat()
+    }
 }
 
 impl Broken<'_> {
@@ -43,16 +74,20 @@ impl Broken<'_> {
 
     /// Take away what it has to lack; what is gone already stays gone.
     fn break_it(&self, lab: &Lab) -> anyhow::Result<()> {
-        let left = || self.pod.exec_from_node(["ip", "rule", "list"])?.ok("ip");
-        if self.rules {
+        for family in ["-4", "-6"] {
+            let rule = |words: &[&str]| {
+                let line = ["ip", family, "rule"].into_iter().chain(words.iter().copied());
+                self.pod.exec_from_node(line)?.ok("ip")
+            };
             for priority in ["100", "101"] {
+                let is_there =
+                    || Ok::<_, anyhow::Error>(rule(&["list"])?.contains(&format!("{priority}:\t")));
+                anyhow::ensure!(self.rules || is_there()?, "rule {priority} of ip {family} is gone");
                 // Of several of one priority one goes at a time.
-                while left()?.contains(&format!("{priority}:\t")) {
-                    self.pod.exec_from_node(["ip", "rule", "del", "pref", priority])?.ok("ip")?;
+                while self.rules && is_there()? {
+                    rule(&["del", "pref", priority])?;
                 }
             }
-        } else {
-            anyhow::ensure!(left()?.contains("100:"), "the rules are gone: {}", left()?);
         }
         if self.listeners {
             take_listeners(lab, self.pod.address()?)?;
@@ -60,9 +95,10 @@ impl Broken<'_> {
         Ok(())
     }
 
-    /// Whether somebody is there to carry its connections.
-    fn is_served(&self, ztunnel: bool) -> bool {
-        ztunnel && !self.listeners
+    /// Whether somebody is there to carry a connection. Without a route a socket on lo has its peer there over IPv4; over
+    /// IPv6 it has no peer.
+    fn is_served(&self, ztunnel: bool, to: SocketAddr) -> bool {
+        ztunnel && !self.listeners && (to.is_ipv4() || !self.rules)
     }
 }
 
@@ -83,77 +119,79 @@ fn take_listeners(lab: &Lab, address: IpAddr) -> anyhow::Result<()> {
 }
 
 /// Everything at once: what waits for nobody's answer waits at the same time.
-fn attempt(pod: &PodRef<'_>, mesh: SocketAddr, service: IpAddr) -> anyhow::Result<Attempts> {
-    let outside = fabric::outside(Family::V4);
-    let get = |url: String| format!("curl -s -o /dev/null --max-time 2 http://{url}/ & ");
-    let script = format!(
-        "{}m=$!; {}s=$!; {}o=$!; \
-         ambit-example datagram {outside}:7 word >/dev/null; u=$?; ambit-example ping {outside} >/dev/null; i=$?; \
-         wait $m; m=$?; wait $s; s=$?; wait $o; echo $m $s $? $u $i",
-        get(mesh.to_string()),
-        get(service.to_string()),
-        get(outside.to_string()),
-    );
+fn attempt(pod: &PodRef<'_>, tcp: &[SocketAddr]) -> anyhow::Result<Attempts> {
+    let mut script = String::new();
+    for to in tcp {
+        script += &format!("curl -s -o /dev/null --max-time 3 http://{to}/ & p=\"$p $!\"; ");
+    }
+    for to in Family::ALL.map(fabric::outside) {
+        let echo = SocketAddr::new(to, 7);
+        script += &format!("ambit-example datagram {echo} word >/dev/null; u=\"$u $?\"; ");
+    }
+    let echo = fabric::outside(Family::V4);
+    script += &format!("ambit-example ping {echo} >/dev/null; i=$?; ");
+    script += "for one in $p; do wait $one; echo $?; done; echo $u $i";
     let output = pod.exec_ok(["bash", "-c", &script])?;
-    let codes: Vec<bool> = output.split_whitespace().map(|code| code == "0").collect();
-    let [mesh, service, outside, udp, icmp] = codes[..] else { anyhow::bail!("it says {output:?}") };
-    Ok(Attempts { mesh, service, outside, udp, icmp })
+    let answered: Vec<bool> = output.split_whitespace().map(|code| code == "0").collect();
+    anyhow::ensure!(answered.len() == tcp.len() + 3, "it says {output:?}");
+    let (of_tcp, rest) = answered.split_at(tcp.len());
+    let tcp = tcp.iter().copied().zip(of_tcp.iter().copied()).collect();
+    Ok(Attempts { tcp, udp: rest[..2].to_vec(), icmp: rest[2] })
 }
 
 /// All pods try everything while this much of the mesh is there.
 fn round(lab: &Lab, state: &str, ztunnel: bool, broken: &[Broken<'_>]) -> anyhow::Result<()> {
-    let mesh = SocketAddr::new(lab.pod("mesh/far").address()?, HTTP);
-    let service = lab.service_address("mesh", "web")?;
+    let destinations = Destinations::of(lab)?;
+    let all = destinations.all();
     broken.iter().try_for_each(|broken| broken.break_it(lab))?;
     let plain = lab.pod("plain/client");
     let capture = lab.capture("fail-closed")?;
     let (control, attempts) = std::thread::scope(|scope| {
-        let control = scope.spawn(|| attempt(&plain, mesh, service));
-        let all: Vec<_> =
-            broken.iter().map(|broken| scope.spawn(move || attempt(&broken.pod, mesh, service))).collect();
+        let control = scope.spawn(|| attempt(&plain, &all));
+        let tcp = &all;
+        let threads: Vec<_> =
+            broken.iter().map(|broken| scope.spawn(move || attempt(&broken.pod, tcp))).collect();
         let join = |thread: std::thread::ScopedJoinHandle<'_, anyhow::Result<Attempts>>| {
             thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
         };
         Ok::<_, anyhow::Error>((
             join(control)?,
-            all.into_iter().map(join).collect::<anyhow::Result<Vec<_>>>()?,
+            threads.into_iter().map(join).collect::<anyhow::Result<Vec<_>>>()?,
         ))
     })?;
     let captured = capture.stop()?;
-    let seen = |from: IpAddr, wanted: &dyn Fn(&Packet<'_>) -> bool| {
-        captured
-            .count(|packet| packet.protocol == Protocol::Tcp && packet.source.ip() == from && wanted(packet))
+    let seen = |from: &[IpAddr], wanted: &dyn Fn(&Packet<'_>) -> bool| {
+        let of_it = |packet: &Packet<'_>| from.contains(&packet.source.ip()) && wanted(packet);
+        captured.count(|packet| packet.protocol == Protocol::Tcp && of_it(packet))
     };
-    let outside = SocketAddr::from((fabric::outside(Family::V4), 80));
     // The same calls of a pod outside the mesh are on the fabric, so what is not seen was not sent.
-    let of_plain = plain.address()?;
-    for destination in [mesh, outside] {
-        let sent = seen(of_plain, &|packet| packet.destination == destination);
+    let of_plain = plain.addresses()?;
+    for destination in destinations.mesh.iter().chain(&destinations.outside) {
+        let sent = seen(&of_plain, &|packet| packet.destination == *destination);
         anyhow::ensure!(sent > 0, "{state}: the control's call to {destination} is not on the fabric");
     }
-    anyhow::ensure!(
-        control.mesh && control.outside && control.udp && control.icmp,
-        "{state}: the control got {control:?}"
-    );
-    let mut known = BTreeSet::from([of_plain]);
+    // One of the Service's endpoints is behind the ztunnel that may be gone.
+    let may_fail = |to: &SocketAddr| destinations.service.contains(to);
+    let answered = control.tcp.iter().all(|(to, answered)| *answered || may_fail(to));
+    anyhow::ensure!(answered && control.rest_answered(), "{state}: the control got {control:?}");
+    let mut known: BTreeSet<IpAddr> = of_plain.into_iter().collect();
     for (broken, attempts) in broken.iter().zip(attempts) {
-        let (from, served) = (broken.pod.address()?, broken.is_served(ztunnel));
+        let (from, served) = (broken.pod.addresses()?, |to| broken.is_served(ztunnel, to));
         let what = format!("{state}, rules gone: {}, listeners gone: {}", broken.rules, broken.listeners);
-        let clear = seen(from, &|packet| {
-            packet.destination.port() != HBONE && (!served || packet.destination != outside)
+        let clear = seen(&from, &|packet| {
+            let goes_out = served(packet.destination) && destinations.outside.contains(&packet.destination);
+            packet.destination.port() != HBONE && !goes_out
         });
         anyhow::ensure!(clear == 0, "{what}: {clear} packets in the clear");
-        anyhow::ensure!(attempts.udp && attempts.icmp, "{what}: what is not captured stopped: {attempts:?}");
-        if served {
-            let tunnelled =
-                seen(from, &|packet| packet.destination.port() == HBONE && !packet.payload.is_empty());
-            anyhow::ensure!(attempts.mesh && attempts.service && attempts.outside, "{what}: {attempts:?}");
-            anyhow::ensure!(tunnelled > 0, "{what}: nothing went through the tunnel");
-        } else {
-            let none = !(attempts.mesh || attempts.service || attempts.outside);
-            anyhow::ensure!(none, "{what}: somebody answered: {attempts:?}");
+        anyhow::ensure!(attempts.rest_answered(), "{what}: what is not captured stopped: {attempts:?}");
+        for (to, answered) in &attempts.tcp {
+            anyhow::ensure!(*answered == served(*to), "{what}: {to} answered: {answered}");
         }
-        known.insert(from);
+        let tunnelled =
+            seen(&from, &|packet| packet.destination.port() == HBONE && !packet.payload.is_empty());
+        let some = all.iter().any(|to| served(*to));
+        anyhow::ensure!(!some || tunnelled > 0, "{what}: nothing went through the tunnel");
+        known.extend(from);
     }
     // Nor under another address.
     let stray = captured.packets().find(|packet| {

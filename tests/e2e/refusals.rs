@@ -51,13 +51,14 @@ fn an_authority_of_another_pod_is_a_bad_request() {
 fn a_tunnel_meant_for_another_pod_of_that_address_is_refused() {
     scenario(|lab| {
         let credentials = Authority::of_the_mesh(lab)?.issue(CLIENT)?;
-        let uid = |name: &str| [("ambit-workload-uid", format!("Kubernetes//Pod/mesh/{name}"))];
-        for (name, expect) in [("far", true), ("near", false)] {
-            let headers = uid(name);
-            let headers: Vec<(&str, &str)> =
-                headers.iter().map(|(key, value)| (*key, value.as_str())).collect();
-            let outcome = dial(lab, &far(lab)?, &headers, &credentials)?;
-            assert_eq!(outcome == Outcome::Status(200), expect, "{name}: {outcome:?}");
+        for (name, status) in [("far", 200), ("near", 421)] {
+            let end = log_end(lab, 2)?;
+            let uid = format!("Kubernetes//Pod/mesh/{name}");
+            let outcome = dial(lab, &far(lab)?, &[("ambit-workload-uid", &uid)], &credentials)?;
+            assert_eq!(outcome, Outcome::Status(status), "meant for {name}");
+            if status != 200 {
+                log_line(lab, 2, end, &["inbound", CLIENT, "WRONG_WORKLOAD"])?;
+            }
         }
         Ok(())
     });
@@ -100,15 +101,20 @@ fn certificates_that_prove_nothing_are_refused_with_the_reason() {
 #[ignore = "needs root: cargo xtask test"]
 fn plain_bytes_on_the_hbone_port_are_closed_and_counted() {
     scenario(|lab| {
+        let plain = lab.pod("plain/client");
+        // Not of this kind, whatever else happens in the lab.
         let failed = || -> anyhow::Result<u64> {
             let metrics = lab.scrape(2, 15020, "/metrics")?;
-            let lines =
-                metrics.lines().filter(|line| line.starts_with("istio_tcp_connections_failed_total{"));
+            let lines = metrics.lines().filter(|line| {
+                line.starts_with("istio_tcp_connections_failed_total{")
+                    && line.contains("response_flags=\"TLS_FAILURE\"")
+            });
             Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
         };
-        let before = failed()?;
+        let (before, end) = (failed()?, log_end(lab, 2)?);
         let url = format!("http://{}:{HBONE}/", lab.pod("mesh/far").address()?);
-        nobody_answers(&lab.pod("plain/client"), &url)?;
+        nobody_answers(&plain, &url)?;
+        log_line(lab, 2, end, &["inbound", &plain.address()?.to_string(), "TLS_FAILURE"])?;
         eventually("the refusal is counted", SOON, || {
             let now = failed()?;
             anyhow::ensure!(now > before, "still {now}");

@@ -1,5 +1,6 @@
 //! PeerAuthentication as its users write it: who is refused, who is served, and which open connections have to go.
 
+use anyhow::Context as _;
 use mesh_tests::lab::PodRef;
 use mesh_tests::workload::Workload;
 use mesh_tests::{Lab, eventually};
@@ -9,6 +10,10 @@ use crate::fixture::{ECHO, HTTP, SOON, log_end, log_line};
 use crate::shared::scenario;
 
 const NAMESPACE: &str = "sealed";
+
+/// What a workload that is STRICT names, and what the ports of a policy do.
+const STATIC: &str = "istio-system/istio_converted_static_strict";
+const OF_PORTS: &str = "sealed/converted_peer_authentication_server";
 
 /// A namespace of pods that the kubelet does not probe, one server and one echo server.
 struct Sealed<'a> {
@@ -45,17 +50,24 @@ impl<'a> Sealed<'a> {
         Ok(format!("http://{}:{HTTP}/", self.server.address()?))
     }
 
-    /// Whether a pod's request is answered becomes this.
-    fn answers(&self, client: &str, expected: bool) -> anyhow::Result<()> {
+    /// Until a pod's request is answered.
+    fn serves(&self, client: &str) -> anyhow::Result<()> {
         let (pod, url) = (self.lab.pod(client), self.url()?);
-        eventually(&format!("{client} is served: {expected}"), SOON, || {
+        eventually(&format!("{client} is served"), SOON, || pod.curl(&url).map(drop))
+    }
+
+    /// Until a pod's request is reset, for the sake of this policy: a port that nobody listens on looks the same to curl,
+    /// which calls it a failure to connect (7) where the reset is there before connect() returns.
+    fn refuses(&self, client: &str, policy: &str) -> anyhow::Result<()> {
+        let (pod, url, end) = (self.lab.pod(client), self.url()?, log_end(self.lab, 2)?);
+        eventually(&format!("{client} is refused"), SOON, || {
             let answer = pod.exec(["curl", "-sS", "--max-time", "5", &url])?;
-            anyhow::ensure!(answer.success() == expected, "{answer:?}");
-            // Curl calls it a failure to connect (7) where the reset is there before connect() returns.
             let reset = answer.stderr.contains("reset by peer") || answer.stderr.contains("curl: (7)");
-            anyhow::ensure!(expected || reset, "{answer:?}");
+            anyhow::ensure!(!answer.success() && reset, "{answer:?}");
             Ok(())
-        })
+        })?;
+        let (source, why) = (pod.address()?.to_string(), format!("policy {policy} denies it"));
+        log_line(self.lab, 2, end, &["inbound", &source, &why, "did not use mutual TLS"]).map(drop)
     }
 }
 
@@ -71,38 +83,48 @@ fn strict_refuses_whoever_is_outside_the_mesh_and_serves_the_others() {
     scenario(|lab| {
         let sealed = Sealed::new(lab)?;
         sealed.enrol()?;
-        sealed.answers("plain/client", true)?;
-        let end = log_end(lab, 2)?;
+        sealed.serves("plain/client")?;
+        let before = denied(lab)?;
         sealed.apply("default", "{ mtls: { mode: STRICT } }")?;
-        sealed.answers("plain/client", false)?;
-        let source = lab.pod("plain/client").address()?.to_string();
-        let reason = "policy istio-system/istio_converted_static_strict denies it";
-        log_line(lab, 2, end, &["inbound", &source, reason, "did not use mutual TLS"])?;
-        let metrics = lab.scrape(2, 15020, "/metrics")?;
-        let counted = metrics.lines().any(|line| {
-            line.starts_with("istio_tcp_connections_failed_total")
-                && line.contains("response_flags=\"DENY\"")
-                && line.contains("reporter=\"destination\"")
-        });
-        assert!(counted, "{metrics}");
-        sealed.answers("mesh/client", true)?;
+        sealed.refuses("plain/client", STATIC)?;
+        let now = denied(lab)?;
+        assert!(now > before, "{before} connections were counted as denied, now {now}");
+        sealed.serves("mesh/client")?;
         // Other namespaces are not concerned.
         let far = format!("http://{}:{HTTP}/", lab.pod("mesh/far").address()?);
         lab.pod("plain/client").curl(&far)?;
         // A policy that selects the pod goes before the namespace's, which goes before the mesh's.
         let one = "{ selector: { matchLabels: { app: server } }, mtls: { mode: PERMISSIVE } }";
         sealed.apply("server", one)?;
-        sealed.answers("plain/client", true)?;
+        sealed.serves("plain/client")?;
         lab.kubectl(["delete", "-n", NAMESPACE, "peerauthentication", "server"])?;
-        sealed.answers("plain/client", false)?;
+        sealed.refuses("plain/client", STATIC)?;
         sealed.apply("default", "{ mtls: { mode: UNSET } }")?;
-        sealed.answers("plain/client", true)?;
+        sealed.serves("plain/client")?;
         let ports =
             "{ selector: { matchLabels: { app: server } }, portLevelMtls: { 8080: { mode: STRICT } } }";
         sealed.apply("server", ports)?;
-        sealed.answers("plain/client", false)?;
-        sealed.answers("mesh/client", true)
+        sealed.refuses("plain/client", OF_PORTS)?;
+        sealed.serves("mesh/client")
     });
+}
+
+/// Connections to pods of node 2 that policy has denied.
+fn denied(lab: &Lab) -> anyhow::Result<u64> {
+    let metrics = lab.scrape(2, 15020, "/metrics")?;
+    let lines = metrics.lines().filter(|line| {
+        line.starts_with("istio_tcp_connections_failed_total{")
+            && line.contains("response_flags=\"DENY\"")
+            && line.contains("reporter=\"destination\"")
+    });
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+}
+
+/// Connections older than their pod's enrolment that the agent of node 2 has reset.
+fn older_reset(lab: &Lab) -> anyhow::Result<u64> {
+    let metrics = lab.scrape(2, 15014, "/metrics")?;
+    let line = metrics.lines().find_map(|line| line.strip_prefix("ambit_agent_older_connections_reset "));
+    Ok(line.context("no such metric")?.parse()?)
 }
 
 #[test]
@@ -122,6 +144,7 @@ fn plaintext_connections_that_were_open_before_strict_are_reset() {
         let mut carried = open("plain/client")?;
         let mut inside = open("mesh/client")?;
         anyhow::ensure!(older.runs()?, "it did not outlive enrolment: {}", older.output());
+        let before = older_reset(lab)?;
         sealed.apply("default", "{ mtls: { mode: STRICT } }")?;
         for (what, chat) in [("older than enrolment", &mut older), ("by way of the proxy", &mut carried)] {
             eventually(&format!("the connection that is {what} is reset"), SOON, || {
@@ -130,9 +153,17 @@ fn plaintext_connections_that_were_open_before_strict_are_reset() {
                 Ok(())
             })?;
         }
-        anyhow::ensure!(inside.runs()?, "mutual TLS was cut: {}", inside.output());
-        let reset = lab.scrape(2, 15014, "/metrics")?;
-        assert!(reset.contains("ambit_agent_older_connections_reset 1"), "{reset}");
+        let rounds = inside.output().lines().count();
+        eventually("mutual TLS goes on", SOON, || {
+            anyhow::ensure!(inside.runs()?, "it was cut: {}", inside.output());
+            anyhow::ensure!(inside.output().lines().count() > rounds + 5, "no progress after {rounds}");
+            Ok(())
+        })?;
+        eventually("the agent counts the one that it has reset", SOON, || {
+            let now = older_reset(lab)?;
+            anyhow::ensure!(now == before + 1, "{before} before, now {now}");
+            Ok(())
+        })?;
         Ok(())
     });
 }

@@ -48,6 +48,12 @@ pub struct Toll {
 }
 
 impl Toll {
+    /// Whether every new connection came about, and none hung: what broke was in the hands of what was killed.
+    #[must_use]
+    pub fn keeps_the_door_open(&self) -> bool {
+        self.new.refused == 0 && self.new.lost == 0 && self.new.other.is_empty()
+    }
+
     /// Whether nobody noticed anything.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
@@ -182,4 +188,24 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         println!("{}", serde_json::to_string(&rows)?);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection that cannot be made is one, whatever the error is called.
+    #[test]
+    fn any_error_of_connect_is_a_closed_door() {
+        let toll = |new: Dialled| Toll { new, broken: 2 };
+        assert!(toll(Dialled { done: 9, reset: 3, ..Dialled::default() }).keeps_the_door_open());
+        let other = [("NetworkUnreachable".to_owned(), 1)].into();
+        for new in [
+            Dialled { refused: 1, ..Dialled::default() },
+            Dialled { lost: 1, ..Dialled::default() },
+            Dialled { other, ..Dialled::default() },
+        ] {
+            assert!(!toll(new.clone()).keeps_the_door_open(), "{new:?}");
+        }
+    }
 }
