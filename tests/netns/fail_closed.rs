@@ -65,10 +65,18 @@ fn the_listeners_are_gone() -> Result<()> {
 fn everything_but_the_connect_hook_is_gone() -> Result<()> {
     over_both(|world| {
         let _app = world.b.serve()?;
-        let (_datapath, listeners) = world.enrolled(&[&world.a])?;
+        let own = world.a.serve()?;
+        let (datapath, listeners) = world.enrolled(&[&world.a])?;
         drop(listeners);
         remove_rules(&world.a)?;
+        // The agent would hold what is pinned, and detach nothing.
+        drop(datapath);
         std::fs::remove_dir_all(world.pod_pins(&world.a))?;
+        // Once neither sk_lookup nor the guard is there any more, the app answers whoever is outside.
+        let client = mesh_tests::eventually("the hooks are off", PATIENCE, || {
+            world.b.dial(world.a.at(PORT), REFUSAL)
+        })?;
+        converse(&client, &own.accept()?.0)?;
         nothing_leaves(world)
     })
 }

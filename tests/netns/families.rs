@@ -12,6 +12,7 @@ use node_agent::datapath::{Datapath, Listeners};
 use socket2::{Protocol, Socket, Type};
 
 use crate::family::Family;
+use crate::lifecycle::{Traces, nothing_pinned};
 use crate::packets::Sniffer;
 use crate::world::{PATIENCE, PORT, Pod, REFUSAL, World, accept, converse, idle, into_stream};
 
@@ -24,6 +25,23 @@ fn enrol(datapath: &mut Datapath, pod: &Pod, addresses: &[IpAddr]) -> Result<Lis
     let listeners = datapath.prepare(&pod.spec_with(addresses.to_vec())?, None)?;
     datapath.capture(&pod.uid)?;
     Ok(listeners)
+}
+
+/// A pod with these addresses of its own, enrolled for a test and let go after it: nothing of it is left.
+fn enrolled_with(
+    world: &World,
+    addresses: &[IpAddr],
+    test: impl FnOnce(&Datapath, &Listeners) -> Result<()>,
+) -> Result<()> {
+    let before = Traces::of(&world.a)?;
+    let mut datapath = world.open()?;
+    let listeners = enrol(&mut datapath, &world.a, addresses)?;
+    test(&datapath, &listeners)?;
+    drop(listeners);
+    datapath.leave(&world.a.uid)?;
+    let after = Traces::of(&world.a)?;
+    ensure!(after == before, "{after:?} instead of {before:?}");
+    nothing_pinned(world)
 }
 
 /// connect() fails without waiting for anything, and says that there is no way.
@@ -43,21 +61,21 @@ fn a_pod_of_ipv4_opens_no_connection_over_ipv6() -> Result<()> {
     let world = World::of(Family::V6)?;
     let app = world.b.serve()?;
     app.set_nonblocking(true)?;
-    let mut datapath = world.open()?;
-    let listeners = enrol(&mut datapath, &world.a, &[world.a.v4.into()])?;
-    ensure!(
-        listeners.outbound_v6.is_none() && listeners.inbound_v6.is_none() && listeners.hbone_v6.is_none()
-    );
-    let mut sniffer = Sniffer::new(&world)?;
-    unreachable_at_once(&world.a, &world.b.at(PORT).to_string())?;
-    unreachable_at_once(&world.a, FAR_V6)?;
-    let seen = sniffer.tcp_from(&world.a, world.b.address)?;
-    ensure!(seen.is_empty() && app.accept().is_err(), "{seen:?}");
-    ensure!(datapath.count(Counter::Unreachable)? == 2);
-    // Nor does anybody get in by it.
-    let _own = world.a.serve()?;
-    ensure!(world.b.dial(world.a.at(PORT), REFUSAL).is_err());
-    v4_works(&world, &listeners)
+    enrolled_with(&world, &[world.a.v4.into()], |datapath, listeners| {
+        ensure!(
+            listeners.outbound_v6.is_none() && listeners.inbound_v6.is_none() && listeners.hbone_v6.is_none()
+        );
+        let mut sniffer = Sniffer::new(&world)?;
+        unreachable_at_once(&world.a, &world.b.at(PORT).to_string())?;
+        unreachable_at_once(&world.a, FAR_V6)?;
+        let seen = sniffer.tcp_from(&world.a, world.b.address)?;
+        ensure!(seen.is_empty() && app.accept().is_err(), "{seen:?}");
+        ensure!(datapath.count(Counter::Unreachable)? == 2);
+        // Nor does anybody get in by it.
+        let _own = world.a.serve()?;
+        ensure!(world.b.dial(world.a.at(PORT), REFUSAL).is_err());
+        v4_works(&world, listeners)
+    })
 }
 
 /// The node, or the pod, has no IPv6 at all; what Kubernetes says of the pod's addresses makes no difference.
@@ -67,17 +85,13 @@ fn a_pod_without_ipv6() -> Result<()> {
     for named in [false, true] {
         let world = World::new()?;
         world.a.netns.sysctl("ipv6/conf/all/disable_ipv6", "1")?;
-        let before = in_pod(&world.a)?;
-        let mut datapath = world.open()?;
         let mut addresses = vec![IpAddr::V4(world.a.v4)];
         addresses.extend(named.then_some(IpAddr::V6(world.a.v6)));
-        let listeners = enrol(&mut datapath, &world.a, &addresses)?;
-        ensure!(listeners.outbound_v6.is_none());
-        unreachable_at_once(&world.a, FAR_V6)?;
-        v4_works(&world, &listeners)?;
-        drop(listeners);
-        datapath.leave(&world.a.uid)?;
-        ensure!(in_pod(&world.a)? == before);
+        enrolled_with(&world, &addresses, |_, listeners| {
+            ensure!(listeners.outbound_v6.is_none());
+            unreachable_at_once(&world.a, FAR_V6)?;
+            v4_works(&world, listeners)
+        })?;
     }
     Ok(())
 }
@@ -102,20 +116,15 @@ fn a_pod_without_ipv6_on_lo() -> Result<()> {
 #[ignore = "needs root: cargo xtask test"]
 fn a_pod_of_ipv6_only() -> Result<()> {
     let world = World::of(Family::V6)?;
-    let before = in_pod(&world.a)?;
-    let mut datapath = world.open()?;
-    let listeners = enrol(&mut datapath, &world.a, &[world.a.v6.into()])?;
-    for to in [FAR_V4, FAR_V4_MAPPED] {
-        unreachable_at_once(&world.a, to)?;
-    }
-    let client = world.a.dial(FAR_V6.parse()?, PATIENCE)?;
-    let accepted = accept(world.family.outbound(&listeners))?;
-    ensure!(accepted.peer_addr()?.ip() == world.a.address);
-    converse(&client, &accepted)?;
-    drop(listeners);
-    datapath.leave(&world.a.uid)?;
-    ensure!(in_pod(&world.a)? == before);
-    Ok(())
+    enrolled_with(&world, &[world.a.v6.into()], |_, listeners| {
+        for to in [FAR_V4, FAR_V4_MAPPED] {
+            unreachable_at_once(&world.a, to)?;
+        }
+        let client = world.a.dial(FAR_V6.parse()?, PATIENCE)?;
+        let accepted = accept(world.family.outbound(listeners))?;
+        ensure!(accepted.peer_addr()?.ip() == world.a.address);
+        converse(&client, &accepted)
+    })
 }
 
 /// Duplicate address detection takes a second or two, in which an address is nobody's.
@@ -125,8 +134,8 @@ fn an_address_under_detection_is_waited_for() -> Result<()> {
     let world = World::of(Family::V6)?;
     world.a.netns.sysctl("ipv6/conf/eth0/accept_dad", "1")?;
     world.a.netns.ip("addr add fd98:1::3/64 dev eth0\n")?;
-    let mut datapath = world.open()?;
     let address: Ipv6Addr = "fd98:1::3".parse()?;
+    let mut datapath = world.open()?;
     let listeners = enrol(&mut datapath, &world.a, &[address.into()])?;
     let client = world.a.dial(FAR_V6.parse()?, PATIENCE)?;
     ensure!(client.local_addr()?.ip() == address);
@@ -138,41 +147,39 @@ fn an_address_under_detection_is_waited_for() -> Result<()> {
 #[ignore = "needs root: cargo xtask test"]
 fn several_interfaces() -> Result<()> {
     let world = World::new()?;
-    let router = world.router.name();
-    world.a.netns.ip(&format!(
-        "link add net1 type veth peer name w1 netns {router}\naddr add 10.97.0.2/24 dev net1\n\
-         addr add fd97::2/64 dev net1\nlink set net1 up\n"
-    ))?;
-    world.router.ip("addr add 10.97.0.1/24 dev w1\naddr add fd97::1/64 dev w1\nlink set w1 up\n")?;
-    for (family, second, port) in [(Family::V4, "10.97.0.2", 7000), (Family::V6, "fd97::2", 7001)] {
+    world.second_network(&world.a, "net1", 1)?;
+    for (family, second, port) in [(Family::V4, "10.97.1.2", 7000), (Family::V6, "fd97:1::2", 7001)] {
         let second: IpAddr = second.parse()?;
         let first = family.pick(IpAddr::V4(world.a.v4), world.a.v6.into());
-        let mut datapath = world.open()?;
-        let listeners = enrol(&mut datapath, &world.a, &[first, second])?;
-        let app = world.a.listen(&family.anywhere(port).to_string())?;
-        for own in [first, second] {
-            converse(&world.a.dial(SocketAddr::new(own, port), PATIENCE)?, &app.accept()?.0)?;
-        }
-        let far = SocketAddr::new(family.pick("203.0.113.10", "2001:db8:9::10").parse()?, 80);
-        for (bound, source) in [(None, first), (Some(second), second)] {
-            let client = world.a.run(|| {
-                let socket = Socket::new(family.domain(), Type::STREAM, Some(Protocol::TCP))?;
-                if let Some(ip) = bound {
-                    socket.bind(&SocketAddr::new(ip, 0).into())?;
-                }
-                socket.connect_timeout(&far.into(), PATIENCE)?;
-                Ok(into_stream(socket))
-            })?;
-            ensure!(client.local_addr()?.ip() == source);
-            converse(&client, &accept(family.outbound(&listeners))?)?;
-        }
-        let outside =
-            world.router.run(|| Ok(TcpStream::connect_timeout(&SocketAddr::new(second, port), PATIENCE)?))?;
-        converse(&outside, &accept(family.inbound(&listeners))?)?;
-        drop(listeners);
-        datapath.leave(&world.a.uid)?;
+        enrolled_with(&world, &[first, second], |_, listeners| {
+            let app = world.a.listen(&family.anywhere(port).to_string())?;
+            for own in [first, second] {
+                converse(&world.a.dial(SocketAddr::new(own, port), PATIENCE)?, &app.accept()?.0)?;
+            }
+            for (bound, source) in [(None, first), (Some(second), second)] {
+                let client = far_from(&world.a, family, bound)?;
+                ensure!(client.local_addr()?.ip() == source);
+                converse(&client, &accept(family.outbound(listeners))?)?;
+            }
+            let at = SocketAddr::new(second, port);
+            let outside = world.router.run(|| Ok(TcpStream::connect_timeout(&at, PATIENCE)?))?;
+            converse(&outside, &accept(family.inbound(listeners))?)
+        })?;
     }
     Ok(())
+}
+
+/// A connection to somewhere far, from a certain address or any.
+fn far_from(pod: &Pod, family: Family, bound: Option<IpAddr>) -> Result<TcpStream> {
+    let far: SocketAddr = family.pick(FAR_V4, FAR_V6).parse()?;
+    pod.run(|| {
+        let socket = Socket::new(family.domain(), Type::STREAM, Some(Protocol::TCP))?;
+        if let Some(ip) = bound {
+            socket.bind(&SocketAddr::new(ip, 0).into())?;
+        }
+        socket.connect_timeout(&far.into(), PATIENCE)?;
+        Ok(into_stream(socket))
+    })
 }
 
 /// What stays on the pod's link is the kernel's, as far as the pod begins it.
@@ -222,17 +229,6 @@ fn v4_works(world: &World, listeners: &Listeners) -> Result<()> {
     let _app = world.a.listen("0.0.0.0:7001")?;
     let client = world.b.dial(SocketAddr::from((world.a.v4, 7001)), PATIENCE)?;
     converse(&client, &accept(&listeners.inbound_v4)?)
-}
-
-/// Rules and routes of both families.
-fn in_pod(pod: &Pod) -> Result<String> {
-    let mut all = String::new();
-    for family in ["-4", "-6"] {
-        for what in [&["rule", "list"][..], &["route", "list", "table", "all"]] {
-            all += &shell::run("ip", [&["-n", pod.netns.name(), family], what].concat())?;
-        }
-    }
-    Ok(all)
 }
 
 fn index(netns: &Netns, interface: &str) -> Result<u32> {

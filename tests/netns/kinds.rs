@@ -75,22 +75,15 @@ fn a_pod_with_users_of_its_own_joins_and_leaves() -> Result<()> {
 #[ignore = "needs root: cargo xtask test"]
 fn every_interface_of_a_pod_is_captured_and_guarded() -> Result<()> {
     let world = World::new()?;
-    let second = |name: &str, net: u8| -> Result<()> {
-        world.a.netns.ip(&format!(
-            "link add {name} type veth peer name x{net} netns {}\naddr add 10.98.{net}.2/24 dev {name}\nlink set {name} up\n",
-            world.router.name()
-        ))?;
-        world.router.ip(&format!("addr add 10.98.{net}.1/24 dev x{net}\nlink set x{net} up\n"))
-    };
-    second("eth1", 4)?;
+    world.second_network(&world.a, "eth1", 4)?;
     let (mut datapath, mut listeners) = world.enrolled(&[&world.a])?;
     let kept = listeners.remove(0);
     let mut sniffer = Sniffer::new(&world)?;
     let mut guarded = |datapath: &Datapath, listeners: &Listeners, net: u8, guards: u64| -> Result<()> {
-        let there = format!("10.98.{net}.1:{PORT}").parse::<SocketAddr>()?;
+        let there = format!("10.97.{net}.1:{PORT}").parse::<SocketAddr>()?;
         let client = world.a.dial(there, PATIENCE)?;
         converse(&client, &accept(&listeners.outbound_v4)?)?;
-        send_raw(&world.a, &segment(format!("10.98.{net}.2:5000").parse()?, there, SYN), 0)?;
+        send_raw(&world.a, &segment(format!("10.97.{net}.2:5000").parse()?, there, SYN), 0)?;
         // What comes from its other addresses would be among these, too.
         let from = |segment: &Segment| segment.to.ip() == there.ip();
         let seen: Vec<_> = sniffer.all_until(&world.a, world.b.address)?.into_iter().filter(from).collect();
@@ -99,7 +92,7 @@ fn every_interface_of_a_pod_is_captured_and_guarded() -> Result<()> {
         Ok(())
     };
     guarded(&datapath, &kept, 4, 1)?;
-    second("eth2", 5)?;
+    world.second_network(&world.a, "eth2", 5)?;
     let kept = datapath.prepare(&world.a.spec()?, Some(kept))?;
     datapath.capture(&world.a.uid)?;
     guarded(&datapath, &kept, 5, 2)

@@ -175,13 +175,8 @@ fn without_a_setting_the_cgroup_is_found() -> Result<()> {
 fn an_interface_that_comes_later_is_guarded() -> Result<()> {
     over_both(|world| {
         let (mut datapath, _listeners) = world.enrolled(&[&world.a])?;
-        let (ours, theirs, prefix) =
-            world.family.pick(("10.97.0.2", "10.97.0.1", 24), ("fd97::2", "fd97::1", 64));
-        let router = world.router.name();
-        world.a.netns.ip(&format!(
-            "link add net1 type veth peer name later netns {router}\naddr add {ours}/{prefix} dev net1\nlink set net1 up\n"
-        ))?;
-        world.router.ip(&format!("addr add {theirs}/{prefix} dev later\nlink set later up\n"))?;
+        world.second_network(&world.a, "net1", 1)?;
+        let (ours, theirs) = world.family.pick(("10.97.1.2", "10.97.1.1"), ("fd97:1::2", "fd97:1::1"));
         let mut sniffer = Sniffer::new(world)?;
         let packet =
             segment(SocketAddr::new(ours.parse()?, 5000), SocketAddr::new(theirs.parse()?, PORT), SYN);

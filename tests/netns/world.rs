@@ -166,6 +166,18 @@ impl World {
         pod.netns.ip(&format!("route add default via 10.98.{net}.1\nroute add default via fd98:{net}::1\n"))
     }
 
+    /// Another network of a pod, by this interface: 10.97.`net`.2 and fd97:`net`::2, the router has 1 at its end.
+    pub(crate) fn second_network(&self, pod: &Pod, interface: &str, net: u8) -> Result<()> {
+        pod.netns.ip(&format!(
+            "link add {interface} type veth peer name s{net} netns {}\naddr add 10.97.{net}.2/24 dev {interface}\n\
+             addr add fd97:{net}::2/64 dev {interface}\nlink set {interface} up\n",
+            self.router.name()
+        ))?;
+        self.router.ip(&format!(
+            "addr add 10.97.{net}.1/24 dev s{net}\naddr add fd97:{net}::1/64 dev s{net}\nlink set s{net} up\n"
+        ))
+    }
+
     pub(crate) fn mount_bpffs(&self) -> Result<()> {
         mount(Some("bpf"), &self.bpffs, Some("bpf"), MsFlags::empty(), None::<&str>).context("mount bpffs")
     }

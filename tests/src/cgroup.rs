@@ -2,11 +2,13 @@
 //! as a whole.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::fd::OwnedFd;
+use std::io::{self, Read as _, Seek as _};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Where this machine has its cgroup2 hierarchy.
 pub fn mount_point() -> anyhow::Result<PathBuf> {
@@ -42,23 +44,43 @@ pub fn kill(cgroup: &Path) {
     if let Err(error) = fs::write(cgroup.join("cgroup.kill"), "1") {
         tracing::warn!("cannot kill the processes of {}: {error}", cgroup.display());
     }
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while populated(cgroup) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(5));
-        kill_again(cgroup);
+    if !emptied(cgroup) {
+        tracing::warn!("processes of {} stay", cgroup.display());
     }
 }
 
-/// A kubelet that still runs brings back what was killed.
-fn kill_again(cgroup: &Path) {
-    // Gone by now, perhaps.
-    let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+/// Waits until no process is in it or below; whether that is so in the end.
+fn emptied(cgroup: &Path) -> bool {
+    // One that is gone is empty, here and below.
+    let Ok(mut events) = File::open(cgroup.join("cgroup.events")) else { return true };
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut text = String::new();
+        // Reading is what the next change is told since.
+        if events.rewind().and_then(|()| events.read_to_string(&mut text)).is_err() || !is_populated(&text) {
+            return true;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return false;
+        }
+        let mut change = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+        // An interrupted wait is as good as one that is over.
+        let _ = poll(&mut change, PollTimeout::try_from(left.min(AGAIN)).unwrap_or(PollTimeout::ZERO));
+        // A kubelet that still runs brings back what was killed; what comes in while others are there is no change.
+        let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+    }
 }
+
+/// For the end of processes that were killed; those that wait for a disk take longest.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// When to kill again what came in meanwhile.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Kill what runs in it, then remove it from the leaves up. Nothing new comes in below meanwhile, whoever still works
 /// there.
 pub fn remove_tree(cgroup: &Path) {
-    // As above.
+    // Gone by now, perhaps.
     let _ = fs::write(cgroup.join("cgroup.max.descendants"), "0");
     kill(cgroup);
     remove_leaves(cgroup);
@@ -69,13 +91,11 @@ fn remove_leaves(cgroup: &Path) {
     for child in children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         remove_leaves(&child.path());
     }
-    // A process that was killed leaves its cgroup a moment after it is reported gone.
-    for _ in 0..100 {
+    // Somebody may come in between the wait and the removal.
+    for _ in 0..10 {
         match fs::remove_dir(cgroup) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                std::thread::sleep(Duration::from_millis(5));
-                kill_again(cgroup);
-            }
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && emptied(cgroup) => {}
+            Err(error) if error.kind() != io::ErrorKind::NotFound => break,
             _ => return,
         }
     }
@@ -85,7 +105,12 @@ fn remove_leaves(cgroup: &Path) {
 /// Whether a process is in it or below.
 #[must_use]
 pub fn populated(cgroup: &Path) -> bool {
-    fs::read_to_string(cgroup.join("cgroup.events")).is_ok_and(|events| events.contains("populated 1"))
+    fs::read_to_string(cgroup.join("cgroup.events")).is_ok_and(|events| is_populated(&events))
+}
+
+/// By its `cgroup.events`.
+fn is_populated(events: &str) -> bool {
+    events.contains("populated 1")
 }
 
 /// Processes in it and below.
@@ -103,7 +128,44 @@ pub fn processes(cgroup: &Path) -> Vec<i32> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Child, Command};
+
     use super::*;
+
+    fn sleeper(cgroup: &Path) -> anyhow::Result<Child> {
+        let child = Command::new("sleep").arg("60").spawn()?;
+        fs::create_dir_all(cgroup)?;
+        fs::write(cgroup.join("cgroup.procs"), child.id().to_string())?;
+        Ok(child)
+    }
+
+    /// Also what is only about to come in.
+    #[test]
+    #[ignore = "needs root: cargo xtask test"]
+    fn a_tree_is_removed_with_its_processes() -> anyhow::Result<()> {
+        let top = mount_point()?.join(format!("ambit-test-{}", std::process::id()));
+        let (inner, outer) = (top.join("a/b"), top.join("c"));
+        let mut children = [sleeper(&inner)?, sleeper(&outer)?];
+        anyhow::ensure!(populated(&top) && processes(&top).len() == 2, "nobody is in it");
+        let late = Command::new("sleep").arg("60").spawn()?;
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            let comes_in = scope.spawn(|| {
+                // Until the cgroup is gone.
+                while fs::write(inner.join("cgroup.procs"), late.id().to_string()).is_ok() {}
+            });
+            remove_tree(&top);
+            comes_in.join()
+        })
+        .map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+        anyhow::ensure!(!top.exists() && began.elapsed() < PATIENCE, "it is there");
+        let mut late = late;
+        late.kill()?;
+        for child in children.iter_mut().chain([&mut late]) {
+            anyhow::ensure!(!child.wait()?.success(), "it ended by itself");
+        }
+        Ok(())
+    }
 
     #[test]
     fn finds_the_cgroup2_mount() {

@@ -1,7 +1,8 @@
 //! An agent with one pod that goes wrong at a chosen point: the real steps, datapath and pod protocol, in a process of
 //! its own, whose n-th call that changes something in the kernel fails or is never made.
 //!
-//! It says `ready` once it has cleared what an agent before it left unfinished. Then each line of stdin is an order,
+//! It says `listening` when something like a ztunnel may connect, and `ready` once it has cleared what an agent before it
+//! left unfinished. Then each line of stdin is an order,
 //! `enrol` or `release`, with `fail` or `stop` and the number of the call, 0 for none; it answers `stopped`, or
 //! `done <calls> <outcome>`. It ends with its stdin.
 
@@ -73,6 +74,7 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let pods = Pods::new();
     let listener = Listener::bind(&arguments.run_dir.join("pods.sock"))?;
     tokio::spawn(pods.clone().serve(listener, flag_map, CancellationToken::new()));
+    println!("listening");
     pods.connected().await;
 
     let wire = Tripwire::default();

@@ -11,6 +11,7 @@ use mesh_core::pod_link::Link;
 use mesh_core::proto::pods::{self as wire, Fd, from_agent, from_ztunnel};
 use socket2::Socket;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// One pod's description and descriptors, in the order of the names.
 struct Held {
@@ -23,6 +24,7 @@ struct Held {
 pub(crate) struct Holder {
     held: Arc<Mutex<Option<Held>>>,
     run_dir: PathBuf,
+    agents: UnboundedSender<()>,
     runtime: Option<Runtime>,
 }
 
@@ -32,8 +34,14 @@ impl Holder {
         std::fs::create_dir_all(&run_dir)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let held = Arc::default();
-        runtime.spawn(follow(run_dir.join("pods.sock"), Arc::clone(&held)));
-        Ok(Self { held, run_dir, runtime: Some(runtime) })
+        let (agents, next) = unbounded_channel();
+        runtime.spawn(follow(run_dir.join("pods.sock"), next, Arc::clone(&held)));
+        Ok(Self { held, run_dir, agents, runtime: Some(runtime) })
+    }
+
+    /// An agent listens on the socket.
+    pub(crate) fn connect(&self) -> Result<()> {
+        self.agents.send(()).context("the holder has ended")
     }
 
     pub(crate) fn run_dir(&self) -> &Path {
@@ -58,13 +66,12 @@ impl Drop for Holder {
     }
 }
 
-async fn follow(path: PathBuf, held: Arc<Mutex<Option<Held>>>) {
-    loop {
+async fn follow(path: PathBuf, mut agents: UnboundedReceiver<()>, held: Arc<Mutex<Option<Held>>>) {
+    while agents.recv().await.is_some() {
         if let Ok(link) = Link::connect(&path).await {
             // Ends with the agent.
             let _ = serve(&link, &held).await;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
