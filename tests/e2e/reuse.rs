@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use mesh_tests::reuse;
+
 use crate::shared::scenario;
 
 #[test]
@@ -9,7 +11,7 @@ use crate::shared::scenario;
 fn an_address_that_goes_to_another_pod_takes_no_traffic_along() {
     scenario(|lab| {
         let limit = Duration::from_secs(12);
-        let tally = mesh_tests::reuse::churn(lab, "reuse", |_, elapsed| elapsed > limit)?;
+        let tally = reuse::churn(lab, "reuse", reuse::LATE, |_, elapsed| elapsed > limit)?;
         anyhow::ensure!(tally.wrong.is_empty(), "{tally}\n{:#?}", tally.wrong);
         anyhow::ensure!(
             tally.cycles >= 4 && tally.right > 50 && tally.refused > 10,

@@ -1,5 +1,6 @@
 //! The datapath in the kernel it is for: two pods, a router, the real `Datapath`, and one test for each trap.
 
+mod cost;
 mod cycles;
 mod fail_closed;
 mod families;

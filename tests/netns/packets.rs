@@ -159,20 +159,37 @@ pub(crate) fn segment_of(from: SocketAddr, to: SocketAddr, flags: u8, numbers: [
 
 /// Sends a packet past the TCP stack, as CAP_NET_RAW allows, with a mark if wanted.
 pub(crate) fn send_raw(pod: &Pod, packet: &[u8], mark: u32) -> Result<()> {
+    pod.run(|| {
+        let (socket, to) = raw(packet)?;
+        socket.set_mark(mark)?;
+        send(&socket, packet, to)
+    })
+}
+
+/// The same packet again and again.
+pub(crate) fn send_many_raw(pod: &Pod, packet: &[u8], count: u64) -> Result<()> {
+    pod.run(|| {
+        let (socket, to) = raw(packet)?;
+        (0..count).try_for_each(|_| send(&socket, packet, to))
+    })
+}
+
+/// A socket for a packet, and where that goes. Call it inside the pod.
+fn raw(packet: &[u8]) -> Result<(Socket, SocketAddr)> {
     const IPPROTO_RAW: i32 = 255;
     let (domain, to): (_, IpAddr) = match packet[0] >> 4 {
         4 => (Domain::IPV4, <[u8; 4]>::try_from(&packet[16..20])?.into()),
         _ => (Domain::IPV6, <[u8; 16]>::try_from(&packet[24..40])?.into()),
     };
-    pod.run(|| {
-        let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(IPPROTO_RAW)))?;
-        socket.set_mark(mark)?;
-        match socket.send_to(packet, &SocketAddr::new(to, 0).into()) {
-            // ENOBUFS is how a packet that the guard dropped looks to its sender.
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
-            other => other.map(drop).context("raw send"),
-        }
-    })
+    Ok((Socket::new(domain, Type::RAW, Some(Protocol::from(IPPROTO_RAW)))?, SocketAddr::new(to, 0)))
+}
+
+fn send(socket: &Socket, packet: &[u8], to: SocketAddr) -> Result<()> {
+    match socket.send_to(packet, &to.into()) {
+        // ENOBUFS is how a packet that the guard dropped looks to its sender.
+        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+        other => other.map(drop).context("raw send"),
+    }
 }
 
 fn checksum(bytes: &[u8]) -> u16 {

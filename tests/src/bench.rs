@@ -105,6 +105,8 @@ fn compare(samples: &[(Sample, Sample)]) -> Vec<Comparison> {
         metric("connect, p99", "us", |sample| sample.connect_p99),
         metric("connect to first byte, p50", "us", |sample| sample.first_byte_p50),
         metric("connect to first byte, p99", "us", |sample| sample.first_byte_p99),
+        metric("refusal of a closed port, p50", "us", |sample| sample.refused_p50),
+        metric("refusal of a closed port, p99", "us", |sample| sample.refused_p99),
     ]
 }
 

@@ -85,6 +85,12 @@ enum Act {
         #[arg(long, default_value_t = 500)]
         count: usize,
     },
+    /// Measure how soon it is known that nobody listens on a port, in microseconds, as one JSON object.
+    Refused {
+        address: String,
+        #[arg(long, default_value_t = 500)]
+        count: usize,
+    },
     /// Open connections to an echo server and keep them, idle.
     Park {
         address: String,
@@ -126,6 +132,7 @@ impl Example {
                 }
                 Act::Ask { targets, parallel } => ask::run(&targets, parallel, &told).await,
                 Act::Latency { address, count } => latency::connects(&address, count).await,
+                Act::Refused { address, count } => latency::refusals(&address, count).await,
                 Act::Park { address, count } => latency::idle_connections(&address, count).await,
                 Act::Ping { address } => ping::once(address),
                 Act::Datagram { address, text } => dial::datagram(&address, &text).await,

@@ -1,4 +1,5 @@
-//! The few bpf(2) calls that tests need to put another program under a pinned link: one that lets everything pass.
+//! The few bpf(2) calls that tests need: another program under a pinned link, one that lets everything pass, and what a
+//! program has cost until now.
 #![allow(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 
 use std::ffi::CString;
@@ -27,9 +28,26 @@ pub struct Link {
 /// The link pinned at a path.
 pub fn link(path: &Path) -> io::Result<Link> {
     let link: LinkInfo = info(&open(path)?)?;
-    let program = owned(call(PROG_GET_FD_BY_ID, [link.program, 0, 0])?);
-    let program: ProgramInfo = info(&program)?;
-    Ok(Link { id: link.id, tag: program.tag })
+    Ok(Link { id: link.id, tag: program(&link)?.tag })
+}
+
+/// What a link's program has run since statistics are kept (BPF_ENABLE_STATS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spent {
+    /// How often.
+    pub runs: u64,
+    /// All together.
+    pub nanoseconds: u64,
+}
+
+/// Of the link pinned at a path.
+pub fn spent(path: &Path) -> io::Result<Spent> {
+    let program = program(&info::<LinkInfo>(&open(path)?)?)?;
+    Ok(Spent { runs: program.runs, nanoseconds: program.nanoseconds })
+}
+
+fn program(link: &LinkInfo) -> io::Result<ProgramInfo> {
+    info(&owned(call(PROG_GET_FD_BY_ID, [link.program, 0, 0])?))
 }
 
 /// Makes the link pinned at a path run a program whose verdict is always to let it pass.
@@ -98,6 +116,10 @@ struct ProgramInfo {
     kind: u32,
     id: u32,
     tag: [u8; 8],
+    /// Up to `prog_tags`; zero where it would be a buffer to fill.
+    rest: [u64; 22],
+    nanoseconds: u64,
+    runs: u64,
 }
 
 fn info<T: Default>(object: &OwnedFd) -> io::Result<T> {

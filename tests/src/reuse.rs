@@ -4,7 +4,7 @@
 //! answered by another, and what another was asked, is told in full.
 //!
 //! The agents hear of every change late, so that a client's proxy goes on meaning the pod that had the address before:
-//! the attempts to reach it there are counted, because without them nothing would be proved.
+//! the attempts to reach it there are counted, because without them nothing would be proved. How late is told.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -26,8 +26,8 @@ use crate::workload::{self, Workload};
 const ROLES: [(&str, &str); 3] = [("one", "first"), ("two", "second"), ("twin", "second")];
 const PORT: u16 = 8080;
 const AGENT: &str = "system:serviceaccount:ambit-system:node-agent";
-/// How late. A pod takes the address of the one before within a fifth of a second.
-const LATE: Duration = Duration::from_millis(500);
+/// How late, unless told otherwise. A pod takes the address of the one before within a fifth of a second.
+pub const LATE: Duration = Duration::from_millis(500);
 /// What ztunnel's log says of a connection to a pod that was not meant: by its identity, or only by its UID.
 const REFUSALS: [&str; 2] = ["reason=\"TLS_FAILURE\"", "reason=\"WRONG_WORKLOAD\""];
 /// Nodes on which an address is passed on; there are clients on each.
@@ -38,6 +38,9 @@ pub struct Config {
     /// How often the address goes to another pod.
     #[arg(long, default_value_t = 1000)]
     cycles: usize,
+    /// By how much the agents hear of every change late, in milliseconds.
+    #[arg(long, default_value_t = 500)]
+    late_ms: u64,
     /// Print the result as one JSON object; progress goes to stderr.
     #[arg(long)]
     json: bool,
@@ -46,6 +49,8 @@ pub struct Config {
 /// What came of it.
 #[derive(Debug, Default, Serialize)]
 pub struct Tally {
+    /// By how much the agents heard of every change late.
+    pub late_ms: u128,
     /// How often an address went to another pod.
     pub cycles: usize,
     /// Calls that whom they were meant for answered.
@@ -64,10 +69,11 @@ impl std::fmt::Display for Tally {
         let failed: u64 = self.failed.values().sum();
         write!(
             formatter,
-            "{} times an address went to another pod, {:.1} s; {} calls answered by whom they were meant for, \
+            "{} times an address went to another pod, {:.1} s, the agents heard of it {} ms late; {} calls answered by whom they were meant for, \
              {failed} by nobody, {} by another; {} connections had come to another pod, and were refused",
             self.cycles,
             self.seconds,
+            self.late_ms,
             self.right,
             self.wrong.len(),
             self.refused,
@@ -89,6 +95,7 @@ fn refusals(lab: &Lab) -> anyhow::Result<usize> {
 pub fn churn(
     lab: &Lab,
     namespace: &str,
+    late: Duration,
     enough: impl Fn(usize, Duration) -> bool + Sync,
 ) -> anyhow::Result<Tally> {
     lab.namespace(namespace, &[("istio.io/dataplane-mode", "ambient")])?;
@@ -107,7 +114,7 @@ pub fn churn(
         load.push(client.spawn(line)?);
     }
     let (began, cycles, refused) = (Instant::now(), AtomicUsize::new(0), refusals(lab)?);
-    lab.api().set_watch_delay(None, Some(AGENT), LATE);
+    lab.api().set_watch_delay(None, Some(AGENT), late);
     let enough = || enough(cycles.load(Ordering::Relaxed), began.elapsed());
     let passed = std::thread::scope(|scope| {
         let lanes: Vec<_> = NODES
@@ -121,8 +128,8 @@ pub fn churn(
     });
     lab.api().set_watch_delay(None, Some(AGENT), Duration::ZERO);
     passed.map_err(|error| error.context(lab.story(namespace)))?;
-    let mut tally =
-        Tally { cycles: cycles.into_inner(), seconds: began.elapsed().as_secs_f64(), ..Tally::default() };
+    let mut tally = Tally { late_ms: late.as_millis(), cycles: cycles.into_inner(), ..Tally::default() };
+    tally.seconds = began.elapsed().as_secs_f64();
     for client in load {
         tally.add(client)?;
     }
@@ -214,7 +221,8 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     progress("starting a cluster of two nodes with the mesh");
     let lab = Lab::new().nodes(2).mesh().start()?;
     progress(&format!("{} cycles", config.cycles));
-    let tally = churn(&lab, "reuse", |cycles, _| cycles >= config.cycles)?;
+    let late = Duration::from_millis(config.late_ms);
+    let tally = churn(&lab, "reuse", late, |cycles, _| cycles >= config.cycles)?;
     if config.json {
         println!("{}", serde_json::to_string(&tally)?);
     } else {

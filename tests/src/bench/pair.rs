@@ -16,6 +16,8 @@ pub(super) struct Pair<'a> {
     pub(super) client: PodRef<'a>,
     /// `address:port` of the echo service's endpoint.
     pub(super) echo: String,
+    /// The same endpoint at a port that nobody listens on.
+    closed: String,
     bulk: PodRef<'a>,
 }
 
@@ -28,6 +30,8 @@ pub(super) struct Sample {
     pub(super) connect_p99: f64,
     pub(super) first_byte_p50: f64,
     pub(super) first_byte_p99: f64,
+    pub(super) refused_p50: f64,
+    pub(super) refused_p99: f64,
 }
 
 impl<'a> Pair<'a> {
@@ -44,7 +48,8 @@ impl<'a> Pair<'a> {
             .on_node(server_node)
             .start(lab)?;
         workload::service(lab, name, "echo", 7000, 7000)?;
-        let pair = Self { echo: format!("{}:7000", echo.address()?), client, bulk };
+        let address = echo.address()?;
+        let pair = Self { echo: format!("{address}:7000"), closed: format!("{address}:9"), client, bulk };
         if mesh {
             // On one node the proxy hands connections over, without a tunnel.
             pair.wait_for(lab, server_node, if server_node == 1 { "none" } else { "mutual_tls" })?;
@@ -75,8 +80,11 @@ impl<'a> Pair<'a> {
         let count = format!("--count={}", connections.max(1));
         let latency = self.client.exec_ok(["ambit-example", "latency", &self.echo, &count])?;
         let latency: Value = serde_json::from_str(&latency).context("read the latencies")?;
+        let refused = self.client.exec_ok(["ambit-example", "refused", &self.closed, &count])?;
+        let refused: Value = serde_json::from_str(&refused).context("read the latencies of refusals")?;
         let time = |which: &str, percentile: &str| {
-            latency[which][percentile].as_f64().with_context(|| format!("no {which} {percentile}"))
+            let found = latency[which][percentile].as_f64().or(refused[which][percentile].as_f64());
+            found.with_context(|| format!("no {which} {percentile}"))
         };
         Ok(Sample {
             gigabits,
@@ -85,6 +93,8 @@ impl<'a> Pair<'a> {
             connect_p99: time("connect", "p99")?,
             first_byte_p50: time("first_byte", "p50")?,
             first_byte_p99: time("first_byte", "p99")?,
+            refused_p50: time("refused", "p50")?,
+            refused_p99: time("refused", "p99")?,
         })
     }
 

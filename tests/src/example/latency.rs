@@ -27,6 +27,22 @@ pub(super) async fn connects(address: &str, count: usize) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Connect to a port that nobody listens on, until that is known: refused, or accepted by somebody else and ended;
+/// `count` times, one after the other.
+pub(super) async fn refusals(address: &str, count: usize) -> anyhow::Result<()> {
+    let mut told = Vec::with_capacity(count);
+    for number in 0..count {
+        let began = Instant::now();
+        if let Ok(mut stream) = TcpStream::connect(address).await {
+            let read = stream.read(&mut [0]).await;
+            anyhow::ensure!(!matches!(read, Ok(1..)), "connection {number} to {address}: somebody answers");
+        }
+        told.push(began.elapsed());
+    }
+    println!("{}", json!({ "refused": percentiles(told) }));
+    Ok(())
+}
+
 /// Open `count` connections, exchange one byte on each, then keep them open until told to stop.
 pub(super) async fn idle_connections(address: &str, count: usize) -> anyhow::Result<()> {
     let mut open = Vec::with_capacity(count);
