@@ -7,11 +7,11 @@ use k8s_openapi::api::core::v1 as api;
 use mesh_core::proto::pods as proto;
 use mesh_core::proto::security::Authorization;
 
-use super::event::ObjectName;
+use super::event::{Kind, ObjectName};
 use super::membership::{Membership, membership};
 use super::namespace::Namespace;
 use super::pod::{Pod, Reported};
-use super::{Config, Index, Invalid, wds};
+use super::{Config, Index, Invalid, PolicyKey, wds};
 
 /// A pod of this node.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,7 +78,12 @@ impl Index {
     }
 
     fn local_in(&self, pod: &Pod, namespace: Option<&Namespace>) -> LocalPod {
-        let policies = self.policies_of(&pod.name.namespace, &pod.labels);
+        let policies = if self.relist.is_known(Kind::PeerAuthentication) {
+            self.policies_of(&pod.name.namespace, &pod.labels)
+        } else {
+            // In doubt nobody gets in who does not prove who he is, until the proxy hears from the model.
+            vec![self.policy(&PolicyKey::Strict).0]
+        };
         local(&self.config, pod, namespace, policies)
     }
 }

@@ -32,8 +32,13 @@ impl Relist {
         self.open.remove(&kind)
     }
 
-    /// Whether every kind was listed at least once.
+    /// Whether the kind was listed at least once.
+    pub(super) fn is_known(&self, kind: Kind) -> bool {
+        self.completed.contains(&kind)
+    }
+
+    /// Whether every kind was that has to be.
     pub(super) fn is_complete(&self) -> bool {
-        Kind::ALL.iter().all(|kind| self.completed.contains(kind))
+        Kind::ALL.into_iter().all(|kind| self.is_known(kind))
     }
 }

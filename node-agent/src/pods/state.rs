@@ -40,7 +40,9 @@ struct Entry {
 struct Link {
     /// By UID, the generation that the proxy serves.
     has: BTreeMap<String, u64>,
-    /// Reported by the proxy with the sockets that we want, not confirmed to it yet.
+    /// Reported by the proxy, which serves them until the end of the snapshot at least.
+    held: BTreeSet<String>,
+    /// Those of them that have the sockets that we want, not confirmed to it yet.
     keep: BTreeSet<String>,
     failed: BTreeMap<String, Failure>,
     snapshot_sent: bool,
@@ -153,8 +155,9 @@ impl State {
                 None => false,
             };
             if wanted {
-                link.keep.insert(uid);
+                link.keep.insert(uid.clone());
             }
+            link.held.insert(uid);
         }
         self.ids += 1;
         let id = LinkId(self.ids);
@@ -241,7 +244,10 @@ impl State {
                 link.failed.remove(&uid);
                 return Ok((!done).then_some((uid, ack.error)));
             }
-            (What::Snapshot, true) => link.snapshot_sent = true,
+            (What::Snapshot, true) => {
+                link.snapshot_sent = true;
+                link.held.clear();
+            }
             (What::Snapshot, false) => return Err(BadAck::Snapshot(ack.error)),
         }
         Ok(None)
@@ -269,9 +275,10 @@ impl State {
             What::Served(told, _) | What::Removed(told) => told == uid,
             What::Snapshot => false,
         };
-        self.links
-            .values()
-            .all(|link| !link.has.contains_key(uid) && !link.awaited.as_ref().is_some_and(told))
+        self.links.values().all(|link| {
+            let serves = link.has.contains_key(uid) || link.held.contains(uid);
+            !serves && !link.awaited.as_ref().is_some_and(told)
+        })
     }
 
     /// Pods, and connections.

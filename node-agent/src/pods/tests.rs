@@ -1,5 +1,7 @@
 //! The agent against a scripted ztunnel, over a real socket with real descriptors.
 
+mod steps;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -198,31 +200,6 @@ async fn a_refusal_is_the_answer_and_is_tried_again_later() {
     assert_eq!(add.await.unwrap(), Err(ServeError::Refused("setns: no".into())));
 }
 
-#[test]
-fn a_refused_pod_is_offered_again_after_a_pause() {
-    let mut state = State::new();
-    let now = std::time::Instant::now();
-    state.put(Arc::new(served("a")));
-    assert_eq!(state.progress("a"), Progress::Pending { connected: false });
-    let id = state.join(Vec::new(), false);
-    assert_eq!(state.progress("a"), Progress::Pending { connected: true });
-    let Next::Add(sequence, _) = state.next(id, now) else { panic!("no add") };
-    assert!(matches!(state.next(id, now), Next::Wait(None)), "one message without an Ack");
-    let refused = proto::Ack { sequence, error: "no".into() };
-    assert_eq!(state.acked(id, refused, now), Ok(Some(("a".into(), "no".into()))));
-    assert_eq!(state.progress("a"), Progress::Failed("no".into()));
-    let Next::SnapshotEnd(sequence) = state.next(id, now) else { panic!("a bad pod holds up the rest") };
-    state.acked(id, proto::Ack { sequence, error: String::new() }, now).unwrap();
-    let Next::Wait(Some(retry)) = state.next(id, now) else { panic!("no retry") };
-    assert_eq!(retry, now + state::RETRY);
-    let Next::Add(sequence, _) = state.next(id, retry) else { panic!("no retry") };
-    state.acked(id, proto::Ack { sequence, error: String::new() }, retry).unwrap();
-    assert_eq!(state.progress("a"), Progress::Served);
-    assert!(!state.is_gone("a"));
-    state.part(id);
-    assert!(state.is_gone("a"));
-}
-
 #[tokio::test]
 async fn a_new_ztunnel_is_told_everything() {
     let world = World::new("replay");
@@ -287,26 +264,6 @@ async fn a_ztunnel_that_drains_hears_of_removals_only() {
     let new = world.ready(&[]).await;
     assert_eq!(new.step().await, "add b with 5 descriptors");
     add.await.unwrap().unwrap();
-}
-
-#[test]
-fn a_ztunnel_that_comes_back_draining_keeps_what_it_holds() {
-    let mut state = State::new();
-    let now = std::time::Instant::now();
-    let id = state.join(vec![served("a")], true);
-    state.put(Arc::new(served("b")));
-    let done = |state: &mut State, sequence| {
-        state.acked(id, proto::Ack { sequence, error: String::new() }, now).unwrap();
-    };
-    let Next::Keep(sequence, _) = state.next(id, now) else { panic!("no keep") };
-    done(&mut state, sequence);
-    let Next::SnapshotEnd(sequence) = state.next(id, now) else { panic!("no end") };
-    done(&mut state, sequence);
-    assert!(matches!(state.next(id, now), Next::Wait(None)), "nothing for it to add");
-    assert_eq!(state.progress("b"), Progress::Pending { connected: false });
-    assert!(!state.is_connected() && !state.is_gone("a"));
-    state.remove("a");
-    assert!(matches!(state.next(id, now), Next::Remove(_, uid) if uid == "a"));
 }
 
 #[tokio::test]

@@ -92,7 +92,11 @@ impl<T: DeserializeOwned + 'static> Watch<T> {
                     (self.failing, self.known, self.misses) = (false, true, 0);
                     return event;
                 }
-                Some(Err(error)) if is_gone(&error) => self.watching = None,
+                Some(Err(error)) if is_gone(&error) => {
+                    self.watching = None;
+                    // Discovery may still name it: without a pause this would ask again at once, and again.
+                    pause(self.period).await;
+                }
                 Some(Err(error)) => report(self.kind, &error, &mut self.failing),
                 None => self.watching = None,
             }
@@ -117,8 +121,12 @@ impl<T: DeserializeOwned + 'static> Watch<T> {
             self.ready.extend([Event::Restarted(self.kind), Event::Listed(self.kind)]);
             return;
         }
-        tokio::time::sleep(self.period.mul_f32(rand::random_range(0.5..1.0))).await;
+        pause(self.period).await;
     }
+}
+
+async fn pause(period: Duration) {
+    tokio::time::sleep(period.mul_f32(rand::random_range(0.5..1.0))).await;
 }
 
 /// The best version that is served.
