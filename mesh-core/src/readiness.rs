@@ -54,8 +54,13 @@ impl Readiness {
 
     /// Waits until no gate is closed.
     pub async fn ready(&self) {
+        self.until(<[String]>::is_empty).await;
+    }
+
+    /// Waits until this is so of the closed gates (as of [`Self::pending`]), asked again whenever a part has its say.
+    pub async fn until(&self, mut met: impl FnMut(&[String]) -> bool) {
         let mut changed = self.changed.subscribe();
-        while !self.pending().is_empty() {
+        while !met(&self.pending()) {
             // We hold a sender, so the channel cannot close.
             let _ = changed.changed().await;
         }
@@ -103,7 +108,13 @@ mod tests {
         });
         xds.open();
         waiting.await.unwrap();
+        let waiting = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.until(|pending| pending == ["xds (the agent is away)"]).await }
+        });
+        tokio::task::yield_now().await;
         xds.close("the agent is away");
+        waiting.await.unwrap();
         assert_eq!(readiness.pending(), ["xds (the agent is away)"]);
         xds.close("");
         assert_eq!(readiness.pending(), ["xds"]);

@@ -3,17 +3,22 @@
 //! A captured socket is bound to lo, so it meets the in-pod routes to the proxy and can never leave by another
 //! interface, whatever fails later. Its addresses stay as they are. One that had a connection before enrolment is not
 //! older than it from now on.
+//! Where others have programs on the same call, as kube-proxy's replacements do, these two run first, and two more run
+//! last, which put the destination back that was dialled: the proxy is to hear of the service, not of the endpoint that
+//! somebody else chose.
 //! A miss in NSCFG is a pod that is not enrolled: the call is left alone. A socket that cannot be bound is refused.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval, bpf_setsockopt};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval, bpf_setsockopt,
+};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_ebpf_abi::capture::{Call, Connect, decide};
 use mesh_ebpf_abi::event::Counter;
-use mesh_ebpf_abi::{Address, SOCKET_OLDER, SOCKET_PROBED};
+use mesh_ebpf_abi::{Address, Dialled, KEEP_DESTINATION, SOCKET_OLDER, SOCKET_PROBED};
 
-use crate::maps::{NSCFG, SKPROXY, count, slot_of};
+use crate::maps::{DIALLED, NSCFG, SKPROXY, count, slot_of};
 
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0; // connect() gives EPERM, or what bpf_set_retval says
@@ -24,7 +29,7 @@ const ENETUNREACH: i32 = 101;
 fn capture4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the verifier checks the context's fields; volatile keeps LLVM from merging reads.
     let word = unsafe { core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_ip4) };
-    capture(&ctx, Address::from_v4_word(word))
+    capture(&ctx, Address::from_v4_word(word), [word, 0, 0, 0])
 }
 
 /// The IPv6 hook: v4-mapped destinations are IPv4 ones.
@@ -34,12 +39,69 @@ fn capture6(ctx: SockAddrContext) -> i32 {
     // SAFETY: as above; each word is read by itself.
     let word =
         |i: usize| unsafe { core::ptr::read_volatile((&raw const (*addr).user_ip6).cast::<u32>().add(i)) };
-    capture(&ctx, Address::from_v6_words([word(0), word(1), word(2), word(3)]))
+    let words = [word(0), word(1), word(2), word(3)];
+    capture(&ctx, Address::from_v6_words(words), words)
+}
+
+/// The IPv4 hook that runs last.
+#[cgroup_sock_addr(connect4)]
+fn restore4(ctx: SockAddrContext) -> i32 {
+    if let Some(dialled) = dialled(&ctx) {
+        let addr = ctx.sock_addr;
+        // SAFETY: context fields that the hook may write, each by itself.
+        unsafe {
+            core::ptr::write_volatile(&raw mut (*addr).user_ip4, dialled.address[0]);
+            core::ptr::write_volatile(&raw mut (*addr).user_port, dialled.port);
+        }
+    }
+    ALLOW
+}
+
+/// The IPv6 hook that runs last.
+#[cgroup_sock_addr(connect6)]
+fn restore6(ctx: SockAddrContext) -> i32 {
+    if let Some(dialled) = dialled(&ctx) {
+        let (addr, [a, b, c, d]) = (ctx.sock_addr, dialled.address);
+        // SAFETY: as above.
+        let set = |i: usize, word: u32| unsafe {
+            core::ptr::write_volatile((&raw mut (*addr).user_ip6).cast::<u32>().add(i), word);
+        };
+        set(0, a);
+        set(1, b);
+        set(2, c);
+        set(3, d);
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*addr).user_port, dialled.port) };
+    }
+    ALLOW
+}
+
+/// Notes where a call wants to go. Without room the call goes on: then another's choice is dialled, by the proxy all the
+/// same.
+#[inline(always)]
+fn keep(ctx: &SockAddrContext, address: [u32; 4]) {
+    // SAFETY: a context field, and a helper that takes the context.
+    let (port, cookie) = unsafe {
+        let port = core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_port);
+        (port, bpf_get_socket_cookie(ctx.as_ptr()))
+    };
+    let _ = DIALLED.insert(cookie, Dialled { address, port }, 0);
+}
+
+/// What was noted of a call, once.
+#[inline(always)]
+fn dialled(ctx: &SockAddrContext) -> Option<Dialled> {
+    // SAFETY: the helper takes the hook's context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: one call at a time connects a socket.
+    let dialled = unsafe { DIALLED.get(cookie) }.copied()?;
+    let _ = DIALLED.remove(cookie);
+    Some(dialled)
 }
 
 #[inline(always)]
-fn capture(ctx: &SockAddrContext, destination: Address) -> i32 {
-    match try_capture(ctx, destination) {
+fn capture(ctx: &SockAddrContext, destination: Address, words: [u32; 4]) -> i32 {
+    match try_capture(ctx, destination, words) {
         Ok(Call::Leave) => ALLOW,
         Ok(Call::Capture) => {
             count(Counter::Captured);
@@ -60,7 +122,7 @@ fn capture(ctx: &SockAddrContext, destination: Address) -> i32 {
 
 /// What was done with the call, as far as it is not refused.
 #[inline(always)]
-fn try_capture(ctx: &SockAddrContext, destination: Address) -> Result<Call, i64> {
+fn try_capture(ctx: &SockAddrContext, destination: Address, words: [u32; 4]) -> Result<Call, i64> {
     // SAFETY: the helper takes the hook's context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the value is two words; a torn read would be of the same pod.
@@ -84,6 +146,9 @@ fn try_capture(ctx: &SockAddrContext, destination: Address) -> Result<Call, i64>
     if call == Call::Capture {
         crate::debug!(ctx, "captured a connection of pod {}", slot);
         bind_to_lo(ctx)?;
+        if families & KEEP_DESTINATION != 0 {
+            keep(ctx, words);
+        }
     }
     Ok(call)
 }

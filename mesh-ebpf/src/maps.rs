@@ -12,8 +12,8 @@ use mesh_ebpf_abi::event::{Counter, DropEvent};
 use mesh_ebpf_abi::probe::{ProbePort, Tuple};
 use mesh_ebpf_abi::refuse::{Asked, PLACES};
 use mesh_ebpf_abi::{
-    Address, Handshake, MAX_ADDRESSES, MAX_PODS, MAX_PROBE_PORTS, MAX_PROBES, NetnsConfig, PodAddress,
-    PodRecord, SOCKETS_PER_POD,
+    Address, Dialled, Handshake, MAX_ADDRESSES, MAX_PODS, MAX_PROBE_PORTS, MAX_PROBES, NetnsConfig,
+    PodAddress, PodRecord, SOCKETS_PER_POD,
 };
 
 /// Written by the agent: an entry switches capture of connect() on. Read by connect.
@@ -55,6 +55,10 @@ static PODS: HashMap<u32, PodRecord> = HashMap::with_max_entries(MAX_PODS, BPF_F
 /// Written by `older`, read and cleared by `grown`. The oldest give way when there are too many.
 #[map]
 pub(crate) static HANDSHAKES: LruHashMap<Handshake, u64> = LruHashMap::with_max_entries(16 * 1024, 0);
+
+/// Written by the connect hooks that run first, read and cleared by those that run last, in the same call.
+#[map]
+pub(crate) static DIALLED: LruHashMap<u64, Dialled> = LruHashMap::with_max_entries(4096, 0);
 
 /// Written by every program, read by the agent.
 #[map]

@@ -10,7 +10,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_seq_write, bpf_skc_to_tcp_sock};
 use mesh_ebpf_abi::event::Counter;
-use mesh_ebpf_abi::{Handshake, SOCKET_OLDER};
+use mesh_ebpf_abi::{HBONE_PORT, Handshake, SOCKET_OLDER, SOCKET_PROXY};
 
 use crate::maps::{HANDSHAKES, SKPROXY, count};
 
@@ -52,7 +52,7 @@ const PATIENCE_NS: u64 = 10_000_000_000;
 extern "C" fn older(ctx: *const TcpIterator) -> i32 {
     let Some(seen) = look(ctx) else { return 0 };
     if seen.state != TCP_NEW_SYN_RECV {
-        flag(seen.socket);
+        flag(&seen);
         return 0;
     }
     count(Counter::OlderPending);
@@ -78,7 +78,7 @@ extern "C" fn grown(ctx: *const TcpIterator) -> i32 {
         return 0;
     }
     if !late {
-        flag(seen.socket);
+        flag(&seen);
     }
     // Used up: a later connection may have the same ports. Gone already is fine.
     let _ = HANDSHAKES.remove(seen.handshake);
@@ -117,13 +117,18 @@ fn look_again(seq: *mut c_void) {
     unsafe { bpf_seq_write(seq.cast(), (&raw mut byte).cast(), 1) };
 }
 
+/// A tunnel is the proxy's, from before another version of this program captured the pod: nothing else has that port in
+/// the mesh, and policy was asked about it.
 #[inline(always)]
-fn flag(socket: *mut SockCommon) {
+fn flag(seen: &Seen) {
     // SAFETY: null for what is not a full TCP socket, TIME_WAIT for example.
-    let full = unsafe { bpf_skc_to_tcp_sock(socket.cast()) };
+    let full = unsafe { bpf_skc_to_tcp_sock(seen.socket.cast()) };
     if !full.is_null() {
         count(Counter::OlderFlagged);
+        // The other end's port comes first, in network order.
+        let local = (seen.handshake.ports >> 16) as u16;
+        let value = if local == HBONE_PORT { SOCKET_PROXY } else { SOCKET_OLDER };
         // SAFETY: not null, a BTF socket pointer.
-        unsafe { SKPROXY.flag(full.cast(), SOCKET_OLDER) };
+        unsafe { SKPROXY.flag(full.cast(), value) };
     }
 }

@@ -4,7 +4,7 @@
 //! Established connections never come here. No listener in the slot means drop: inbound the peer gets a reset,
 //! outbound the SYN is repeated until a proxy is there. Other protocols than TCP pass.
 
-use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup, sk_action};
+use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, BPF_SK_LOOKUP_F_REPLACE, bpf_sk_lookup, sk_action};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_ebpf_abi::Address;
@@ -41,7 +41,7 @@ fn steer(ctx: SkLookupContext) -> u32 {
             count(Counter::Refused);
             return sk_action::SK_DROP;
         }
-        Steer::To(index) => match LISTEN.redirect_sk_lookup(&ctx, index, NO_REUSEPORT) {
+        Steer::To(index) => match LISTEN.redirect_sk_lookup(&ctx, index, FLAGS) {
             Ok(()) => return steered(),
             Err(_) => Counter::SteerNoListener,
         },
@@ -51,8 +51,9 @@ fn steer(ctx: SkLookupContext) -> u32 {
     sk_action::SK_DROP
 }
 
-/// Without it the kernel chooses again in the listener's SO_REUSEPORT group.
-const NO_REUSEPORT: u64 = BPF_SK_LOOKUP_F_NO_REUSEPORT as u64;
+/// Without the first the kernel chooses again in the listener's SO_REUSEPORT group; without the second a program of
+/// somebody else that ran before this one has the last word.
+const FLAGS: u64 = (BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE) as u64;
 
 #[inline(always)]
 fn steered() -> u32 {

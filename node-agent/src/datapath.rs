@@ -11,6 +11,7 @@ mod attach;
 mod bpf;
 mod cgroup;
 mod error;
+mod foreign;
 mod held;
 mod kubelet;
 mod listeners;
@@ -39,10 +40,11 @@ use tracing::{info, warn};
 
 use bpf::{Hook, Target};
 pub use error::{DatapathError, PodError};
+pub use foreign::Foreign;
 use held::Held;
 pub use kubelet::Config as KubeletConfig;
 pub use load::OBJECT;
-use load::Programs;
+use load::{Programs, Steers};
 use maps::Maps;
 use pins::Pins;
 use pod::{Failed, Pod};
@@ -134,10 +136,12 @@ pub struct Datapath {
     config: Config,
     pins: Pins,
     programs: Programs,
+    steers: Steers,
     maps: Maps,
     pods: HashMap<String, Pod>,
     held: Held,
-    others: Others,
+    versions: Others,
+    others: foreign::Others,
     /// The cgroup in which connections are captured.
     root: PathBuf,
     probes: Probes,
@@ -157,13 +161,16 @@ impl Datapath {
             .map_err(|source| DatapathError::Cgroup { path: root.clone(), source })?;
         info!(cgroup = %root.display(), bpffs = %config.bpffs.display(), "datapath open");
         let take_over = |source| DatapathError::TakeOver { path: config.bpffs.clone(), source };
-        let others = Others::find(pins.root()).map_err(take_over)?;
+        let versions = Others::find(pins.root()).map_err(take_over)?;
         let (config, pods, held) = (config.clone(), HashMap::new(), Held::default());
+        let (steers, others) = (Steers::new(&pins), foreign::Others::of(&pins));
         let probes = Probes::default();
-        let mut datapath = Self { config, pins, programs, maps, pods, held, others, root, probes };
+        let mut datapath =
+            Self { config, pins, programs, steers, maps, pods, held, versions, others, root, probes };
         datapath.take_over()?;
         let pinned = datapath.held.refresh(datapath.pins.root());
         pinned.map_err(|source| DatapathError::TakeOver { path: datapath.config.bpffs.clone(), source })?;
+        foreign::told(datapath.foreign().map(drop));
         datapath.follow_kubelet();
         Ok(datapath)
     }
@@ -190,7 +197,7 @@ impl Datapath {
         let survivor =
             |(uid, pod): (&String, &Pod)| Survivor { uid: uid.clone(), addresses: maps::ips(&pod.record) };
         let mut survivors: Vec<_> = captured.map(survivor).collect();
-        for uid in self.others.pods().unwrap_or_default() {
+        for uid in self.versions.pods().unwrap_or_default() {
             if !self.pods.get(&uid).is_some_and(Pod::captured) {
                 survivors.push(Survivor { uid, addresses: Vec::new() });
             }
@@ -253,10 +260,13 @@ impl Datapath {
     /// # Errors
     /// When a hook cannot be attached; a pod that was not captured is then as it was.
     pub fn capture(&mut self, uid: &str) -> Result<(), PodError> {
+        // Before the pod's first connection.
+        foreign::told(self.look_around(uid));
         let unknown = || Failed { step: "capture it", source: io::ErrorKind::NotFound.into() };
         let pod = self.pods.get_mut(uid).ok_or_else(unknown).map_err(|failed| failed.of(uid))?;
         let before = pod.captured();
-        let steer = pod::step("load sk_lookup", load::steer(&self.pins, pod.slot).map_err(io::Error::other));
+        pod.keeps_destinations = self.others.keeps_destinations;
+        let steer = pod::step("load sk_lookup", self.steers.load(pod.slot).map_err(io::Error::other));
         let result = steer.and_then(|steer| pod.capture(&self.pins, &self.programs, &steer, &mut self.maps));
         if result.is_err() && !before {
             let released = pod.release(&self.pins, &mut self.maps);
@@ -266,7 +276,7 @@ impl Datapath {
         // Now that ours are there: those of another version would drop what they do not know.
         let result = result.and(pinned);
         let result =
-            result.and_then(|()| pod::step("take it from another version", self.others.release(uid)));
+            result.and_then(|()| pod::step("take it from another version", self.versions.release(uid)));
         result.map_err(|failed| failed.of(uid))
     }
 
@@ -276,7 +286,7 @@ impl Datapath {
     /// # Errors
     /// When something of the pod could not be removed; it is then no longer captured all the same.
     pub fn leave(&mut self, uid: &str) -> Result<(), PodError> {
-        let others = pod::step("take it from another version", self.others.release(uid));
+        let others = pod::step("take it from another version", self.versions.release(uid));
         let Some(mut pod) = self.pods.remove(uid) else { return others.map_err(|failed| failed.of(uid)) };
         let released = others.and(pod.release(&self.pins, &mut self.maps));
         // Those whose pins are gone.
@@ -314,6 +324,10 @@ impl Datapath {
             pod.record.captured = known.record.captured;
             pod.record.sysctls = known.record.sysctls;
             pod.pending = known.pending;
+            // An address that it no longer has may be another pod's soon.
+            let lost = maps::addresses(&known.record)
+                .filter(|old| !maps::addresses(&pod.record).any(|new| new == *old));
+            pod::step("forget its old addresses", self.maps.forget_addresses(slot, lost))?;
         } else {
             // The same pod in another sandbox: the old one is gone, or going.
             self.pods.insert(spec.uid.clone(), known);
@@ -325,11 +339,11 @@ impl Datapath {
     /// Finds the pods of an earlier agent, moves them to this agent's programs, and clears away what is not whole.
     fn take_over(&mut self) -> Result<(), DatapathError> {
         let take_over = |source| DatapathError::TakeOver { path: self.config.bpffs.clone(), source };
-        let steer_tag = bpf::tag(load::steer(&self.pins, u32::MAX)?.as_fd()).map_err(take_over)?;
+        let steer_tag = bpf::tag(self.steers.load(u32::MAX)?.as_fd()).map_err(take_over)?;
         for (slot, record) in self.maps.records().map_err(take_over)? {
             let uid = maps::uid(&record);
             let mut pod = Pod::known(slot, record);
-            let steer = || load::steer(&self.pins, slot).map_err(io::Error::other);
+            let steer = || self.steers.load(slot).map_err(io::Error::other);
             let whole = pod.captured()
                 && pod::take_over(&uid, &self.pins, &self.programs, steer, steer_tag).map_err(take_over)?;
             if !whole {

@@ -12,7 +12,7 @@ pub mod steps;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
@@ -24,11 +24,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::causes::chain;
 use crate::cluster::Cluster;
 use crate::cni::server::AddError;
+use crate::datapath::Foreign;
 use crate::index::event::ObjectName;
 use crate::index::local::LocalPod;
 use crate::model::Reader;
@@ -75,6 +76,7 @@ enum Ended {
         released: bool,
         reply: oneshot::Sender<()>,
     },
+    Looked(Result<BTreeMap<String, String>, String>),
 }
 
 /// The task.
@@ -87,15 +89,17 @@ pub struct Enrolment<C> {
     waiting: VecDeque<Request>,
     tasks: JoinSet<Ended>,
     counts: Counts,
+    /// When others' eBPF programs are looked for next; none while they are.
+    look: Option<Instant>,
 }
 
-/// Pods enrolled, and pods whose last step failed; for metrics.
+/// Pods enrolled, pods whose last step failed, and pods that meet eBPF programs of others; for metrics.
 #[derive(Clone, Debug, Default)]
-pub struct Counts(Arc<Mutex<(usize, usize)>>);
+pub struct Counts(Arc<Mutex<(usize, usize, usize)>>);
 
 impl Counts {
-    /// Both numbers.
-    pub fn read(&self) -> (usize, usize) {
+    /// The numbers.
+    pub fn read(&self) -> (usize, usize, usize) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -116,6 +120,7 @@ pub fn enrolment<C: Cluster>(
         waiting: VecDeque::new(),
         tasks: JoinSet::new(),
         counts: Counts::default(),
+        look: Some(Instant::now()),
     };
     (enrolment, desk)
 }
@@ -145,6 +150,7 @@ impl<C: Cluster> Enrolment<C> {
                 self.hands.pods.settle();
             }
             self.begin_waiting();
+            self.begin_look();
             *self.counts.0.lock().unwrap_or_else(PoisonError::into_inner) = self.table.counts();
             tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -158,7 +164,7 @@ impl<C: Cluster> Enrolment<C> {
                     Ok(ended) => self.end(ended),
                     Err(lost) => error!("a step of enrolment died: {lost}"),
                 },
-                () = sleep_until(wake) => {}
+                () = sleep_until(wake.into_iter().chain(self.look).min()) => {}
             }
         }
         self.requests.close();
@@ -202,6 +208,20 @@ impl<C: Cluster> Enrolment<C> {
             }
         }
         plan.wake.map(Instant::from_std)
+    }
+
+    /// Begins to look for others' eBPF programs, when it is time.
+    fn begin_look(&mut self) {
+        if self.look.take_if(|look| *look <= Instant::now()).is_none() {
+            return;
+        }
+        let kernel = self.hands.kernel.clone();
+        self.tasks.spawn(async move {
+            let text = |all: Vec<Foreign>| all.iter().map(Foreign::to_string).collect::<Vec<_>>().join("; ");
+            let found = kernel.run(|kernel| kernel.foreign()).await.map_err(|dead| dead.to_string());
+            let found = found.and_then(|found| found.map_err(|error| error.to_string()));
+            Ended::Looked(found.map(|found| found.into_iter().map(|(uid, all)| (uid, text(all))).collect()))
+        });
     }
 
     /// Begins the requests whose pods have no step under way, in order.
@@ -261,8 +281,22 @@ impl<C: Cluster> Enrolment<C> {
     }
 
     fn end(&mut self, ended: Ended) {
+        if matches!(
+            &ended,
+            Ended::Step(_, Step::Enrol(_), Outcome::Done) | Ended::Added { result: Ok(()), .. }
+        ) {
+            let soon = Instant::now() + SOON;
+            self.look = self.look.map(|look| look.min(soon));
+        }
         match ended {
             Ended::Step(uid, step, outcome) => self.table.finish(&uid, &step, outcome, now()),
+            Ended::Looked(found) => {
+                self.look = Some(Instant::now() + LOOK);
+                match found {
+                    Ok(found) => self.table.meet(found).iter().for_each(|(uid, news)| tell(uid, news)),
+                    Err(error) => warn!("cannot look for eBPF programs of others: {error}"),
+                }
+            }
             Ended::Added { pod, container, result, reply } => {
                 self.table.idle(&pod.uid);
                 match &result {
@@ -311,6 +345,14 @@ async fn unwinding<T>(work: impl Future<Output = T>) -> Result<T, &'static str> 
     AssertUnwindSafe(work).catch_unwind().await.map_err(|_| "the agent panicked, which is a bug; see its log")
 }
 
+fn tell(uid: &str, foreign: &str) {
+    if foreign.is_empty() {
+        info!(uid, "the pod meets no eBPF programs of others any more");
+    } else {
+        warn!(uid, "the pod meets eBPF programs of others: {foreign}");
+    }
+}
+
 fn now() -> std::time::Instant {
     Instant::now().into_std()
 }
@@ -324,5 +366,9 @@ async fn sleep_until(wake: Option<Instant>) {
 
 /// Requests of the CNI server that are not looked at yet; it has a bound of its own.
 const REQUESTS: usize = 16;
+/// How often others' eBPF programs are looked for, and how soon after a pod was enrolled: with others that are enrolled
+/// together.
+const LOOK: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(1);
 /// How long a restarted agent waits for ztunnel to bring back the pods' sockets.
 const SOCKETS_BACK: Duration = Duration::from_secs(5);

@@ -35,11 +35,16 @@ impl Sources {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
             registry.register(name, help, gauge);
         };
-        let (enrolled, failing) = self.enrolment.read();
+        let (enrolled, failing, disturbed) = self.enrolment.read();
         let (served, ztunnels) = self.pods.counts();
         let xds = self.feed.counts();
         set("pods_enrolled", "Pods of this node whose traffic is captured", enrolled as u64);
         set("pods_failing", "Pods of this node whose last step of enrolment failed", failing as u64);
+        set(
+            "pods_with_foreign_programs",
+            "Pods of this node whose connections meet eBPF programs of others, as their status tells",
+            disturbed as u64,
+        );
         set("pods_served", "Pods that ztunnel was told to serve", served as u64);
         set("ztunnels_connected", "ztunnels connected to the pod socket", ztunnels as u64);
         set("xds_clients", "Proxies connected to the xDS socket", xds.clients as u64);

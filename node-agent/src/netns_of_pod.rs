@@ -97,7 +97,7 @@ fn membership_of_path(path: &str) -> Option<Membership> {
 }
 
 /// `pod<uid>` with the cgroupfs driver, `kubepods-<class>-pod<uid>.slice` with systemd, whose escape of `-` is `_`.
-fn pod_uid_of(segment: &str) -> Option<String> {
+pub(crate) fn pod_uid_of(segment: &str) -> Option<String> {
     let uid = match segment.strip_suffix(".slice") {
         Some(slice) => {
             let (parents, uid) = slice.rsplit_once("-pod")?;

@@ -50,7 +50,10 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub async fn run(mut model: Reader, kernel: Handle, resets: Resets, shutdown: CancellationToken) {
     let mut done = Done::new();
     loop {
-        look(&model, &kernel, &resets, &mut done).await;
+        // Of policies that are half listed the next one may allow what this one denies.
+        if model.is_synced() {
+            look(&model, &kernel, &resets, &mut done).await;
+        }
         let again = done.values().any(|outcome| outcome.failed || outcome.more);
         tokio::select! {
             () = shutdown.cancelled() => return,

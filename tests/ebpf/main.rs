@@ -33,6 +33,8 @@ fn load_all(mut object: Ebpf) -> Result<()> {
     for name in [
         program::CONNECT4,
         program::CONNECT6,
+        program::RESTORE4,
+        program::RESTORE6,
         program::STEER,
         program::GUARD,
         program::GUARD_L3,
@@ -58,6 +60,6 @@ fn load_all(mut object: Ebpf) -> Result<()> {
         let (verified, size) = (info.verified_instruction_count(), info.size_translated());
         println!("{name}: {} instructions verified, {} bytes", verified.unwrap_or(0), size.unwrap_or(0));
     }
-    assert_eq!(object.programs().count(), 11, "a program that this test does not know");
+    assert_eq!(object.programs().count(), 13, "a program that this test does not know");
     Ok(())
 }

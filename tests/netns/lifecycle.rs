@@ -1,10 +1,11 @@
 //! Enrolling a running pod, restarting the agent, letting pods go.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use mesh_ebpf_abi::event::Counter;
+use mesh_ebpf_abi::{Address, PodAddress};
 use mesh_tests::shell;
 use node_agent::datapath::{Config, Datapath};
 
@@ -109,6 +110,28 @@ fn a_pod_that_died_meanwhile_is_swept() -> Result<()> {
         ensure!(!world.pod_pins(&world.a).exists());
         Ok(())
     })
+}
+
+/// An address that a pod has no more may be another's soon, which would be taken for this pod.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pod_prepared_with_fewer_addresses_is_not_known_by_the_others() -> Result<()> {
+    let world = World::new()?;
+    let (mut datapath, _listeners) = world.enrolled(&[&world.a])?;
+    let known = || -> Result<Vec<IpAddr>> {
+        let pin = world.version().join("maps").join(mesh_ebpf_abi::map::PODIP);
+        let map = aya::maps::Map::HashMap(aya::maps::MapData::from_pin(pin)?);
+        let map = aya::maps::HashMap::<_, Address, PodAddress>::try_from(map)?;
+        let mut known = map.keys().map(|address| Ok(address?.to_ip())).collect::<Result<Vec<_>>>()?;
+        known.sort();
+        Ok(known)
+    };
+    ensure!(known()? == [IpAddr::V4(world.a.v4), IpAddr::V6(world.a.v6)]);
+    datapath.prepare(&world.a.spec_with(vec![world.a.v4.into()])?, None)?;
+    ensure!(known()? == [IpAddr::V4(world.a.v4)]);
+    datapath.leave(&world.a.uid)?;
+    ensure!(known()?.is_empty());
+    Ok(())
 }
 
 /// A step that fails undoes those before it: here the route, whose source is not an address of the pod.

@@ -6,6 +6,7 @@ mod fail_closed;
 mod families;
 mod family;
 mod faults;
+mod foreign;
 mod guard;
 mod inbound;
 mod kinds;

@@ -2,9 +2,11 @@
 //! another version.
 
 use std::fs;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
+use mesh_ebpf_abi::HBONE_PORT;
 use mesh_tests::raw_bpf::{self, Kind};
 
 use crate::lifecycle::{Traces, nothing_pinned};
@@ -125,6 +127,9 @@ fn another_map_layout_takes_over_and_drains_the_old_one() -> Result<()> {
     let kept = listeners.remove(0);
     let established = world.a.dial(world.b.at(PORT), PATIENCE)?;
     let accepted = accept(&kept.outbound_v4)?;
+    let to_tunnel = SocketAddr::from((world.a.v4, HBONE_PORT));
+    let tunnel = world.router.run(|| Ok(TcpStream::connect_timeout(&to_tunnel, PATIENCE)?))?;
+    let tunnel = (tunnel, accept(&kept.hbone_v4)?);
     drop((datapath, listeners));
     // As if the layouts were another version's.
     let own = world.version();
@@ -145,13 +150,15 @@ fn another_map_layout_takes_over_and_drains_the_old_one() -> Result<()> {
     datapath.capture(&world.a.uid)?;
     captured().context("captured by the new one")?;
     ensure!(sniffer.tcp_from(&world.a, world.b.address)?.is_empty(), "in the clear");
+    ensure!(datapath.reset_older(&world.a.uid, &|_, _| true)?.count == 0, "tunnels met the proxy");
+    converse(&tunnel.0, &tunnel.1).context("a tunnel")?;
     ensure!(!old.join("links").join(&world.a.uid).exists(), "the old version still has the pod");
     ensure!(old.join("links").join(&world.b.uid).exists(), "the old version has lost the other pod");
     datapath.leave(&world.b.uid)?;
     ensure!(!old.exists(), "the old version is left");
     captured().context("with the new one alone")?;
     ensure!(datapath.surviving().len() == 1);
-    drop((kept, established, accepted));
+    drop((kept, established, accepted, tunnel));
     datapath.leave(&world.a.uid)?;
     nothing_pinned(&world)?;
 

@@ -20,6 +20,7 @@ pub mod eventually;
 pub mod example;
 pub mod fabric;
 pub mod faulty;
+pub mod foreign;
 pub mod kube_proxy;
 pub mod kubelet;
 pub mod lab;

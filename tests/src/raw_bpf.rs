@@ -1,10 +1,10 @@
-//! The few bpf(2) calls that tests need: another program under a pinned link, one that lets everything pass, and what a
-//! program has cost until now.
+//! The few bpf(2) calls that tests need: another program under a pinned link or beside it (`foreign`), one that lets
+//! everything pass, and what a program has cost until now.
 #![allow(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -57,25 +57,55 @@ pub fn replace_by_one_that_passes_all(path: &Path, kind: Kind) -> io::Result<()>
 }
 
 fn passes_all(kind: Kind) -> io::Result<OwnedFd> {
-    // enum bpf_prog_type, enum bpf_attach_type, and the verdict.
-    let (program_type, attach_type, verdict) = match kind {
-        Kind::Connect4 => (18, 10, 1),
-        Kind::Connect6 => (18, 11, 1),
-        Kind::SkLookup => (30, 36, 1),
-        Kind::Tcx => (3, 0, 0),
-    };
+    let verdict = if kind == Kind::Tcx { 0 } else { 1 };
     // r0 = verdict; exit
-    let instructions: [u64; 2] = [0xb7 | verdict << 32, 0x95];
+    load(kind, "", &[0xb7 | verdict << 32, 0x95])
+}
+
+/// Loads a program, whose name has 15 bytes at most.
+pub fn load(kind: Kind, name: &str, instructions: &[u64]) -> io::Result<OwnedFd> {
+    // enum bpf_prog_type
+    let program_type = match kind {
+        Kind::Connect4 | Kind::Connect6 => 18,
+        Kind::SkLookup => 30,
+        Kind::Tcx => 3,
+    };
     let licence = c"Apache-2.0";
+    let mut padded = [0; 16];
+    padded[..name.len()].copy_from_slice(name.as_bytes());
     let attr = ProgramLoad {
         program_type,
-        count: 2,
+        count: instructions.len() as u32,
         instructions: instructions.as_ptr() as u64,
         licence: licence.as_ptr() as u64,
-        rest: [0; 11],
-        attach_type,
+        rest: [0; 6],
+        name: padded,
+        interface: 0,
+        attach_type: kind.attach_type(),
     };
     Ok(owned(call(PROG_LOAD, attr)?))
+}
+
+/// Attaches a program behind what is there.
+pub fn attach(program: &OwnedFd, target: BorrowedFd<'_>, kind: Kind) -> io::Result<OwnedFd> {
+    let attr = [program.as_raw_fd() as u32, target.as_raw_fd() as u32, kind.attach_type(), 0];
+    Ok(owned(call(LINK_CREATE, attr)?))
+}
+
+/// The kernel's number of a program.
+pub fn program_id(program: &OwnedFd) -> io::Result<u32> {
+    info::<ProgramInfo>(program).map(|info| info.id)
+}
+
+/// A map of sockets with this one in it, at 0.
+pub fn socket_map(socket: &impl AsFd) -> io::Result<OwnedFd> {
+    const SOCKMAP: u32 = 15;
+    // Type, sizes of key and value, entries.
+    let map = owned(call(MAP_CREATE, [SOCKMAP, 4, 8, 1])?);
+    let (key, value) = (0_u32, socket.as_fd().as_raw_fd() as u64);
+    let attr = [map.as_raw_fd() as u64, &raw const key as u64, &raw const value as u64, 0];
+    call(MAP_UPDATE_ELEM, attr)?;
+    Ok(map)
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {
@@ -83,10 +113,25 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
     Ok(owned(call(OBJ_GET, [path.as_ptr() as u64, 0])?))
 }
 
+impl Kind {
+    /// In enum bpf_attach_type.
+    fn attach_type(self) -> u32 {
+        match self {
+            Self::Connect4 => 10,
+            Self::Connect6 => 11,
+            Self::SkLookup => 36,
+            Self::Tcx => 0,
+        }
+    }
+}
+
+const MAP_CREATE: i32 = 0;
+const MAP_UPDATE_ELEM: i32 = 2;
 const PROG_LOAD: i32 = 5;
 const OBJ_GET: i32 = 7;
 const PROG_GET_FD_BY_ID: i32 = 13;
 const OBJ_GET_INFO_BY_FD: i32 = 15;
+const LINK_CREATE: i32 = 28;
 const LINK_UPDATE: i32 = 29;
 
 #[repr(C)]
@@ -95,8 +140,10 @@ struct ProgramLoad {
     count: u32,
     instructions: u64,
     licence: u64,
-    /// Log (level, size, buffer), kernel version, flags, name, interface.
-    rest: [u32; 11],
+    /// Log (level, size, buffer), kernel version, flags.
+    rest: [u32; 6],
+    name: [u8; 16],
+    interface: u32,
     attach_type: u32,
 }
 

@@ -19,7 +19,7 @@ use core::mem::{align_of, offset_of, size_of};
 pub use addr::Address;
 
 /// Names the pin directory, so that programs of one build never meet bytes of another layout.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Port of HBONE on every workload (Istio's).
 pub const HBONE_PORT: u16 = 15008;
@@ -69,6 +69,8 @@ pub mod map {
     pub const COUNTS: &str = "COUNTS";
     /// [`Handshake`](crate::Handshake) to the time (bpf_ktime_get_ns) until which its connection is taken for older.
     pub const HANDSHAKES: &str = "HANDSHAKES";
+    /// Socket cookie to [`Dialled`](crate::Dialled), while the programs on a connect() call run.
+    pub const DIALLED: &str = "DIALLED";
     /// Ring buffer of [`DropEvent`](crate::event::DropEvent).
     pub const DROPS: &str = "DROPS";
 }
@@ -79,6 +81,10 @@ pub mod program {
     pub const CONNECT4: &str = "capture4";
     /// cgroup/connect6: the same for IPv6 sockets.
     pub const CONNECT6: &str = "capture6";
+    /// cgroup/connect4: puts back the destination that a program after `capture4` replaced.
+    pub const RESTORE4: &str = "restore4";
+    /// cgroup/connect6: the same for IPv6 sockets.
+    pub const RESTORE6: &str = "restore6";
     /// sk_lookup: chooses the proxy's socket.
     pub const STEER: &str = "steer";
     /// tcx egress on devices with Ethernet headers.
@@ -111,6 +117,9 @@ pub mod constant {
 pub const FAMILY_V4: u32 = 1;
 /// Bit in [`NetnsConfig`]: the pod has an IPv6 address.
 pub const FAMILY_V6: u32 = 2;
+
+/// Bit in [`NetnsConfig`]: others have programs on connect(), so the destination is noted for `restore4` and `restore6`.
+pub const KEEP_DESTINATION: u32 = 4;
 
 /// Value in `SKPROXY`: a proxy's socket. Not captured at connect, passes the guard.
 pub const SOCKET_PROXY: u32 = 1;
@@ -158,8 +167,18 @@ impl SocketKind {
 pub struct NetnsConfig {
     /// The pod's slot.
     pub slot: u32,
-    /// Families in which its connections can be captured, [`FAMILY_V4`] and [`FAMILY_V6`].
+    /// Families in which its connections can be captured, [`FAMILY_V4`] and [`FAMILY_V6`]; and [`KEEP_DESTINATION`].
     pub families: u32,
+}
+
+/// Value of `DIALLED`: where a connect() call wants to go, in the words of the hook's context.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dialled {
+    /// `user_ip4` in the first, or `user_ip6`.
+    pub address: [u32; 4],
+    /// `user_port`.
+    pub port: u32,
 }
 
 /// Key in `HANDSHAKES`: a handshake, and the connection that comes of it, as the kernel's table of connections has it.
@@ -202,6 +221,7 @@ pub struct PodRecord {
 
 const _: () = {
     assert!(size_of::<NetnsConfig>() == 8 && align_of::<NetnsConfig>() == 4);
+    assert!(size_of::<Dialled>() == 20 && align_of::<Dialled>() == 4);
     assert!(size_of::<PodAddress>() == 8 && align_of::<PodAddress>() == 4);
     assert!(size_of::<PodRecord>() == 8 + 16 * MAX_ADDRESSES + 8 + 16 + 64);
     assert!(offset_of!(PodRecord, addresses) == 8);

@@ -1,6 +1,7 @@
 //! Links: each is made once, pinned, and later found by its pin and moved to a newer program.
 //!
-//! **Invariant:** the pins are the attach state; no link is held open, so nothing is detached when the agent ends.
+//! **Invariant:** the pins are the attach state; what is held open beside them (`held`) is pinned, so nothing is detached
+//! when the agent ends.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;

@@ -1,5 +1,5 @@
 //! The few bpf(2) calls that aya has no way to make: links on a network namespace or cgroup that can be updated,
-//! placed and asked what they are attached to; programs' tags; socket iterators.
+//! placed and asked what they are attached to; what runs on a hook; programs' tags and names; socket iterators.
 //!
 //! **Invariant:** the only file of the datapath that calls the kernel by hand.
 #![allow(unsafe_code, reason = "bpf(2) takes pointers to attribute structures")]
@@ -77,21 +77,82 @@ pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Attaches a program. On an interface it runs before what is there already: a program whose verdict ends the chain
-/// must not decide without ours.
+/// must not decide without ours. Elsewhere it comes after what the same target has.
 ///
 /// # Errors
 /// As of BPF_LINK_CREATE.
 pub(super) fn attach(program: BorrowedFd<'_>, target: Target<'_>, hook: Hook) -> io::Result<OwnedFd> {
-    const BPF_F_BEFORE: u32 = 1 << 3;
     let (target, flags) = match target {
         Target::Fd(fd) => (fd.as_raw_fd() as u32, 0),
         Target::Interface(index) => (index, BPF_F_BEFORE),
         Target::None => (0, 0),
     };
+    link_create(program, target, hook, flags)
+}
+
+/// Attaches a program to a cgroup as early as the kernel can: before the programs of all cgroups below and of its own
+/// (Linux 6.15 has the first, 6.17 the second), before those of its own, or after them.
+///
+/// # Errors
+/// As of BPF_LINK_CREATE.
+pub(super) fn attach_first(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    hook: Hook,
+) -> io::Result<OwnedFd> {
+    const BPF_F_PREORDER: u32 = 1 << 6;
+    let places = [BPF_F_PREORDER | BPF_F_BEFORE, BPF_F_PREORDER, BPF_F_BEFORE, 0];
+    let mut result = Err(io::ErrorKind::InvalidInput.into());
+    for flags in places {
+        result = link_create(program, cgroup.as_raw_fd() as u32, hook, flags);
+        // Flags that a kernel does not know are an invalid argument to it.
+        if !matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EINVAL)) {
+            break;
+        }
+    }
+    result
+}
+
+const BPF_F_BEFORE: u32 = 1 << 3;
+
+fn link_create(program: BorrowedFd<'_>, target: u32, hook: Hook, flags: u32) -> io::Result<OwnedFd> {
     let attr =
         LinkCreate { program: program.as_raw_fd() as u32, target, hook: hook as u32, flags, rest: [0; 4] };
     // SAFETY: no pointers inside.
     unsafe { call(Command::LinkCreate, attr) }.map(owned)
+}
+
+/// What of a cgroup's programs is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// Those that are attached to it.
+    Attached,
+    /// All that run for its processes, also those of other cgroups, in their order.
+    Effective,
+}
+
+/// Ids of the programs on a cgroup or network namespace, in the order in which they run; so many of them at most.
+///
+/// # Errors
+/// As of BPF_PROG_QUERY.
+pub(super) fn query(target: BorrowedFd<'_>, hook: Hook, extent: Extent) -> io::Result<Vec<u32>> {
+    const MOST: usize = 256;
+    let mut ids = [0_u32; MOST];
+    let mut attr = QueryAttr {
+        target: target.as_raw_fd() as u32,
+        hook: hook as u32,
+        flags: u32::from(extent == Extent::Effective),
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: MOST as u32,
+        rest: [0; 9],
+    };
+    // SAFETY: the ids outlive the call, and their number goes with them.
+    match unsafe { call_with(Command::ProgQuery, &mut attr) } {
+        Err(error) if error.raw_os_error() != Some(libc::ENOSPC) => return Err(error),
+        _ => {}
+    }
+    Ok(ids.into_iter().take(attr.count as usize).collect())
 }
 
 /// Makes a link run another program, at once and without a gap.
@@ -138,6 +199,18 @@ pub(super) fn tag(program: BorrowedFd<'_>) -> io::Result<Tag> {
     Ok(info.tag)
 }
 
+/// Name of a loaded program, which the kernel cuts to 15 bytes; empty where it was given none.
+///
+/// # Errors
+/// As of BPF_OBJ_GET_INFO_BY_FD.
+pub(super) fn name(program: BorrowedFd<'_>) -> io::Result<String> {
+    let mut info = RawProgramInfo::default();
+    // SAFETY: as above.
+    unsafe { object_info(program, &mut info) }?;
+    let name = info.name.iter().take_while(|byte| **byte != 0).copied().collect::<Vec<_>>();
+    Ok(String::from_utf8_lossy(&name).into_owned())
+}
+
 /// Opens a program by its id.
 ///
 /// # Errors
@@ -178,6 +251,7 @@ enum Command {
     ObjGet = 7,
     ProgGetFdById = 13,
     ObjGetInfoByFd = 15,
+    ProgQuery = 16,
     LinkCreate = 28,
     LinkUpdate = 29,
     IterCreate = 33,
@@ -226,6 +300,20 @@ struct RawProgramInfo {
     kind: u32,
     id: u32,
     tag: Tag,
+    /// Lengths, places and times of the code, and of its maps: nothing is asked for.
+    code: [u64; 6],
+    name: [u8; 16],
+}
+
+#[repr(C)]
+struct QueryAttr {
+    target: u32,
+    hook: u32,
+    flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    rest: [u32; 9],
 }
 
 /// # Safety
@@ -243,10 +331,18 @@ unsafe fn object_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()>
 /// # Safety
 /// `T` is the beginning of `union bpf_attr` for the command, and pointers inside are valid for the call.
 unsafe fn call<T>(command: Command, mut attr: T) -> io::Result<RawFd> {
-    // SAFETY: the attributes live on this stack frame, their size goes with them.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command as i32, std::ptr::from_mut(&mut attr), size_of::<T>())
-    };
+    // SAFETY: the caller's promise.
+    unsafe { call_with(command, &mut attr) }
+}
+
+/// The same for a command that answers in its attributes.
+///
+/// # Safety
+/// As there.
+unsafe fn call_with<T>(command: Command, attr: &mut T) -> io::Result<RawFd> {
+    // SAFETY: the attributes are borrowed for the call, their size goes with them.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command as i32, std::ptr::from_mut(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
 }
 

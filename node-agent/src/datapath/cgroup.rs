@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::netns_of_pod::pod_uid_of;
+
 /// Names of the cgroup of all pods: cgroupfs driver, systemd driver.
 const KUBEPODS: [&str; 2] = ["kubepods", "kubepods.slice"];
 
@@ -26,6 +28,32 @@ pub(super) fn directory(mountinfo: &str, cgroup: &str, exists: impl Fn(&Path) ->
     let mounts = mountinfo.lines().filter_map(Mount::parse);
     let directory = |mount: Mount| Some(mount.point.join(Path::new(cgroup).strip_prefix(&mount.root).ok()?));
     mounts.filter_map(directory).find(|path| exists(path))
+}
+
+/// The cgroups of wanted pods below this one by UID, those of their containers among them. A pod's is there by itself or
+/// in one of its class (`burstable`, `kubepods-besteffort.slice`).
+pub(super) fn of_pods(root: &Path, wanted: impl Fn(&str) -> bool) -> Vec<(String, PathBuf)> {
+    let mut found = Vec::new();
+    let mut classes = vec![root.to_owned()];
+    for depth in 0..2 {
+        for path in std::mem::take(&mut classes).iter().flat_map(|class| below(class)) {
+            match path.file_name().and_then(|name| name.to_str()).and_then(pod_uid_of) {
+                Some(uid) if wanted(&uid) => {
+                    found.extend(below(&path).into_iter().map(|container| (uid.clone(), container)));
+                    found.push((uid, path));
+                }
+                None if depth == 0 => classes.push(path),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+fn below(path: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    directories.map(|entry| entry.path()).collect()
 }
 
 /// Whether all cgroups are below this directory, as far as they can be seen.

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
-use mesh_ebpf_abi::{constant, map, program};
+use mesh_ebpf_abi::{MAX_PODS, constant, map, program};
 
 use super::DatapathError;
 use super::maps::Maps;
@@ -19,7 +19,7 @@ use super::{attach, bpf, logs, netns};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
 
 /// Maps that are kept in bpffs.
-const PINNED: [&str; 11] = [
+const PINNED: [&str; 12] = [
     map::NSCFG,
     map::PODIP,
     map::LISTEN,
@@ -29,6 +29,7 @@ const PINNED: [&str; 11] = [
     map::ASKED,
     map::PODS,
     map::HANDSHAKES,
+    map::DIALLED,
     map::COUNTS,
     map::DROPS,
 ];
@@ -40,6 +41,10 @@ pub(super) struct Programs {
     pub connect4: OwnedFd,
     /// cgroup/connect6.
     pub connect6: OwnedFd,
+    /// cgroup/connect4, after others' programs.
+    pub restore4: OwnedFd,
+    /// cgroup/connect6, after others' programs.
+    pub restore6: OwnedFd,
     /// tcx egress, Ethernet devices.
     pub guard: OwnedFd,
     /// tcx egress, other devices.
@@ -63,10 +68,12 @@ pub(super) struct Programs {
 /// # Errors
 /// When there is no object, or the kernel refuses something in it.
 pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps), DatapathError> {
-    let mut object = open(pins, u32::MAX)?;
+    let mut object = open(pins)?;
     let programs = Programs {
         connect4: shared(&mut object, pins, program::CONNECT4)?,
         connect6: shared(&mut object, pins, program::CONNECT6)?,
+        restore4: shared(&mut object, pins, program::RESTORE4)?,
+        restore6: shared(&mut object, pins, program::RESTORE6)?,
         guard: shared(&mut object, pins, program::GUARD)?,
         guard_l3: shared(&mut object, pins, program::GUARD_L3)?,
         refuse: shared(&mut object, pins, program::REFUSE)?,
@@ -81,29 +88,51 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps), DatapathError> {
     Ok((programs, Maps::take(&mut object, pins)?))
 }
 
-/// Loads the sk_lookup program of the pod in `slot`: the slot is a constant in it.
-///
-/// # Errors
-/// When the kernel refuses it.
-pub(super) fn steer(pins: &Pins, slot: u32) -> Result<OwnedFd, DatapathError> {
-    program_fd(&mut open(pins, slot)?, program::STEER)
+/// Loads the sk_lookup programs, each of which has its pod's slot as a constant.
+pub(super) struct Steers(EbpfLoader<'static>);
+
+/// The constants live as long as the loader.
+static SLOTS: [u32; MAX_PODS as usize] = {
+    let mut slots = [0; MAX_PODS as usize];
+    let mut slot = 0;
+    while slot < slots.len() {
+        slots[slot] = slot as u32;
+        slot += 1;
+    }
+    slots
+};
+
+impl Steers {
+    /// Reads the kernel's own types once, which takes longer than all the rest of loading a program.
+    pub(super) fn new(pins: &Pins) -> Self {
+        let mut loader = EbpfLoader::new();
+        PINNED.iter().for_each(|name| {
+            loader.map_pin_path(name, pins.map(name));
+        });
+        Self(loader)
+    }
+
+    /// Loads the program of the pod in `slot`; of none where there is no such slot.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub(super) fn load(&mut self, slot: u32) -> Result<OwnedFd, DatapathError> {
+        let slot = SLOTS.get(slot as usize).unwrap_or(&u32::MAX);
+        let object = self.0.override_global(constant::SLOT, slot, true).load(OBJECT);
+        program_fd(&mut object.map_err(|error| DatapathError::Object(Box::new(error)))?, program::STEER)
+    }
 }
 
-fn open(pins: &Pins, slot: u32) -> Result<Ebpf, DatapathError> {
+fn open(pins: &Pins) -> Result<Ebpf, DatapathError> {
     if OBJECT.is_empty() {
         return Err(DatapathError::NoObject);
     }
-    let paths = PINNED.map(|name| (name, pins.map(name)));
     let node_netns = netns::cookie().map_err(DatapathError::Cookie)?;
     let mut loader = EbpfLoader::new();
-    loader.override_global(constant::SLOT, &slot, true).override_global(
-        constant::NODE_NETNS,
-        &node_netns,
-        true,
-    );
-    for (name, path) in &paths {
-        loader.map_pin_path(name, path.as_path());
-    }
+    loader.override_global(constant::NODE_NETNS, &node_netns, true);
+    PINNED.iter().for_each(|name| {
+        loader.map_pin_path(name, pins.map(name));
+    });
     loader.load(OBJECT).map_err(|error| DatapathError::Object(Box::new(error)))
 }
 

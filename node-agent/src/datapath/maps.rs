@@ -147,18 +147,32 @@ impl Maps {
         missing_is_fine(self.nscfg.remove(&cookie))
     }
 
-    /// Removes everything of a pod, its record last.
+    /// Removes addresses of a pod.
     ///
     /// # Errors
     /// The first one; the rest is removed.
-    pub(super) fn forget(&mut self, slot: u32, record: &PodRecord) -> io::Result<()> {
-        let mut result = self.release(record.netns_cookie);
-        for address in addresses(record) {
+    pub(super) fn forget_addresses(
+        &mut self,
+        slot: u32,
+        addresses: impl IntoIterator<Item = Address>,
+    ) -> io::Result<()> {
+        let mut result = Ok(());
+        for address in addresses {
             // A pod that came later may have the address by now.
             if self.podip.get(&address, 0).is_ok_and(|pod| pod.slot == slot) {
                 result = result.and(missing_is_fine(self.podip.remove(&address)));
             }
         }
+        result
+    }
+
+    /// Removes everything of a pod, its record last.
+    ///
+    /// # Errors
+    /// The first one; the rest is removed.
+    pub(super) fn forget(&mut self, slot: u32, record: &PodRecord) -> io::Result<()> {
+        let result = self.release(record.netns_cookie);
+        let mut result = result.and(self.forget_addresses(slot, addresses(record)));
         for index in slot * SOCKETS_PER_POD..(slot + 1) * SOCKETS_PER_POD {
             result = result.and(missing_is_fine(self.listen.clear_index(&index)));
         }

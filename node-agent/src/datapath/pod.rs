@@ -13,7 +13,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
-use mesh_ebpf_abi::{Address, FAMILY_V4, FAMILY_V6, MAX_ADDRESSES, MAX_PROBE_PORTS, MAX_UID, PodRecord};
+use mesh_ebpf_abi::{
+    Address, FAMILY_V4, FAMILY_V6, KEEP_DESTINATION, MAX_ADDRESSES, MAX_PROBE_PORTS, MAX_UID, PodRecord,
+};
 use tracing::warn;
 
 use super::bpf::{Hook, Target};
@@ -54,6 +56,8 @@ pub(super) struct Pod {
     pub pending: Pending,
     /// Where the connections that it opens come from, at most one address of each family; empty until `furnish`.
     pub sources: Vec<IpAddr>,
+    /// Others have programs on connect(), so where its calls want to go is noted.
+    pub keeps_destinations: bool,
     /// What its probes name; empty for a pod of an earlier agent that was not prepared again yet.
     pub probe_ports: BTreeSet<u16>,
 }
@@ -96,7 +100,7 @@ impl Pod {
     /// A pod as its record has it.
     pub(super) fn known(slot: u32, record: PodRecord) -> Self {
         let (pending, sources, probe_ports) = (Pending::default(), Vec::new(), BTreeSet::new());
-        Self { slot, record, netns: None, pending, sources, probe_ports }
+        Self { slot, record, netns: None, pending, sources, keeps_destinations: false, probe_ports }
     }
 
     /// Whether the record says that it is captured.
@@ -125,9 +129,10 @@ impl Pod {
         if sources.is_empty() { Err(invalid("it has none of its addresses".to_owned())) } else { Ok(sources) }
     }
 
-    /// Families of its sources, for the connect hook.
-    fn families(&self) -> u32 {
-        self.sources.iter().fold(0, |all, ip| all | if ip.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 })
+    /// Families of its sources, and whether destinations are noted, for the connect hook.
+    pub(super) fn families(&self) -> u32 {
+        let keep = if self.keeps_destinations { KEEP_DESTINATION } else { 0 };
+        self.sources.iter().fold(keep, |all, ip| all | if ip.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 })
     }
 
     /// Record, settings, routes and listeners. `kept` are used if they are of this network namespace.

@@ -27,7 +27,7 @@ pub(super) struct Probes {
 
 impl Probes {
     /// Makes sure that the kubelet's connections are recorded; cheap where they are. `pods` is the pods' cgroup, or the
-    /// root of all where that is not known. Whether something had to be attached.
+    /// root of all where that is not known. Whether a pin was made or removed.
     pub(super) fn follow(&mut self, config: &Config, pins: &Pins, programs: &Programs, pods: &Path) -> bool {
         let followed = self.place(config, pods).and_then(|kubelet| {
             let attached = attach(pins, programs, &kubelet).map_err(|error| {
@@ -77,7 +77,7 @@ impl Probes {
     }
 }
 
-/// The pods' first: without their program, theirs would be the kubelet's connections. Whether a link was made.
+/// The pods' first: without their program, theirs would be the kubelet's connections. Whether a pin was made or removed.
 fn attach(pins: &Pins, programs: &Programs, kubelet: &Kubelet) -> io::Result<bool> {
     let bystanders = pins.link(program::BYSTANDERS);
     let ensure = |path: &Path, program, cgroup: &PathBuf| {
@@ -86,7 +86,9 @@ fn attach(pins: &Pins, programs: &Programs, kubelet: &Kubelet) -> io::Result<boo
     };
     let told_apart = match &kubelet.except {
         Some(pods) => ensure(&bystanders, programs.bystanders.as_fd(), pods)?,
-        None => attach::detach(&bystanders).map(|()| false)?,
+        // Also a change: what is held open as pinned must not be pinned again.
+        None if bystanders.exists() => attach::detach(&bystanders).map(|()| true)?,
+        None => false,
     };
     let recorded = ensure(&pins.link(program::PROBES), programs.probes.as_fd(), &kubelet.cgroup)?;
     Ok(told_apart || recorded)

@@ -24,7 +24,8 @@ pub type Denies<'a> = dyn Fn(SocketAddr, SocketAddr) -> bool + Sync + 'a;
 pub struct Reset {
     /// So many are gone.
     pub count: usize,
-    /// Handshakes were under way when the pod was enrolled, and may still become older connections.
+    /// There may be others: handshakes that were under way when the pod was enrolled may still become older connections,
+    /// or the pod is not prepared yet.
     pub more: bool,
 }
 
@@ -72,17 +73,17 @@ impl Datapath {
     /// is what stays inside of it.
     ///
     /// # Errors
-    /// When the pod is not captured, or the kernel cannot do this (CONFIG_INET_DIAG_DESTROY).
+    /// When the kernel cannot do this (CONFIG_INET_DIAG_DESTROY).
     pub fn reset_older(&self, uid: &str, denies: &Denies<'_>) -> Result<Reset, PodError> {
         let captured = self.pods.get(uid).filter(|pod| pod.captured());
-        let reset = match captured.and_then(|pod| Some((pod.netns.as_ref()?, pod))) {
-            Some((netns, pod)) => {
-                let (flags, proc) = (self.maps.skproxy(), &*self.config.proc);
-                let more = pod.pending.handshakes.is_some();
-                netns::within(netns.as_fd(), || older(flags, proc, denies)).map(|count| Reset { count, more })
-            }
-            None => Err(io::ErrorKind::NotFound.into()),
+        let Some((netns, pod)) = captured.and_then(|pod| Some((pod.netns.as_ref()?, pod))) else {
+            // An earlier agent captured it, and this one has yet to take it over.
+            return Ok(Reset { count: 0, more: true });
         };
+        let (flags, proc) = (self.maps.skproxy(), &*self.config.proc);
+        let more = pod.pending.handshakes.is_some();
+        let reset = netns::within(netns.as_fd(), || older(flags, proc, denies));
+        let reset = reset.map(|count| Reset { count, more });
         step("reset its older connections", reset).map_err(|failed| failed.of(uid))
     }
 }
@@ -133,7 +134,7 @@ fn list(netlink: &mut Socket, family: u8, flags: BorrowedFd<'_>, found: &mut Vec
         let length = netlink.read(&mut buffer)?;
         for (kind, body) in messages(&buffer[..length]) {
             match kind {
-                MESSAGE_DONE => return Ok(()),
+                MESSAGE_DONE => return ended(body),
                 MESSAGE_ERROR => return Err(error(body)),
                 _ => found.extend(parse(body)),
             }
@@ -204,6 +205,15 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((kind, value))
     })
+}
+
+/// The end of a dump says whether it is whole: a number as in `struct nlmsgerr`, none from older kernels.
+fn ended(body: &[u8]) -> io::Result<()> {
+    match error(body).raw_os_error() {
+        Some(0) => Ok(()),
+        _ if body.is_empty() => Ok(()),
+        _ => Err(error(body)),
+    }
 }
 
 /// `struct nlmsgerr`: 0 for an acknowledgement.

@@ -1,5 +1,6 @@
 //! The thread that owns the datapath: netlink, BPF and namespace changes block, and are done one after the other.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +11,7 @@ use mesh_ebpf_abi::event::{Counter, DropEvent};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::datapath::{Datapath, Denies, Listeners, PodError, PodSpec, Reset, Survivor};
+use crate::datapath::{Datapath, Denies, Foreign, Listeners, PodError, PodSpec, Reset, Survivor};
 
 /// What enrolment needs of the datapath; a test has its own.
 pub trait Kernel: Send + 'static {
@@ -54,6 +55,11 @@ pub trait Kernel: Send + 'static {
     fn drops(&mut self, most: usize) -> Drops;
     /// See [`Datapath::follow_kubelet`].
     fn follow_kubelet(&mut self);
+    /// See [`Datapath::foreign`].
+    ///
+    /// # Errors
+    /// As there.
+    fn foreign(&mut self) -> std::io::Result<BTreeMap<String, Vec<Foreign>>>;
 }
 
 /// See [`Kernel::drops`].
@@ -112,6 +118,10 @@ impl Kernel for Datapath {
     fn follow_kubelet(&mut self) {
         Datapath::follow_kubelet(self);
     }
+
+    fn foreign(&mut self) -> std::io::Result<BTreeMap<String, Vec<Foreign>>> {
+        Datapath::foreign(self)
+    }
 }
 
 type Job = Box<dyn FnOnce(&mut dyn Kernel) + Send>;
@@ -120,7 +130,8 @@ type Job = Box<dyn FnOnce(&mut dyn Kernel) + Send>;
 #[derive(Clone, Debug)]
 pub struct Handle {
     jobs: mpsc::Sender<Job>,
-    thread: Arc<thread::JoinHandle<()>>,
+    /// Cancelled as the thread ends, by a panic too.
+    ended: CancellationToken,
     pulse: Arc<Mutex<Instant>>,
 }
 
@@ -148,7 +159,10 @@ pub fn spawn(mut kernel: impl Kernel) -> std::io::Result<Handle> {
     let (jobs, queue) = mpsc::channel::<Job>();
     let pulse = Arc::new(Mutex::new(Instant::now()));
     let beat = Arc::clone(&pulse);
-    let thread = thread::Builder::new().name("datapath".to_owned()).spawn(move || {
+    let ended = CancellationToken::new();
+    let end = ended.clone().drop_guard();
+    thread::Builder::new().name("datapath".to_owned()).spawn(move || {
+        let _end = end;
         loop {
             *beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             let next = kernel.upkeep();
@@ -159,7 +173,7 @@ pub fn spawn(mut kernel: impl Kernel) -> std::io::Result<Handle> {
             }
         }
     })?;
-    Ok(Handle { jobs, thread: Arc::new(thread), pulse })
+    Ok(Handle { jobs, ended, pulse })
 }
 
 /// How often an idle thread shows that it is there, at least.
@@ -173,12 +187,17 @@ impl Handle {
     /// # Errors
     /// When it has ended, or has been at one job for a minute.
     pub fn check(&self, now: Instant) -> Result<(), Unwell> {
-        if self.thread.is_finished() {
+        if self.ended.is_cancelled() {
             return Err(Dead.into());
         }
         let silent =
             now.saturating_duration_since(*self.pulse.lock().unwrap_or_else(PoisonError::into_inner));
         if silent > STUCK { Err(Unwell::Stuck(silent)) } else { Ok(()) }
+    }
+
+    /// Waits for the thread's end.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
     }
 
     /// Runs a job there. A job that was handed over runs even if the caller stops waiting.

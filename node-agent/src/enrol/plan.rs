@@ -5,6 +5,8 @@
 //! argument; HBONE is advertised only while a pod is captured: annotated after capture, withdrawn before release; a pod
 //! that the model no longer has is released only when no process of it is left.
 
+mod due;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,7 @@ use crate::index::event::ObjectName;
 use crate::index::local::LocalPod;
 use crate::index::membership::Membership;
 use crate::index::pod::Reported;
+use due::Due;
 
 /// One thing to do for one pod.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,6 +90,8 @@ pub struct Table {
     desired: BTreeMap<String, LocalPod>,
     enrolled: BTreeMap<String, Enrolled>,
     notes: BTreeMap<String, Note>,
+    /// What there is to say of others' eBPF programs that enrolled pods meet, by UID.
+    foreign: BTreeMap<String, String>,
     busy: BTreeSet<String>,
     /// The model is complete, so that an absent pod is a gone one.
     complete: bool,
@@ -211,7 +216,7 @@ impl Table {
             }
             Step::Release | Step::Sweep => self.released(uid),
             Step::Report(_, condition) => {
-                note.reported = Some((condition.as_ref().map(|condition| condition.reason.clone()), now));
+                note.reported = Some((condition.as_ref().map(Reported::gist), now));
             }
         }
     }
@@ -247,6 +252,16 @@ impl Table {
         {
             note.retry = Some(now + AFTER_DEL);
         }
+    }
+
+    /// Others' eBPF programs that captured pods meet, by UID, as last looked for. What is news of them, by pod, an empty
+    /// text where there is nothing any more.
+    pub fn meet(&mut self, foreign: BTreeMap<String, String>) -> Vec<(String, String)> {
+        let old = std::mem::replace(&mut self.foreign, foreign);
+        let gone = old.keys().filter(|uid| !self.foreign.contains_key(*uid)).map(|uid| (uid, ""));
+        let now = self.foreign.iter().filter(|(uid, text)| old.get(*uid) != Some(*text));
+        let now = now.map(|(uid, text)| (uid, text.as_str()));
+        gone.chain(now).map(|(uid, text)| (uid.clone(), text.to_owned())).collect()
     }
 
     /// Whether a step of the pod is under way.
@@ -306,113 +321,11 @@ impl Table {
             && self.enrolled.values().all(|pod| pod.stage != Stage::Survived)
     }
 
-    /// How many pods are enrolled, and for how many the last step failed.
-    pub fn counts(&self) -> (usize, usize) {
-        (self.enrolled.len(), self.notes.values().filter(|note| note.error.is_some()).count())
+    /// How many pods are enrolled, for how many the last step failed, and how many meet others' programs.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let failing = self.notes.values().filter(|note| note.error.is_some()).count();
+        (self.enrolled.len(), failing, self.foreign.len())
     }
-
-    fn due(&self, uid: &str, now: Instant) -> Due {
-        match (self.desired.get(uid), self.enrolled.get(uid)) {
-            (Some(pod), Some(enrolled)) => self.due_enrolled(pod, enrolled, now),
-            (Some(pod), None) => self.due_outside(pod, now),
-            (None, Some(enrolled)) if enrolled.seen => Due::Now(Step::Sweep),
-            (None, Some(enrolled)) => self.due_unseen(uid, enrolled, now),
-            (None, None) => Due::Nothing,
-        }
-    }
-
-    fn due_enrolled(&self, pod: &LocalPod, enrolled: &Enrolled, now: Instant) -> Due {
-        if pod.finished {
-            return Due::Now(Step::Sweep);
-        }
-        let member = pod.membership == Membership::Member;
-        match enrolled.stage {
-            // Also when it is to leave: only what was taken over can be put back as it was.
-            Stage::Survived => Due::Now(Step::Enrol(Box::new(pod.clone()))),
-            Stage::Enrolled if member && !pod.annotated => self.annotate(pod, true, now),
-            Stage::Enrolled if member => self.report(pod, None, now),
-            // Enrolled on what the API server said, which the watch, of the namespace perhaps, is yet to show.
-            Stage::Enrolled if !enrolled.confirmed => {
-                Due::at(enrolled.since + SHOWS, now, || Step::Annotate(pod.name.clone(), false))
-            }
-            Stage::Enrolled => Due::Now(Step::Annotate(pod.name.clone(), false)),
-            Stage::Leaving(Some(seen)) => Due::at(seen + self.grace, now, || Step::Release),
-            // It is a patch that the model does not show: say it again, should it be lost.
-            Stage::Leaving(None) => self.annotate(pod, false, now),
-        }
-    }
-
-    /// Enrolled by CNI, and the watch is behind. It may also stay so: when the pod's end and its DEL were both missed.
-    fn due_unseen(&self, uid: &str, enrolled: &Enrolled, now: Instant) -> Due {
-        let annotated = self.notes.get(uid).is_some_and(|note| note.annotated.is_some());
-        match &enrolled.name {
-            Some(name) if !annotated => Due::Now(Step::Annotate(name.clone(), true)),
-            _ => Due::at(enrolled.since + UNSEEN, now, || Step::Sweep),
-        }
-    }
-
-    fn due_outside(&self, pod: &LocalPod, now: Instant) -> Due {
-        if pod.finished {
-            return Due::Nothing;
-        }
-        let failure = self.notes.get(&pod.uid).filter(|note| note.attempts >= TELL_AFTER);
-        let condition = match &pod.membership {
-            Membership::Member => failure.and_then(|note| note.error.clone()).map(failed),
-            Membership::NotAsked => None,
-            Membership::Refused(refusal) => Some(Reported {
-                status: "False".to_owned(),
-                reason: refusal.reason().to_owned(),
-                message: refusal.to_string(),
-            }),
-        };
-        let report = self.report(pod, condition, now);
-        // Without an address the pod is not there yet; it will come by CNI, or be found once it is running.
-        let enrol = pod.membership == Membership::Member && !pod.addresses.is_empty() && !pod.terminating;
-        match report {
-            Due::Now(_) => report,
-            _ if enrol => Due::Now(Step::Enrol(Box::new(pod.clone()))),
-            _ if pod.annotated && pod.membership != Membership::Member => self.annotate(pod, false, now),
-            report => report,
-        }
-    }
-
-    fn annotate(&self, pod: &LocalPod, captured: bool, now: Instant) -> Due {
-        let said = self.notes.get(&pod.uid).and_then(|note| note.annotated);
-        match said.filter(|(said, _)| *said == captured) {
-            Some((_, at)) => Due::at(at + SHOWS, now, || Step::Annotate(pod.name.clone(), captured)),
-            None => Due::Now(Step::Annotate(pod.name.clone(), captured)),
-        }
-    }
-
-    fn report(&self, pod: &LocalPod, condition: Option<Reported>, now: Instant) -> Due {
-        let wanted = condition.as_ref().map(|condition| (&condition.status, &condition.reason));
-        if pod.reported.as_ref().map(|shown| (&shown.status, &shown.reason)) == wanted {
-            return Due::Nothing;
-        }
-        let said = self.notes.get(&pod.uid).and_then(|note| note.reported.as_ref());
-        let reason = condition.as_ref().map(|condition| condition.reason.clone());
-        let step = || Step::Report(pod.name.clone(), condition);
-        match said.filter(|(said, _)| *said == reason) {
-            Some((_, at)) => Due::at(*at + SHOWS, now, step),
-            None => Due::Now(step()),
-        }
-    }
-}
-
-enum Due {
-    Now(Step),
-    At(Instant),
-    Nothing,
-}
-
-impl Due {
-    fn at(time: Instant, now: Instant, step: impl FnOnce() -> Step) -> Self {
-        if time <= now { Self::Now(step()) } else { Self::At(time) }
-    }
-}
-
-fn failed(error: String) -> Reported {
-    Reported { status: "False".to_owned(), reason: "EnrolmentFailed".to_owned(), message: error }
 }
 
 fn backoff(attempts: u32) -> Duration {
@@ -425,11 +338,5 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const EARLY: Duration = Duration::from_secs(1);
 /// How long a pod that has an address may be without a process before that counts as a failure.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Failures before the pod's status tells.
-const TELL_AFTER: u32 = 2;
-/// In which the watch shows a patch; after it, the patch is made again.
-const SHOWS: Duration = Duration::from_secs(60);
 /// How long a pod is left alone after CNI DEL, unless CNI ADD comes.
 const AFTER_DEL: Duration = Duration::from_secs(10);
-/// A pod that CNI announced and the watch never showed.
-const UNSEEN: Duration = Duration::from_secs(300);

@@ -81,7 +81,7 @@ impl<C: Cluster> Hands<C> {
                 self.patched(&format!("cannot say on pod {name} whether its traffic is captured"), annotated)
             }
             Step::Report(name, condition) => {
-                if let Some(condition) = condition {
+                if let Some(condition) = condition.as_ref().filter(|condition| condition.status != "True") {
                     info!(pod = %name, reason = condition.reason, "pod is not in the mesh: {}", condition.message);
                 }
                 // Only information: it must not hold up the pod's other steps.

@@ -67,6 +67,14 @@ pub struct Reported {
     pub message: String,
 }
 
+impl Reported {
+    /// What makes a condition another one. Messages of failures change with every attempt.
+    pub fn gist(&self) -> String {
+        let Self { status, reason, message } = self;
+        if status == "True" { format!("{status} {reason} {message}") } else { format!("{status} {reason}") }
+    }
+}
+
 /// What made the pod, in the words of WDS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Owner {

@@ -1,26 +1,22 @@
 //! When older connections are looked at, and what is then said of them.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Mutex;
 
 use mesh_core::readiness::Readiness;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::datapath::{Denies, Listeners, PodError, PodSpec, Survivor};
+use crate::datapath::{Denies, Foreign, Listeners, PodError, PodSpec, Survivor};
 use crate::enrol::kernel::{self, Drops, Kernel};
 use crate::index::event::{Event, Kind, Object, ObjectName};
 use crate::watch::Source;
 use crate::{model, xds};
 
-/// What was asked of the datapath, for connections to two ports.
-type Journal = Arc<Mutex<VecDeque<String>>>;
-
-/// Refuses the first request.
-struct FakeKernel(Journal, usize);
+/// Refuses the first request. Tells what it was asked, for connections to two ports, and how often that was.
+struct FakeKernel(mpsc::UnboundedSender<String>, usize);
 
 impl Kernel for FakeKernel {
     fn surviving(&self) -> Vec<Survivor> {
@@ -57,8 +53,7 @@ impl Kernel for FakeKernel {
 
     fn reset_older(&mut self, uid: &str, denies: &Denies<'_>) -> Result<Reset, PodError> {
         let denied = [80, 81].map(|port| denies(([10, 0, 0, 9], port).into(), ([10, 0, 0, 8], 999).into()));
-        let mut journal = self.0.lock().unwrap();
-        journal.push_back(format!("{uid} {denied:?}"));
+        self.0.send(format!("{uid} {denied:?}")).unwrap();
         self.1 += 1;
         let count = denied.into_iter().filter(|denied| *denied).count();
         // The second time a handshake is under way.
@@ -70,6 +65,10 @@ impl Kernel for FakeKernel {
     }
 
     fn follow_kubelet(&mut self) {}
+
+    fn foreign(&mut self) -> io::Result<BTreeMap<String, Vec<Foreign>>> {
+        Ok(BTreeMap::new())
+    }
 }
 
 fn failed(uid: &str) -> PodError {
@@ -102,26 +101,24 @@ fn policy(spec: Value) -> Event {
 
 #[tokio::test]
 async fn older_connections_are_asked_about_when_their_pods_policies_change() {
-    let journal = Journal::default();
-    let kernel = kernel::spawn(FakeKernel(Arc::clone(&journal), 0)).unwrap();
+    let (journal, mut asked) = mpsc::unbounded_channel();
+    let kernel = kernel::spawn(FakeKernel(journal, 0)).unwrap();
     let (writer, reader) = model::model(crate::index::tests::config());
     let (events, script) = mpsc::channel(8);
     let shutdown = CancellationToken::new();
     let (publisher, _) = xds::server::feed();
     tokio::spawn(writer.run(Script(script), publisher, Readiness::new().gate("watches"), shutdown.clone()));
     let resets = Resets::default();
-    tokio::spawn(run(reader, kernel, resets.clone(), shutdown.clone()));
-    let next = async || {
-        for _ in 0..1000 {
-            if let Some(entry) = journal.lock().unwrap().pop_front() {
-                return entry;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("nothing happens");
+    let looks = tokio::spawn(run(reader, kernel, resets.clone(), shutdown.clone()));
+    let mut next = async || {
+        tokio::time::timeout(PATIENCE, asked.recv()).await.expect("nothing happens").expect("it has ended")
     };
     let strict = json!({"mtls": {"mode": "STRICT"}});
-    for event in [pod(false, "False"), policy(strict.clone()), pod(true, "False")] {
+    for event in [pod(true, "False"), policy(strict.clone()), pod(false, "False")] {
+        events.send(event).await.unwrap();
+    }
+    // What is said before everything is listed is not the last word.
+    for event in Kind::ALL.map(Event::Listed).into_iter().chain([pod(true, "False")]) {
         events.send(event).await.unwrap();
     }
     assert_eq!(next().await, "uid [true, true]", "only once it is captured");
@@ -139,8 +136,9 @@ async fn older_connections_are_asked_about_when_their_pods_policies_change() {
         events.send(event).await.unwrap();
     }
     assert_eq!(next().await, "uid [true, false]", "a policy may be about a port");
-    while resets.read() != 5 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
     shutdown.cancel();
+    looks.await.unwrap();
+    assert_eq!(resets.read(), 5);
 }
+
+const PATIENCE: Duration = Duration::from_secs(10);

@@ -195,28 +195,19 @@ impl Keeper {
             [only] => !parts.is_empty() && parts.iter().all(|part| only.contains(part)),
             _ => false,
         };
-        let wait = async {
-            while !met(&self.readiness.pending()) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let waited = tokio::time::timeout(PATIENCE, wait).await;
+        let waited = tokio::time::timeout(PATIENCE, self.readiness.until(met)).await;
         assert!(waited.is_ok(), "expected {parts:?}, found {:?}", self.readiness.pending());
     }
 
     /// Waits until our entry is the last in the file.
     async fn chains(&self, node: &Node, file: &str, kind: &str) {
-        let ours = || {
+        // The keeper says so whenever it has written.
+        let ours = |pending: &[String]| {
             let list = node.read(file);
-            list["plugins"][0]["type"] == kind && list["plugins"][1]["type"] == TYPE
+            pending.is_empty() && list["plugins"][0]["type"] == kind && list["plugins"][1]["type"] == TYPE
         };
-        let wait = async {
-            while !ours() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "{:?}", node.read(file));
-        self.says(&[]).await;
+        let waited = tokio::time::timeout(PATIENCE, self.readiness.until(ours)).await;
+        assert!(waited.is_ok(), "{:?}, {:?}", node.read(file), self.readiness.pending());
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
 use crate::cluster::{Cluster, ClusterError};
-use crate::datapath::{Denies, Listeners, PodError, PodSpec, Reset, Survivor};
+use crate::datapath::{Denies, Foreign, Listeners, PodError, PodSpec, Reset, Survivor};
 use crate::enrol::kernel::{Drops, Kernel};
 use crate::index::event::ObjectName;
 use crate::index::pod::Reported;
@@ -105,14 +105,16 @@ pub(super) struct FakeKernel {
     pub(super) unfinished: BTreeSet<String>,
     pub(super) runtime: Handle,
     /// Calls of `upkeep`, which asks to be called again soon.
-    pub(super) upkeeps: Arc<AtomicUsize>,
+    pub(super) upkeeps: watch::Sender<usize>,
+    /// Programs of others that pods meet once they are captured.
+    pub(super) foreign: Arc<Mutex<BTreeMap<String, Vec<Foreign>>>>,
 }
 
 impl FakeKernel {
     pub(super) fn new(faults: &Faults) -> Self {
         let (faults, runtime) = (faults.clone(), Handle::current());
-        let (captured, unfinished, upkeeps) = (BTreeMap::new(), BTreeSet::new(), Arc::default());
-        Self { faults, captured, unfinished, runtime, upkeeps }
+        let (captured, unfinished, upkeeps) = (BTreeMap::new(), BTreeSet::new(), watch::Sender::default());
+        Self { faults, captured, unfinished, runtime, upkeeps, foreign: Arc::default() }
     }
 
     fn does(&self, uid: &str, step: String) -> Result<(), PodError> {
@@ -168,7 +170,7 @@ impl Kernel for FakeKernel {
     }
 
     fn upkeep(&mut self) -> Duration {
-        self.upkeeps.fetch_add(1, Ordering::Relaxed);
+        self.upkeeps.send_modify(|calls| *calls += 1);
         Duration::from_millis(10)
     }
 
@@ -181,6 +183,12 @@ impl Kernel for FakeKernel {
     }
 
     fn follow_kubelet(&mut self) {}
+
+    fn foreign(&mut self) -> std::io::Result<BTreeMap<String, Vec<Foreign>>> {
+        let captured = |(uid, _): &(&String, &Vec<Foreign>)| self.captured.contains_key(*uid);
+        let foreign = self.foreign.lock().unwrap();
+        Ok(foreign.iter().filter(captured).map(|(uid, all)| (uid.clone(), all.clone())).collect())
+    }
 }
 
 pub(super) struct FakeCluster {

@@ -80,6 +80,39 @@ fn failed(error: &str) -> Outcome {
 }
 
 #[test]
+fn programs_of_others_are_reported_while_they_are_there() {
+    let mut story = Story::new();
+    let meets = |story: &mut Story, programs: &[&str]| {
+        let found = programs.iter().map(|text| ("uid-a".to_owned(), (*text).to_owned())).collect();
+        story.table.meet(found).into_iter().map(|(uid, news)| format!("{uid}: {news}")).collect::<Vec<_>>()
+    };
+    story.sees(&[annotated(member("a")), annotated(member("b"))]);
+    for uid in ["uid-a", "uid-b"] {
+        story.table.enrolled(uid, None, None, story.now);
+    }
+    story.rests();
+    assert_eq!(meets(&mut story, &["lb"]), ["uid-a: lb"]);
+    assert!(meets(&mut story, &["lb"]).is_empty(), "no news");
+    assert_eq!(story.table.counts(), (2, 0, 1));
+    story.does("report a ForeignPrograms");
+    story.rests();
+    let shows = |message: &str| {
+        let message = format!("the pod is in the mesh, and meets eBPF programs of others: {message}");
+        let reported = Reported { status: "True".into(), reason: "ForeignPrograms".into(), message };
+        [LocalPod { reported: Some(reported), ..annotated(member("a")) }, annotated(member("b"))]
+    };
+    story.sees(&shows("lb"));
+    story.rests();
+    assert_eq!(meets(&mut story, &["lb, another"]), ["uid-a: lb, another"]);
+    story.does("report a ForeignPrograms");
+    story.sees(&shows("lb, another"));
+    story.rests();
+    assert_eq!(meets(&mut story, &[]), ["uid-a: "]);
+    story.does("report a nothing");
+    assert_eq!(story.table.counts(), (2, 0, 0));
+}
+
+#[test]
 fn a_running_pod_joins_and_leaves() {
     let mut story = Story::new();
     story.sees(&[member("a")]);
@@ -206,7 +239,7 @@ fn a_pod_that_is_not_there_yet_is_no_failure() {
         story.passes(SECOND);
     }
     assert_eq!(story.due(), ["enrol uid-a"]);
-    assert_eq!(story.table.counts(), (0, 0));
+    assert_eq!(story.table.counts(), (0, 0, 0));
 }
 
 #[test]
@@ -218,16 +251,16 @@ fn a_pod_whose_processes_never_show_is_a_failure() {
         story.ends("enrol uid-a", early());
         story.passes(SECOND);
     }
-    assert_eq!(story.table.counts(), (0, 0));
+    assert_eq!(story.table.counts(), (0, 0, 0));
     for pause in [1, 2] {
         story.ends("enrol uid-a", early());
         assert_eq!(story.table.plan(story.now).wake, Some(story.now + pause * SECOND), "backs off");
-        assert_eq!(story.table.counts(), (0, 1));
+        assert_eq!(story.table.counts(), (0, 1, 0));
         story.passes(pause * SECOND);
     }
     story.does("report a EnrolmentFailed");
     story.does("enrol uid-a");
-    assert_eq!(story.table.counts(), (1, 0));
+    assert_eq!(story.table.counts(), (1, 0, 0));
 }
 
 #[test]
@@ -309,7 +342,7 @@ fn a_pod_that_is_gone_stays_captured_while_it_has_processes() {
         story.rests();
         story.passes(SECOND);
     }
-    assert_eq!(story.table.counts(), (1, 0), "nothing is wrong with it");
+    assert_eq!(story.table.counts(), (1, 0, 0), "nothing is wrong with it");
     story.does("sweep uid-a");
     assert!(!story.table.is_enrolled("uid-a"));
     story.rests();

@@ -75,23 +75,17 @@ async fn a_datapath_that_is_stuck_is_unwell() {
 #[tokio::test]
 async fn an_idle_datapath_is_kept_up() {
     let fake = fake_kernel();
-    let upkeeps = Arc::clone(&fake.upkeeps);
+    let mut upkeeps = fake.upkeeps.subscribe();
     let _kernel = kernel::spawn(fake).unwrap();
-    let several = async {
-        while upkeeps.load(Ordering::Relaxed) < 3 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(4), several).await.unwrap();
+    let several = upkeeps.wait_for(|calls| *calls >= 3);
+    tokio::time::timeout(Duration::from_secs(4), several).await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn a_datapath_that_panicked_is_dead() {
     let kernel = kernel::spawn(fake_kernel()).unwrap();
     assert_eq!(kernel.run(|_| panic!("as the test wishes")).await, Err::<(), _>(Dead));
-    while kernel.check(Instant::now()).is_ok() {
-        tokio::task::yield_now().await;
-    }
+    tokio::time::timeout(PATIENCE, kernel.ended()).await.unwrap();
     assert_eq!(kernel.check(Instant::now()), Err(Unwell::Dead(Dead)));
     assert_eq!(kernel.run(|_| ()).await, Err(Dead));
 }
@@ -127,11 +121,7 @@ async fn readiness_falls_while_nothing_is_pinned() {
         // Long enough for one look.
         let period = Duration::from_secs(3600);
         let upkeep = upkeep::run(kernel.clone(), period, gate.clone(), CancellationToken::new());
-        let looked = async {
-            while readiness.pending() != expect {
-                tokio::task::yield_now().await;
-            }
-        };
+        let looked = readiness.until(|pending| pending == expect);
         tokio::select! {
             () = upkeep => panic!("it ended by itself"),
             looked = tokio::time::timeout(PATIENCE, looked) => assert!(looked.is_ok(), "{:?}", readiness.pending()),

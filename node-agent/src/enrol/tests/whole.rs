@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::world::*;
+use crate::datapath::Foreign;
 use crate::index::event::{Event, Kind, ObjectName};
 
 #[tokio::test]
@@ -16,6 +17,18 @@ async fn a_running_pod_joins_and_leaves_in_order() {
     world.journal(&["annotate shop/a uid-a false"]).await;
     world.sees(Kind::Pod, pod("a", false)).await;
     world.journal(&["ztunnel removes uid-a", "leave uid-a"]).await;
+}
+
+#[tokio::test]
+async fn programs_of_others_are_looked_for_once_a_pod_is_enrolled() {
+    let world = World::new("foreign", &[]);
+    world.ztunnel(&[]).await;
+    let foreign = Foreign { hook: "connect4", id: 7, name: "lb".to_owned(), harmless: false };
+    world.foreign.lock().unwrap().insert("uid-a".to_owned(), vec![foreign]);
+    world.lists([pod("a", true), pod("b", true)]).await;
+    let reported = r#"report shop/a Some("ForeignPrograms")"#;
+    world.until(|entries| entries.iter().any(|entry| entry == reported), reported).await;
+    assert!(world.story("shop/b").is_empty());
 }
 
 #[tokio::test]

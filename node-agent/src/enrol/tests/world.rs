@@ -1,6 +1,6 @@
 //! A node for the task as a whole: real model, real pod protocol over a socket, and fakes around them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::future::Future;
 use std::path::PathBuf;
@@ -45,6 +45,8 @@ pub(super) struct World {
     pub(super) desk: Arc<Desk<FakeCluster>>,
     pub(super) hands: Hands<FakeCluster>,
     pub(super) faults: Faults,
+    /// See [`FakeKernel::foreign`].
+    pub(super) foreign: Arc<Mutex<BTreeMap<String, Vec<Foreign>>>>,
     /// The pods that have processes.
     pub(super) running: Arc<Mutex<BTreeSet<String>>>,
     pub(super) shutdown: CancellationToken,
@@ -58,6 +60,7 @@ impl World {
         let faults = Faults::new(&journal);
         let captured = survivors.iter().map(|uid| ((*uid).to_owned(), Vec::new())).collect();
         let fake = FakeKernel { captured, ..FakeKernel::new(&faults) };
+        let foreign = Arc::clone(&fake.foreign);
         let answer = Mutex::new(Ok(None));
         let cluster = Arc::new(FakeCluster {
             journal: Arc::clone(&journal),
@@ -83,7 +86,8 @@ impl World {
         tokio::spawn(enrolment.run(shutdown.clone()));
         let listener = Listener::bind(&directory.join("pods.sock")).unwrap();
         tokio::spawn(pods.serve(listener, descriptor(), shutdown.clone()));
-        Self { directory, journal, events, desk: Arc::new(desk), hands, faults, running, shutdown }
+        let desk = Arc::new(desk);
+        Self { directory, journal, events, desk, hands, faults, foreign, running, shutdown }
     }
 
     /// A ztunnel that takes everything, and writes it down.

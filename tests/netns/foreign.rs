@@ -1,0 +1,162 @@
+//! eBPF programs of others on the same hooks.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use mesh_tests::foreign::{self, Foreign};
+use node_agent::datapath::{Config, Datapath};
+use socket2::{Protocol, Socket, Type};
+
+use crate::family::{Family, over_both, transparent};
+use crate::lifecycle::nothing_pinned;
+use crate::world::{PATIENCE, PORT, Pod, World, accept, enrol};
+
+const UID: &str = "6f1c2b8e-0d3a-4b57-9c1e-3f5a7b9d1e2f";
+
+/// An address that nobody has, as a service's.
+fn service(world: &World) -> SocketAddr {
+    let (v4, v6): (IpAddr, IpAddr) = ([10, 96, 0, 1].into(), [0xfd96, 0, 0, 0, 0, 0, 0, 1].into());
+    SocketAddr::new(world.family.pick(v4, v6), PORT)
+}
+
+/// Like a replacement of kube-proxy: every connection goes to pod b.
+fn load_balancer(world: &World, cgroup: &Path) -> Result<Foreign> {
+    Ok(foreign::redirect(&File::open(cgroup)?, "cil_lb", world.b.address)?)
+}
+
+/// Where the proxy hears that a connection wants to go, when a process of this cgroup dials the service.
+fn heard(world: &World, outbound: &OwnedFd, cgroup: &Path) -> Result<SocketAddr> {
+    world.within(cgroup, || {
+        let _client = world.a.dial(service(world), PATIENCE)?;
+        Ok(accept(outbound)?.local_addr()?)
+    })
+}
+
+/// What is told of the pod's hooks: `hook name id harmless`.
+fn told(datapath: &mut Datapath, pod: &Pod) -> Result<Vec<String>> {
+    let mut all: BTreeMap<_, _> = datapath.foreign()?;
+    let own = all.remove(&pod.uid).unwrap_or_default();
+    ensure!(all.is_empty(), "of other pods: {all:?}");
+    let tell = |one: &node_agent::datapath::Foreign| {
+        format!(
+            "{} {} {} {}",
+            one.hook,
+            one.name,
+            one.id,
+            if one.harmless { "harmless" } else { "not harmless" }
+        )
+    };
+    Ok(own.iter().map(tell).collect())
+}
+
+/// On the cgroup of all pods, above it, and on the pod's own; there before the agent, and after it.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_proxy_hears_the_service_although_another_program_chose_an_endpoint() -> Result<()> {
+    for family in [Family::V4, Family::V6] {
+        let mut world = World::of(family)?;
+        world.a.uid = UID.to_owned();
+        let pods = world.cgroup.join("kubepods");
+        let pod = pods.join("burstable").join(format!("pod{UID}"));
+        let own = pod.join("container");
+        fs::create_dir_all(&own)?;
+        for place in [&world.cgroup, &pods, &pod, &own] {
+            for first in [true, false] {
+                let what = || format!("{family:?}, {}, first: {first}", place.display());
+                hears_the_service(&world, &pods, &own, place, first).with_context(what)?;
+                world.unmount_bpffs()?;
+                world.mount_bpffs()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn hears_the_service(world: &World, pods: &Path, own: &Path, place: &Path, first: bool) -> Result<()> {
+    let open = || {
+        let config = Config { cgroup_root: Some(pods.to_owned()), ..world.config() };
+        world.router.run(|| Ok(Datapath::open(&config)?))
+    };
+    let before = first.then(|| load_balancer(world, place)).transpose()?;
+    let mut datapath = open()?;
+    let listeners = enrol(&mut datapath, &world.a)?;
+    let outbound = world.family.outbound(&listeners);
+    let foreign = match before {
+        // Found as the pod is enrolled.
+        Some(foreign) => foreign,
+        None => {
+            let foreign = load_balancer(world, place)?;
+            ensure!(heard(world, outbound, own)?.ip() == world.b.address, "a test that proves nothing");
+            datapath.foreign()?;
+            foreign
+        }
+    };
+    ensure!(heard(world, outbound, own)? == service(world), "enrolled");
+    let expect = format!("{} cil_lb {} harmless", world.family.pick("connect4", "connect6"), foreign.id);
+    ensure!(told(&mut datapath, &world.a)? == [expect.clone()]);
+    // The next agent takes over without a gap.
+    drop(datapath);
+    ensure!(heard(world, outbound, own)? == service(world), "without an agent");
+    let mut datapath = open()?;
+    ensure!(heard(world, outbound, own)? == service(world), "a new agent");
+    datapath.prepare(&world.a.spec()?, Some(listeners.try_clone()?))?;
+    datapath.capture(&world.a.uid)?;
+    ensure!(heard(world, outbound, own)? == service(world), "taken over");
+    ensure!(told(&mut datapath, &world.a)? == [expect]);
+    drop(foreign);
+    ensure!(told(&mut datapath, &world.a)?.is_empty(), "it is gone");
+    ensure!(heard(world, outbound, own)? == service(world), "it is gone");
+    datapath.leave(&world.a.uid)?;
+    nothing_pinned(world)
+}
+
+/// What takes connections to any address, as the proxy's does.
+fn listener(family: Family) -> Result<OwnedFd> {
+    let socket = Socket::new(family.domain(), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    transparent(&socket, family.domain())?;
+    socket.bind_device(Some(b"lo"))?;
+    socket.bind(&family.anywhere(7777).into())?;
+    socket.listen(8)?;
+    Ok(socket.into())
+}
+
+/// The last one that chooses a socket has its way.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_proxy_gets_the_connections_although_another_program_takes_them() -> Result<()> {
+    over_both(|world| {
+        let thief = world.a.run(|| listener(world.family))?;
+        let netns = world.a.netns.descriptor()?;
+        let before = foreign::take_all(&netns, "thief", &thief)?;
+        let (mut datapath, listeners) = world.enrolled(&[&world.a])?;
+        let outbound = world.family.outbound(&listeners[0]);
+        let cgroup = world.cgroup.clone();
+        ensure!(heard(world, outbound, &cgroup)? == service(world), "it was there first");
+        let earlier = format!("sk_lookup thief {} harmless", before.id);
+        ensure!(told(&mut datapath, &world.a)? == [earlier.clone()]);
+
+        let mut after = foreign::take_all(&netns, "later", &thief)?;
+        world.a.dial(service(world), PATIENCE).context("dial")?;
+        accept(&thief).context("a test that proves nothing: it takes no connections")?;
+        let mut both = [earlier.clone(), format!("sk_lookup later {} harmless", after.id)];
+        both.sort_by_key(|text| text.split(' ').nth(2).map(str::to_owned));
+        ensure!(told(&mut datapath, &world.a)? == both);
+        ensure!(heard(world, outbound, &cgroup)? == service(world), "ours went behind it");
+        // Nobody is fought over the place.
+        after.go_last(&netns)?;
+        let last = format!("sk_lookup later {} not harmless", after.id);
+        for _ in 0..2 {
+            let told = told(&mut datapath, &world.a)?;
+            ensure!(told.contains(&last) && told.contains(&earlier), "{told:?}");
+        }
+        drop((before, after));
+        ensure!(told(&mut datapath, &world.a)?.is_empty());
+        ensure!(heard(world, outbound, &cgroup)? == service(world), "they are gone");
+        datapath.leave(&world.a.uid)?;
+        nothing_pinned(world)
+    })
+}
