@@ -146,22 +146,32 @@ impl Pod {
         kept: Option<Listeners>,
     ) -> Result<Listeners, Failed> {
         let netns = step("enter its network namespace", self.netns())?;
-        let sources = netns::within(netns.as_fd(), || self.sources(&config.proc));
-        self.sources = step("read its addresses", sources)?;
+        // All in one: on a busy node each thread has to wait for a processor.
+        let furnished = netns::within(netns.as_fd(), || Ok(self.furnish_inside(config, maps, kept)));
+        step("enter its network namespace", furnished)?
+    }
+
+    fn furnish_inside(
+        &mut self,
+        config: &Config,
+        maps: &mut Maps,
+        kept: Option<Listeners>,
+    ) -> Result<Listeners, Failed> {
+        self.sources = step("read its addresses", self.sources(&config.proc))?;
         if self.record.sysctls[0] < 0 {
-            let current = netns::within(netns.as_fd(), || sysctls::current(&config.proc));
-            self.record.sysctls = step("read its sysctls", current)?;
+            self.record.sysctls = step("read its sysctls", sysctls::current(&config.proc))?;
         }
         // Before anything is changed: an agent that dies from now on leaves word of what there is to undo.
         step("write its record", maps.remember(self.slot, &self.record))?;
-        step("set its sysctls", netns::within(netns.as_fd(), || sysctls::set(&config.proc)))?;
-        let add = || self.sources.iter().try_for_each(|source| rules::add(config.numbers, *source));
-        step("add its rules and routes", netns::within(netns.as_fd(), add))?;
+        step("set its sysctls", sysctls::set(&config.proc))?;
+        let mut sources = self.sources.iter();
+        let added = sources.try_for_each(|source| rules::add(config.numbers, *source));
+        step("add its rules and routes", added)?;
         step("open its ports to probes", maps.open_to_probes(self.slot, &self.probe_ports))?;
         let kept = kept.filter(|kept| listeners::belong(kept, self.record.netns_cookie));
         let v6 = self.families() & FAMILY_V6 != 0;
-        let open = || listeners::open(kept, v6, &mut |socket| maps.flag(socket));
-        let listeners = step("open its listeners", netns::within(netns.as_fd(), open))?;
+        let listeners = listeners::open(kept, v6, &mut |socket| maps.flag(socket));
+        let listeners = step("open its listeners", listeners)?;
         step("publish its listeners", maps.publish(self.slot, &listeners))?;
         Ok(listeners)
     }
@@ -188,14 +198,18 @@ impl Pod {
         )?;
         let capture = maps.capture(self.record.netns_cookie, self.slot, self.families());
         step("capture its connections", capture)?;
-        if !self.captured() {
-            let flag = || older::flag(programs);
-            let under_way = step("flag its older connections", netns::within(netns.as_fd(), flag))?;
-            self.pending.handshakes = under_way.then(|| Instant::now() + older::PATIENCE);
-        }
-        self.guard(pins, programs)?;
+        let inside = || Ok(self.flag_inside(programs).and_then(|()| self.guard_inside(pins, programs)));
+        step("enter its network namespace", netns::within(netns.as_fd(), inside))??;
         self.record.captured = 1;
         step("write its record", maps.remember(self.slot, &self.record))
+    }
+
+    fn flag_inside(&mut self, programs: &Programs) -> Result<(), Failed> {
+        if !self.captured() {
+            let under_way = step("flag its older connections", older::flag(programs))?;
+            self.pending.handshakes = under_way.then(|| Instant::now() + older::PATIENCE);
+        }
+        Ok(())
     }
 
     /// Hooks off, the guard first: what it would drop is what leaves uncaptured next.

@@ -89,22 +89,30 @@ impl Datapath {
 }
 
 impl Pod {
-    /// Attaches the guard where it is missing, in the calling thread's network namespace.
+    /// Attaches the guard where it is missing.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn guard(&mut self, pins: &Pins, programs: &Programs) -> Result<(), Failed> {
         let netns = step("enter its network namespace", self.netns())?;
+        let guarded = netns::within(netns.as_fd(), || Ok(self.guard_inside(pins, programs)));
+        step("enter its network namespace", guarded)?
+    }
+
+    /// The same in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn guard_inside(&mut self, pins: &Pins, programs: &Programs) -> Result<(), Failed> {
         let directory = pins.pod(&maps::uid(&self.record));
-        let (watching, watch) = (self.pending.watch.is_some(), &mut self.pending.watch);
-        let guard = || {
-            if !watching {
+        let mut attach = || {
+            if self.pending.watch.is_none() {
                 // Before the interfaces are listed, so that none is missed.
-                *watch = Some(Watch::open()?);
+                self.pending.watch = Some(Watch::open()?);
             }
             attach::guard(&directory, programs)
         };
-        let result = step("attach the guard", netns::within(netns.as_fd(), guard));
+        let result = step("attach the guard", attach());
         self.pending.unguarded = result.is_err();
         result
     }
