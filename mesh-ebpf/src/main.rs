@@ -13,6 +13,7 @@ mod older;
 mod probe;
 mod refuse;
 mod sk_lookup;
+mod skb;
 
 /// Logs in debug builds; nothing is left of the call, nor of its arguments, in others.
 macro_rules! debug {

@@ -71,16 +71,22 @@ static DROPS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 /// Adds one to a counter.
 #[inline(always)]
 pub(crate) fn count(counter: Counter) {
-    if let Some(value) = COUNTS.get_ptr_mut(counter as u32) {
+    count_at(counter as u32);
+}
+
+/// The same by the counter's index.
+#[inline(always)]
+pub(crate) fn count_at(counter: u32) {
+    if let Some(value) = COUNTS.get_ptr_mut(counter) {
         // SAFETY: the pointer is this CPU's slot, and a program is not moved to another CPU.
         unsafe { *value += 1 };
     }
 }
 
-/// Counts a drop and reports it. Flags 0: a forced wake-up costs 6 us.
+/// Counts a drop by its reason and reports it. Flags 0: a forced wake-up costs 6 us.
 #[inline(always)]
-pub(crate) fn report(event: &DropEvent, counter: Counter) {
-    count(counter);
+pub(crate) fn report(event: &DropEvent) {
+    count_at(event.reason);
     if let Some(mut entry) = DROPS.reserve::<DropEvent>(0) {
         entry.write(*event);
         entry.submit(0);
@@ -129,6 +135,19 @@ impl SocketFlags {
         let value = unsafe { bpf_sk_storage_get(map, socket, core::ptr::null_mut(), 0) }.cast::<u32>();
         // SAFETY: not null, and the storage lives as long as the socket.
         if value.is_null() { None } else { Some(unsafe { *value }) }
+    }
+
+    /// The socket's flag, 0 if it has none.
+    ///
+    /// # Safety
+    /// As for `get`.
+    #[inline(always)]
+    pub(crate) unsafe fn value(&self, socket: *mut c_void) -> u32 {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: as above.
+        let value = unsafe { bpf_sk_storage_get(map, socket, core::ptr::null_mut(), 0) }.cast::<u32>();
+        // SAFETY: not null, and the storage lives as long as the socket.
+        if value.is_null() { 0 } else { unsafe { *value } }
     }
 
     /// Takes a socket's flag away.

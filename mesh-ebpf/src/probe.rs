@@ -12,7 +12,6 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_fullsock};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
-use mesh_ebpf_abi::event::DropEvent;
 use mesh_ebpf_abi::packet::Packet;
 use mesh_ebpf_abi::probe::{Answer, Answerer, ProbePort, Tuple, answer};
 use mesh_ebpf_abi::{Address, SOCKET_BYSTANDER, SOCKET_PROBED};
@@ -132,9 +131,10 @@ pub(crate) fn probed(ends: &Tuple, slot: u32) -> bool {
 
 /// For the guard: whether a packet that is not the proxy's answers the kubelet.
 #[inline(always)]
-pub(crate) fn answers(skb: *const __sk_buff, seen: &DropEvent, packet: &Packet) -> bool {
+pub(crate) fn answers(skb: *const __sk_buff, ends: (Address, Address, [u16; 2]), packet: &Packet) -> bool {
     let &Packet::Tcp { flags, data, ip, tcp } = packet else { return false };
-    if seen.source_port == 0 || !matches!(tcp.wrapping_sub(ip), IPV4_HEADER | IPV6_HEADER) {
+    let (source, destination, [source_port, destination_port]) = ends;
+    if source_port == 0 || !matches!(tcp.wrapping_sub(ip), IPV4_HEADER | IPV6_HEADER) {
         return false;
     }
     let socket: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
@@ -142,10 +142,10 @@ pub(crate) fn answers(skb: *const __sk_buff, seen: &DropEvent, packet: &Packet) 
         return false;
     }
     let frame = Tuple {
-        source: seen.destination,
-        destination: seen.source,
-        source_port: seen.destination_port,
-        destination_port: seen.source_port,
+        source: destination,
+        destination: source,
+        source_port: destination_port,
+        destination_port: source_port,
     };
     // SAFETY: the helper takes any socket and returns null for what is not a full one.
     let full: *mut bpf_sock = unsafe { bpf_sk_fullsock(socket) };

@@ -1,11 +1,10 @@
-//! tcx ingress on every interface of an enrolled pod but lo: finds out for each SYN whether anybody listens.
+//! Ingress (tcx, or cls_bpf at clsact) of every interface of an enrolled pod but lo: finds out for each SYN whether anybody listens.
 //!
 //! The kernel is asked by its own look-up (bpf_skc_lookup_tcp), which runs our sk_lookup program, which knows from
 //! `ASKED` that this is only a question and lets the look-up go on. Nobody there: sk_lookup drops the SYN itself when
 //! it comes there, and the kernel answers with a reset, as it does without the mesh. Every packet goes on from here.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::bpf_hdr_start_off::{BPF_HDR_START_MAC, BPF_HDR_START_NET};
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::macros::classifier;
@@ -14,30 +13,31 @@ use mesh_ebpf_abi::packet::{self, Packet};
 use mesh_ebpf_abi::probe::Tuple;
 use mesh_ebpf_abi::refuse::{ASKING, Asked, NOBODY, SOMEBODY, opens};
 
-use crate::guard::{Skb, TCX_NEXT};
+use crate::guard::TCX_NEXT;
 use crate::maps::{ASKED, slot_of};
+use crate::skb::Skb;
 
 /// For devices whose frames begin with an Ethernet header.
 #[classifier]
 fn refuse(ctx: TcContext) -> i32 {
-    let bytes = Skb { skb: ctx.skb.skb, start: BPF_HDR_START_MAC };
-    ask(&ctx, &bytes, &packet::ethernet(&bytes))
+    let (skb, packet) = Skb::ethernet(ctx.skb.skb);
+    ask(&ctx, skb, Packet::unpack(packet))
 }
 
 /// For devices without one.
 #[classifier]
 fn refuse_l3(ctx: TcContext) -> i32 {
-    let bytes = Skb { skb: ctx.skb.skb, start: BPF_HDR_START_NET };
-    ask(&ctx, &bytes, &packet::ip(&bytes))
+    let (skb, packet) = Skb::bare(ctx.skb.skb);
+    ask(&ctx, skb, Packet::unpack(packet))
 }
 
 #[inline(always)]
-fn ask(ctx: &TcContext, bytes: &Skb, packet: &Packet) -> i32 {
-    let &Packet::Tcp { ip, tcp, .. } = packet else { return TCX_NEXT };
-    if !opens(packet) {
+fn ask(ctx: &TcContext, skb: Skb, packet: Packet) -> i32 {
+    let Packet::Tcp { ip, tcp, .. } = packet else { return TCX_NEXT };
+    if !opens(&packet) {
         return TCX_NEXT;
     }
-    let (source, destination, [source_port, destination_port]) = packet::endpoints(bytes, ip, tcp);
+    let (source, destination, [source_port, destination_port]) = packet::endpoints(&skb, ip, tcp);
     let ends = Tuple { source, destination, source_port, destination_port };
     // What is not for an enrolled address sk_lookup drops whoever listens.
     if slot_of(&destination).is_some()

@@ -47,7 +47,7 @@ fn steer(ctx: SkLookupContext) -> u32 {
         },
         Steer::Drop(counter) => counter,
     };
-    report(&facts.event(counter), counter);
+    report(&facts.event(counter));
     sk_action::SK_DROP
 }
 

@@ -53,19 +53,27 @@ fn tagged(frame: &[u8]) -> Vec<u8> {
     [&frame[..12], &[0x81, 0x00, 0, 0], &frame[12..]].concat()
 }
 
-#[test]
-#[ignore = "needs root: cargo xtask test"]
-fn packets() -> Result<()> {
-    let mut object = object::open(0)?;
-    let guard: &mut SchedClassifier =
-        object.program_mut(program::GUARD).ok_or_else(|| anyhow!("no guard"))?.try_into()?;
-    guard.load()?;
+/// More tags than are followed. Taken for an IPv6 header, the Ethernet header is one between link-local addresses.
+fn tags_with_addresses() -> Vec<u8> {
+    let mut frame = ipv6(6, &tcp(ACK, b"data"));
+    for _ in 0..3 {
+        frame = tagged(&frame);
+    }
+    frame[0] = 0x62;
+    for at in [8, 24] {
+        frame[at..at + 2].copy_from_slice(&[0xfe, 0x80]);
+    }
+    frame
+}
+
+/// Why, the frame, and what becomes of it.
+fn frames() -> Vec<(&'static str, Vec<u8>, u32)> {
     const LINK: [u8; 2] = [0xfe, 0x80];
     const GLOBAL: [u8; 2] = [0x20, 0x01];
     const MULTICAST: [u8; 2] = [0xff, 0x02];
     let router_alert = [58, 0, 5, 2, 0, 0, 1, 0];
     let options = [&[60, 0][..], &[0; 6], &[6, 0], &[0; 6]].concat();
-    for (why, frame, expected) in [
+    vec![
         ("TCP data", ipv4(6, 0, 0, &tcp(ACK, b"data")), SHOT),
         ("a bare ACK", ipv4(6, 0, 0, &tcp(ACK, b"")), SHOT),
         ("IP options", ipv4(6, 12, 0, &tcp(ACK, b"data")), SHOT),
@@ -84,6 +92,7 @@ fn packets() -> Result<()> {
         ("IPv6 reset", ipv6(6, &tcp(RST, b"")), NEXT),
         ("IPv6 reset with data", ipv6(6, &tcp(RST, b"data")), SHOT),
         ("IPv6 with a tag", tagged(&ipv6(6, &tcp(ACK, b"data"))), SHOT),
+        ("addresses of the link where no IP header is", tags_with_addresses(), SHOT),
         ("on the link", ipv6_between(LINK, LINK, 6, &tcp(ACK, b"data")), NEXT),
         ("from the link to the world", ipv6_between(LINK, GLOBAL, 6, &tcp(ACK, b"data")), SHOT),
         ("from the world to the link", ipv6_between(GLOBAL, LINK, 6, &tcp(ACK, b"data")), SHOT),
@@ -95,9 +104,25 @@ fn packets() -> Result<()> {
         ),
         ("multicast UDP", ipv6_between(LINK, MULTICAST, 17, &[0; 8]), NEXT),
         ("ARP", [&[0; 12][..], &[0x08, 0x06], &[0; 28]].concat(), NEXT),
-    ] {
-        let run = guard.test_run(TestRunOptions { data_in: Some(&frame), ..Default::default() })?;
-        assert_eq!(run.return_value, expected, "{why}");
+    ]
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn packets() -> Result<()> {
+    let mut object = object::open(0)?;
+    for (name, ethernet) in [(program::GUARD, true), (program::GUARD_L3, false)] {
+        let guard: &mut SchedClassifier =
+            object.program_mut(name).ok_or_else(|| anyhow!("no {name}"))?.try_into()?;
+        guard.load()?;
+        for (why, frame, expected) in frames() {
+            // The test run has an Ethernet header in any case, before the one that a device without them begins with.
+            if !ethernet && !matches!(frame[12..14], [0x08, 0x00] | [0x86, 0xdd]) {
+                continue;
+            }
+            let run = guard.test_run(TestRunOptions { data_in: Some(&frame), ..Default::default() })?;
+            assert_eq!(run.return_value, expected, "{name}: {why}");
+        }
     }
     Ok(())
 }

@@ -87,13 +87,13 @@ pub mod program {
     pub const RESTORE6: &str = "restore6";
     /// sk_lookup: chooses the proxy's socket.
     pub const STEER: &str = "steer";
-    /// tcx egress on devices with Ethernet headers.
+    /// Egress of devices with Ethernet headers.
     pub const GUARD: &str = "guard";
-    /// tcx egress on devices without.
+    /// Egress of devices without.
     pub const GUARD_L3: &str = "guard_l3";
-    /// tcx ingress on devices with Ethernet headers: asks whether anybody listens.
+    /// Ingress of devices with Ethernet headers: asks whether anybody listens.
     pub const REFUSE: &str = "refuse";
-    /// tcx ingress on devices without.
+    /// Ingress of devices without.
     pub const REFUSE_L3: &str = "refuse_l3";
     /// TCP socket iterator: flags the sockets older than enrolment.
     pub const OLDER: &str = "older";

@@ -23,12 +23,38 @@ pub enum Packet {
         flags: u8,
         /// Whether there are bytes after the header.
         data: bool,
-        /// Where the IP header starts.
+        /// Where the IP header starts; [`NOWHERE`] where it is not found.
         ip: u32,
         /// Where the TCP header starts; 0 where it cannot be read.
         tcp: u32,
     },
 }
+
+impl Packet {
+    /// All of it in one word; 0 is what is not TCP. No header starts beyond 64 KiB.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        match self {
+            Self::Other => 0,
+            Self::Tcp { flags, data, ip, tcp } => {
+                1 | (data as u64) << 1 | (flags as u64) << 8 | (ip as u64) << 16 | (tcp as u64) << 32
+            }
+        }
+    }
+
+    /// What [`pack`](Self::pack) made a word of.
+    #[inline(always)]
+    pub const fn unpack(word: u64) -> Self {
+        if word == 0 {
+            return Self::Other;
+        }
+        let (flags, ip, tcp) = ((word >> 8) as u8, (word >> 16) as u16 as u32, (word >> 32) as u32);
+        Self::Tcp { flags, data: word & 2 != 0, ip, tcp }
+    }
+}
+
+/// Instead of the place of a header that there is none of to be read.
+pub const NOWHERE: u32 = 0xffff;
 
 /// TCP flag SYN.
 pub const SYN: u8 = 0x02;
@@ -51,19 +77,19 @@ const EXTENSION_HEADERS: u32 = 6;
 /// A packet with an Ethernet header at offset 0. A tag for VLAN 0 reaches the same receiver as no tag.
 #[inline(always)]
 pub fn ethernet(bytes: &impl Bytes) -> Packet {
-    let Some(first) = bytes.load::<2>(12) else { return unreadable(0) };
+    let Some(first) = bytes.load::<2>(12) else { return unreadable(NOWHERE) };
     let (mut ethertype, mut offset) = (u16::from_be_bytes(first), ETHERNET_HEADER);
     for _ in 0..VLAN_TAGS {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
             break;
         }
-        let Some(inner) = bytes.load::<2>(offset + 2) else { return unreadable(0) };
+        let Some(inner) = bytes.load::<2>(offset + 2) else { return unreadable(NOWHERE) };
         (ethertype, offset) = (u16::from_be_bytes(inner), offset + 4);
     }
     match ethertype {
         ETHERTYPE_IPV4 => ipv4(bytes, offset),
         ETHERTYPE_IPV6 => ipv6(bytes, offset),
-        ETHERTYPE_VLAN | ETHERTYPE_QINQ => unreadable(0),
+        ETHERTYPE_VLAN | ETHERTYPE_QINQ => unreadable(NOWHERE),
         _ => Packet::Other,
     }
 }
@@ -172,6 +198,10 @@ pub fn endpoints(bytes: &impl Bytes, ip: u32, tcp: u32) -> (Address, Address, [u
 
 #[inline(always)]
 fn addresses(bytes: &impl Bytes, ip: u32) -> Option<(Address, Address)> {
+    // The bytes of another header are nobody's addresses.
+    if ip == NOWHERE {
+        return None;
+    }
     match bytes.load::<1>(ip)?[0] >> 4 {
         4 => Some((address4(bytes, ip + 12)?, address4(bytes, ip + 16)?)),
         6 => Some((address6(bytes, ip + 8)?, address6(bytes, ip + 24)?)),

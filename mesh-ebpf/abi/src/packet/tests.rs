@@ -86,10 +86,10 @@ fn frames() {
         ("header length below 5", frame(&[], 0x0800, &join(&[&[0x41], &v4(6, 0, 0, &syn)[1..]])), any(14)),
         ("cut off in IP", frame(&[], 0x0800, &[0x45, 0, 0, 40]), any(14)),
         ("cut off in TCP", frame(&[], 0x0800, &v4(6, 0, 0, &syn[..12])), any(14)),
-        ("cut off in Ethernet", [0; 12].to_vec(), any(0)),
+        ("cut off in Ethernet", [0; 12].to_vec(), any(NOWHERE)),
         ("priority tag", frame(&[0x8100], 0x0800, &v4(6, 0, 0, &syn)), tcp(SYN, false, 18, 38)),
         ("two tags", frame(&[0x88a8, 0x8100], 0x0800, &v4(6, 0, 0, &syn)), tcp(SYN, false, 22, 42)),
-        ("three tags", frame(&[0x88a8, 0x8100, 0x8100], 0x0800, &v4(6, 0, 0, &syn)), any(0)),
+        ("three tags", frame(&[0x88a8, 0x8100, 0x8100], 0x0800, &v4(6, 0, 0, &syn)), any(NOWHERE)),
         ("tagged ARP", frame(&[0x8100], 0x0806, &[0; 28]), Packet::Other),
         ("IPv6", frame(&[], 0x86dd, &v6(6, &syn)), tcp(SYN, false, 14, 54)),
         ("IPv6 with data", frame(&[], 0x86dd, &v6(6, &segment(ACK, 0, 3))), tcp(ACK, true, 14, 54)),
@@ -117,8 +117,21 @@ fn frames() {
         ),
         ("IPv6 cut off in options", frame(&[], 0x86dd, &v6(60, &[6])), any(14)),
     ] {
-        assert_eq!(ethernet(&Slice(bytes)), expected, "{why}");
+        let packet = ethernet(&Slice(bytes));
+        assert_eq!(packet, expected, "{why}");
+        assert_eq!(Packet::unpack(packet.pack()), packet, "{why}");
     }
+}
+
+/// The longest way to a TCP header.
+#[test]
+fn every_packet_fits_in_a_word() {
+    let longest = [&[60, 255][..], &[0; 2046]].concat();
+    let options = longest.repeat(4).into_iter().chain([6, 255]).chain([0; 2046]).collect::<Vec<_>>();
+    let tagged = frame(&[0x88a8, 0x8100], 0x86dd, &v6(60, &join(&[&options, &segment(0xff, 40, 1)])));
+    let packet = ethernet(&Slice(tagged));
+    assert_eq!(packet, Packet::Tcp { flags: 0xff, data: true, ip: 22, tcp: 22 + 40 + 5 * 2048 });
+    assert_eq!(Packet::unpack(packet.pack()), packet);
 }
 
 #[test]
@@ -147,4 +160,8 @@ fn endpoints_of_both_families() {
     check(v4(6, 0, 0x2000, &syn), 0, 0, "10.1.0.3", "10.2.0.9", [0, 0]);
     check(v6(6, &syn), 0, 40, "fd00::", "fe00::", [8080, 80]);
     check(Vec::new(), 0, 0, "::", "::", [0, 0]);
+    check(v6(6, &syn), NOWHERE, 0, "::", "::", [0, 0]);
+    let mut long = v6(6, &syn);
+    long.extend([0x60].repeat(0x1_0040));
+    check(long, NOWHERE, 0, "::", "::", [0, 0]);
 }
