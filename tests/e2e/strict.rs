@@ -46,6 +46,18 @@ impl<'a> Sealed<'a> {
         ))
     }
 
+    /// Waits until the status of a policy says this of it.
+    fn told(&self, name: &str, status: &str, message: &str) -> anyhow::Result<()> {
+        let path = "-ojsonpath={.status.conditions[?(@.type==\"ZtunnelAccepted\")]}";
+        eventually(&format!("the status of {name} says {message:?}"), SOON, || {
+            let told = self.lab.kubectl(["get", "-n", NAMESPACE, "peerauthentication", name, path])?;
+            let told: Value = serde_json::from_str(&told)?;
+            let said = told["message"].as_str().unwrap_or_default();
+            anyhow::ensure!(told["status"] == status && said.contains(message), "{told}");
+            Ok(())
+        })
+    }
+
     fn url(&self) -> anyhow::Result<String> {
         Ok(format!("http://{}:{HTTP}/", self.server.address()?))
     }
@@ -105,7 +117,10 @@ fn strict_refuses_whoever_is_outside_the_mesh_and_serves_the_others() {
             "{ selector: { matchLabels: { app: server } }, portLevelMtls: { 8080: { mode: STRICT } } }";
         sealed.apply("server", ports)?;
         sealed.refuses("plain/client", OF_PORTS)?;
-        sealed.serves("mesh/client")
+        sealed.serves("mesh/client")?;
+        sealed.told("server", "True", "in force")?;
+        sealed.apply("default", "{ portLevelMtls: { 8080: { mode: PERMISSIVE } } }")?;
+        sealed.told("default", "False", "needs a selector")
     });
 }
 

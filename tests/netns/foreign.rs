@@ -97,7 +97,7 @@ fn hears_the_service(world: &World, pods: &Path, own: &Path, place: &Path, first
     };
     ensure!(heard(world, outbound, own)? == service(world), "enrolled");
     let expect = format!("{} cil_lb {} harmless", world.family.pick("connect4", "connect6"), foreign.id);
-    ensure!(told(&mut datapath, &world.a)? == [expect.clone()]);
+    ensure!(told(&mut datapath, &world.a)? == std::slice::from_ref(&expect));
     // The next agent takes over without a gap.
     drop(datapath);
     ensure!(heard(world, outbound, own)? == service(world), "without an agent");
@@ -137,7 +137,7 @@ fn the_proxy_gets_the_connections_although_another_program_takes_them() -> Resul
         let cgroup = world.cgroup.clone();
         ensure!(heard(world, outbound, &cgroup)? == service(world), "it was there first");
         let earlier = format!("sk_lookup thief {} harmless", before.id);
-        ensure!(told(&mut datapath, &world.a)? == [earlier.clone()]);
+        ensure!(told(&mut datapath, &world.a)? == std::slice::from_ref(&earlier));
 
         let mut after = foreign::take_all(&netns, "later", &thief)?;
         world.a.dial(service(world), PATIENCE).context("dial")?;

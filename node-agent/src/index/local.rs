@@ -11,7 +11,10 @@ use super::event::{Kind, ObjectName};
 use super::membership::{Membership, membership};
 use super::namespace::Namespace;
 use super::pod::{Pod, Reported};
-use super::{Config, Index, Invalid, PolicyKey, wds};
+use super::{Config, Index, Invalid, wds};
+
+/// Stands for the policies of a pod while the agent has yet to list them. No object can have this name.
+const NOT_LISTED: &str = "not_listed_yet";
 
 /// A pod of this node.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,11 +81,12 @@ impl Index {
     }
 
     fn local_in(&self, pod: &Pod, namespace: Option<&Namespace>) -> LocalPod {
-        let policies = if self.relist.is_known(Kind::PeerAuthentication) {
+        let listed = |kind| self.relist.is_known(kind);
+        let policies = if listed(Kind::PeerAuthentication) && listed(Kind::AuthorizationPolicy) {
             self.policies_of(&pod.name.namespace, &pod.labels)
         } else {
-            // In doubt nobody gets in who does not prove who he is, until the proxy hears from the model.
-            vec![self.policy(&PolicyKey::Strict).0]
+            // In doubt nobody gets in, until the proxy hears from the model: it denies for a policy it does not know.
+            vec![format!("{}/{NOT_LISTED}", self.config.root_namespace)]
         };
         local(&self.config, pod, namespace, policies)
     }

@@ -41,7 +41,7 @@ pub(super) struct PeerAuthentication {
 
 impl PeerAuthentication {
     /// Reads what can be read, and says what cannot.
-    fn read(object: &Custom) -> (Self, Vec<String>) {
+    fn read(root_namespace: &str, name: &ObjectName, object: &Custom) -> (Self, Vec<String>) {
         let mut faults = Vec::new();
         let spec = &object.spec;
         let selector = &spec["selector"]["matchLabels"];
@@ -68,6 +68,9 @@ impl PeerAuthentication {
         if selector.is_empty() && !ports.is_empty() {
             faults.push("spec.portLevelMtls needs a selector, and is left out".to_owned());
             ports.clear();
+        }
+        if *name.namespace == *root_namespace && !selector.is_empty() {
+            faults.push("spec.selector of a policy in the root namespace selects nothing".to_owned());
         }
         let created = object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
         (Self { created, selector, mode, ports }, faults)
@@ -212,7 +215,7 @@ impl Index {
         object: &Custom,
         changes: &mut Changes,
     ) {
-        let (new, faults) = PeerAuthentication::read(object);
+        let (new, faults) = PeerAuthentication::read(&self.config.root_namespace, name, object);
         let kind = Kind::PeerAuthentication;
         self.note(kind, name, object, Some(faults.clone()), changes);
         changes.problems.extend(faults.into_iter().map(|reason| Problem {

@@ -56,6 +56,13 @@ fn apply(index: &mut Index, kind: Kind, value: Value) -> Changes {
     index.handle(Event::Applied(object(kind, value)))
 }
 
+/// All policies have been told of.
+fn policies_listed(index: &mut Index) {
+    for kind in [Kind::PeerAuthentication, Kind::AuthorizationPolicy] {
+        index.handle(Event::Listed(kind));
+    }
+}
+
 /// A running, ready pod on node-1.
 fn pod(name: &str, ip: &str) -> Value {
     json!({

@@ -25,6 +25,7 @@ fn world(policies: &[Value]) -> Index {
     far["spec"]["nodeName"] = "node-2".into();
     [web, pod("job", "10.0.0.11"), far].into_iter().for_each(|pod| drop(apply(&mut index, Kind::Pod, pod)));
     policies.iter().for_each(|policy| drop(apply(&mut index, Kind::AuthorizationPolicy, policy.clone())));
+    policies_listed(&mut index);
     index
 }
 
@@ -72,6 +73,35 @@ fn who_names_it() {
         let web = pods.iter().find(|pod| &*pod.name.name == "web").unwrap();
         assert_eq!(web.description.authorization_policies, found[0], "by the pod protocol");
     }
+}
+
+#[test]
+fn until_the_policies_are_listed_nobody_gets_in() {
+    let mut index = index();
+    let (web, namespace) = (pod("web", "10.0.0.9"), json!({"metadata": {"name": "shop"}}));
+    apply(&mut index, Kind::Namespace, namespace.clone());
+    apply(&mut index, Kind::Pod, web.clone());
+    let (web, namespace) = (decode(web), decode(namespace));
+    let name = ObjectName::new("shop", "web");
+    let subject_to = |index: &Index, expect: &[&str], what: &str| {
+        let all = [index.pod(&name), index.pod_in(&name, &namespace), index.read_pod(&web, &namespace).ok()];
+        for pod in all {
+            assert_eq!(pod.unwrap().description.authorization_policies, expect, "{what}");
+        }
+    };
+    // The proxy denies for the sake of a policy that it does not know.
+    let unknown = ["istio-system/not_listed_yet"];
+    subject_to(&index, &unknown, "none is listed");
+    index.handle(Event::Restarted(Kind::PeerAuthentication));
+    index.handle(Event::Listed(Kind::PeerAuthentication));
+    subject_to(&index, &unknown, "one kind is");
+    index.handle(Event::Restarted(Kind::AuthorizationPolicy));
+    apply(&mut index, Kind::AuthorizationPolicy, policy("shop/p", json!({"app": "db"})));
+    subject_to(&index, &unknown, "there may be more of them");
+    index.handle(Event::Listed(Kind::AuthorizationPolicy));
+    subject_to(&index, &[], "both are");
+    index.handle(Event::Restarted(Kind::PeerAuthentication));
+    subject_to(&index, &[], "what is known stays in use during a relist");
 }
 
 #[test]

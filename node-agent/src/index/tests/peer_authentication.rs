@@ -35,7 +35,7 @@ fn world(policies: &[Value]) -> Index {
     for policy in policies {
         apply(&mut index, Kind::PeerAuthentication, policy.clone());
     }
-    index.handle(Event::Listed(Kind::PeerAuthentication));
+    policies_listed(&mut index);
     index
 }
 
@@ -196,29 +196,6 @@ fn strict_is_there_from_the_first_list_on() {
 }
 
 /// A pod may start, and be announced by CNI, before an agent that has just started knows the policies.
-#[test]
-fn until_the_policies_are_listed_a_pod_is_described_as_strict() {
-    let mut index = index();
-    let (web, namespace) = (pod("web", "10.0.0.9"), json!({"metadata": {"name": "shop"}}));
-    apply(&mut index, Kind::Namespace, namespace.clone());
-    apply(&mut index, Kind::Pod, web.clone());
-    let (web, namespace) = (decode(web), decode(namespace));
-    let name = ObjectName::new("shop", "web");
-    let descriptions = |index: &Index| {
-        let all = [index.pod(&name), index.pod_in(&name, &namespace), index.read_pod(&web, &namespace).ok()];
-        all.map(|pod| pod.unwrap().description.authorization_policies)
-    };
-    assert_eq!(descriptions(&index), [[STRICT], [STRICT], [STRICT]]);
-    index.handle(Event::Restarted(Kind::PeerAuthentication));
-    apply(&mut index, Kind::PeerAuthentication, policy("shop/all", 9, mode("PERMISSIVE")));
-    assert_eq!(descriptions(&index), [[STRICT], [STRICT], [STRICT]], "there may be more of them");
-    index.handle(Event::Listed(Kind::PeerAuthentication));
-    let none: [Vec<String>; 3] = Default::default();
-    assert_eq!(descriptions(&index), none);
-    index.handle(Event::Restarted(Kind::PeerAuthentication));
-    assert_eq!(descriptions(&index), none, "what is known stays in use during a relist");
-}
-
 #[test]
 fn a_change_touches_those_that_it_is_about() {
     let mut index = world(&[]);

@@ -81,6 +81,12 @@ fn what_is_not() {
     let (conditions, _) =
         verdict(Kind::PeerAuthentication, json!({"mtls": {"mode": "TOMORROW"}}), json!(null));
     assert!(conditions[0]["message"].as_str().unwrap().contains("taken for STRICT"), "{conditions:?}");
+    let mut index = index();
+    let spec = json!({"selector": {"matchLabels": {"app": "web"}}, "mtls": {"mode": "STRICT"}});
+    let of_the_mesh = json!({"metadata": {"namespace": "istio-system", "name": "p"}, "spec": spec});
+    apply(&mut index, Kind::PeerAuthentication, of_the_mesh);
+    let message = index.verdicts()[0].conditions[0]["message"].clone();
+    assert!(message.as_str().unwrap().contains("selects nothing"), "{message}");
 }
 
 #[test]
