@@ -25,6 +25,7 @@ pub use refused::{Claims, Refused};
 use sharded::{Shards, ShardsWriter};
 
 use crate::addr::{Network, NetworkAddress};
+use crate::identity::Identity;
 use crate::service::{Service, ServiceName, Vip};
 use crate::workload::{Tunnel, Workload, WorkloadUid};
 
@@ -59,7 +60,8 @@ pub struct Size {
 pub struct Changes {
     /// Policies: whatever workload they are about.
     pub policies: bool,
-    /// Workloads that are subject to other policies than before.
+    /// Workloads that are subject to other policies than before, or are gone: what stands in for one that is gone, such
+    /// as what the agent said of a pod, may be subject to others.
     pub workloads: Vec<WorkloadUid>,
 }
 
@@ -139,9 +141,11 @@ impl Writer {
         if old.as_ref().is_some_and(|old| **old == *workload) {
             return;
         }
-        if old.as_ref().map_or(&[][..], |old| &old.authorization_policies)
-            != &*workload.authorization_policies
-        {
+        let subject = match &old {
+            Some(old) => judged(old) != judged(&workload),
+            None => !workload.authorization_policies.is_empty(),
+        };
+        if subject {
             self.changes.workloads.push(workload.uid.clone());
         }
         if let Some(old) = old {
@@ -164,6 +168,7 @@ impl Writer {
     pub fn remove_workload(&mut self, uid: &str) -> bool {
         let Some(old) = self.by_uid.remove(uid) else { return false };
         self.unindex_workload(&old, None);
+        self.changes.workloads.push(old.uid.clone());
         true
     }
 
@@ -304,6 +309,11 @@ impl Writer {
             self.published.prefix_lengths.store(Arc::new(lengths));
         }
     }
+}
+
+/// What of a workload says which policies are about it, and whether it is still the same one.
+fn judged(workload: &Workload) -> (&Identity, &str, &[Arc<str>]) {
+    (&workload.identity, &workload.namespace, &workload.authorization_policies)
 }
 
 /// Of two workloads with one address the pod wins, then the one that speaks HBONE (as in Istio's ztunnel), then the

@@ -158,8 +158,7 @@ impl ServiceEntry {
         picked.ok_or(PickError::NoTargetPort(port.port))
     }
 
-    /// Starts at one that is drawn and takes the first that resolves the port and fits: nearly always the first one
-    /// looked at.
+    /// The one that is drawn, if it resolves the port and fits: nearly always.
     fn pick_any(
         &self,
         ready: &Ready,
@@ -167,23 +166,21 @@ impl ServiceEntry {
         dialled: IpAddr,
         random: usize,
     ) -> Option<(Arc<Endpoint>, u16)> {
-        let start = match &ready.draw {
+        let families = self.service.families;
+        let drawn = match &ready.draw {
             Some(draw) => draw.draw(random as u64),
             None => random % ready.endpoints.len(),
         };
-        let (head, tail) = ready.endpoints.split_at(start);
-        let mut best: Option<(Fit, &Arc<Endpoint>, u16)> = None;
-        for endpoint in tail.iter().chain(head) {
-            let Some(target) = endpoint.target_port(port) else { continue };
-            let fit = endpoint.fit(dialled, self.service.families);
-            if best.is_none_or(|(other, ..)| fit > other) {
-                best = Some((fit, endpoint, target));
-            }
-            if fit == Fit::Dialled {
-                break;
-            }
+        let drawn = ready.endpoints.get(drawn).filter(|drawn| drawn.fit(dialled, families) == Fit::Dialled);
+        if let Some(drawn) = drawn
+            && let Some(target) = drawn.target_port(port)
+        {
+            return Some((drawn.clone(), target));
         }
-        best.map(|(_, endpoint, target)| (endpoint.clone(), target))
+        // Drawn anew among the rest: whoever comes next in the list would get this one's share beside its own.
+        let (_, endpoint, target) =
+            best(&ready.endpoints, port, mixed(random as u64), |endpoint| endpoint.fit(dialled, families))?;
+        Some((endpoint.clone(), target))
     }
 
     /// What the client cannot reach is worse than what is far away.
@@ -199,25 +196,47 @@ impl ServiceEntry {
         let near = |endpoint: &Endpoint| {
             balancing.scopes.iter().take_while(|scope| same(**scope, client, &endpoint.workload)).count()
         };
-        let rank = |endpoint: &Endpoint| {
+        let found = best(endpoints, port, random as u64, |endpoint| {
             (endpoint.reachable(client, *families), near(endpoint), endpoint.fit(dialled, *families))
-        };
-        let candidates = || endpoints.iter().filter(|endpoint| endpoint.target_port(port).is_some());
-        let Some(best) = candidates().map(|endpoint| rank(endpoint)).max() else { return Ok(None) };
-        if balancing.mode == Mode::Strict && best.1 < balancing.scopes.len() {
+        });
+        let Some(((_, near, _), endpoint, target)) = found else { return Ok(None) };
+        if balancing.mode == Mode::Strict && near < balancing.scopes.len() {
             return Err(PickError::NoneReady);
         }
-        let nearest = || candidates().filter(|endpoint| rank(endpoint) == best);
-        let total: u64 = nearest().map(|endpoint| u64::from(endpoint.workload.capacity)).sum();
-        let mut left = random as u64 % total.max(1);
-        let chosen = nearest().find(|endpoint| {
-            let capacity = u64::from(endpoint.workload.capacity);
-            let found = left < capacity;
-            left = left.saturating_sub(capacity);
-            found
-        });
-        Ok(chosen.and_then(|endpoint| Some((endpoint.clone(), endpoint.target_port(port)?))))
+        Ok(Some((endpoint.clone(), target)))
     }
+}
+
+/// Of the endpoints that resolve the port those of the highest rank, and of these one in proportion to its capacity;
+/// looks at all of them.
+fn best<Rank: Ord>(
+    endpoints: &[Arc<Endpoint>],
+    port: ServicePort,
+    random: u64,
+    rank: impl Fn(&Endpoint) -> Rank,
+) -> Option<(Rank, &Arc<Endpoint>, u16)> {
+    let candidates = || {
+        let target = |endpoint: &Arc<Endpoint>| endpoint.target_port(port);
+        endpoints.iter().filter_map(move |endpoint| Some((endpoint, target(endpoint)?)))
+    };
+    let highest = candidates().map(|(endpoint, _)| rank(endpoint)).max()?;
+    let equal = || candidates().filter(|(endpoint, _)| rank(endpoint) == highest);
+    let capacity = |endpoint: &Endpoint| u64::from(endpoint.workload.capacity);
+    let total: u64 = equal().map(|(endpoint, _)| capacity(endpoint)).sum();
+    let mut left = random % total.max(1);
+    let (endpoint, target) = equal().find(|(endpoint, _)| {
+        let found = left < capacity(endpoint);
+        left = left.saturating_sub(capacity(endpoint));
+        found
+    })?;
+    Some((highest, endpoint, target))
+}
+
+/// Another number, which shows nothing of what was drawn with this one (the finalizer of SplitMix64).
+fn mixed(random: u64) -> u64 {
+    let random = (random ^ (random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let random = (random ^ (random >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    random ^ (random >> 31)
 }
 
 fn same_family(a: IpAddr, b: IpAddr) -> bool {

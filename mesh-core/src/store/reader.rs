@@ -11,13 +11,14 @@ use crate::service::Vip;
 use crate::workload::Workload;
 
 impl Reader {
-    /// What is at an address, workloads before services, exact addresses before prefixes, refused resources after good
-    /// ones. `client_namespace` decides between services that claim the same address, and hides those that are private to
-    /// another namespace.
+    /// What is at an address: services before workloads (as in Istio's ztunnel), exact addresses before prefixes, and
+    /// what was refused only where there is nothing good. `client_namespace` decides between services that claim the same
+    /// address, and hides those that are private to another namespace.
     pub fn find(&self, address: &NetworkAddress, client_namespace: &str) -> Option<Found> {
-        self.workload_at(address)
-            .map(Found::Workload)
-            .or_else(|| self.service_or_refused(address, client_namespace))
+        match self.service_or_refused(address, client_namespace) {
+            service @ Some(Found::Service(_)) => service,
+            other => self.workload_at(address).map(Found::Workload).or(other),
+        }
     }
 
     /// The workload with an address.
@@ -28,14 +29,6 @@ impl Reader {
     /// The workload with a name.
     pub fn workload(&self, uid: &str) -> Option<Arc<Workload>> {
         self.published.by_uid.get(uid)
-    }
-
-    /// The service with a virtual address, as a client of that namespace sees it.
-    pub fn service_at(&self, address: &NetworkAddress, client_namespace: &str) -> Option<Arc<ServiceEntry>> {
-        match self.service_or_refused(address, client_namespace) {
-            Some(Found::Service(entry)) => Some(entry),
-            _ => None,
-        }
     }
 
     /// Longest match first: a refused address hides the prefix around it, as the resource itself would.

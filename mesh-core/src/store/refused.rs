@@ -113,7 +113,7 @@ impl Writer {
     pub fn refuse(&mut self, name: &str, reason: &str, mut claims: Claims) -> bool {
         self.absolve(name);
         self.changes.workloads.push(name.into());
-        let earlier = self.has_address(name);
+        let earlier = self.is_known(name);
         // Whoever dials an address that cannot be read finds the earlier form.
         claims.unreadable &= !earlier;
         for vip in &claims.addresses {
@@ -131,7 +131,7 @@ impl Writer {
     }
 
     /// Whether a good workload or service of that name is known.
-    fn has_address(&self, name: &str) -> bool {
+    fn is_known(&self, name: &str) -> bool {
         self.by_uid.get(name).is_some()
             || name.split_once('/').is_some_and(|(namespace, hostname)| {
                 let key = ServiceName { namespace: namespace.into(), hostname: hostname.into() };

@@ -105,16 +105,8 @@ pub fn outbound(mesh: &Reader, source: &Workload, dst: OrigDst, random: usize) -
         return Err(PlanError::Recursive(dst));
     }
     let address = NetworkAddress::new(source.network.clone(), dst.ip());
-    // A service's waypoint counts only where no workload has the address; among the ways to go on, the service
-    // comes first.
-    let found = mesh.find(&address, &source.namespace);
-    if let Some(service) = mesh.service_at(&address, &source.namespace) {
-        if let Some((waypoint, _)) = service.service.waypoints.first() {
-            return Err(needs_waypoint(service.service.key.to_string(), waypoint));
-        }
-        return to_service(source, service, dst, random);
-    }
-    match found {
+    match mesh.find(&address, &source.namespace) {
+        Some(Found::Service(service)) => to_service(source, service, dst, random),
         Some(Found::Workload(workload)) => to_workload(source, workload, dst),
         // Not as if it were unknown: it may be of the mesh, and would be dialled in the clear.
         Some(Found::Refused(refused)) => Err(PlanError::InvalidResource {
@@ -122,7 +114,7 @@ pub fn outbound(mesh: &Reader, source: &Workload, dst: OrigDst, random: usize) -
             resource: refused.name.clone(),
             reason: refused.reason.clone(),
         }),
-        Some(Found::Service(_)) | None => Ok(plain(Target::from(dst.get()), None)),
+        None => Ok(plain(Target::from(dst.get()), None)),
     }
 }
 
@@ -132,6 +124,9 @@ fn to_service(
     dst: OrigDst,
     random: usize,
 ) -> Result<Plan, PlanError> {
+    if let Some((waypoint, _)) = service.service.waypoints.first() {
+        return Err(needs_waypoint(service.service.key.to_string(), waypoint));
+    }
     if service.service.balancing.mode == Mode::Passthrough {
         return Ok(plain(Target::from(dst.get()), Some(service)));
     }
