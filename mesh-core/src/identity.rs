@@ -18,12 +18,15 @@ impl TrustDomain {
     }
 }
 
-/// Who a workload is.
+/// Who a workload is. One pointer: every connection keeps several.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Identity {
+pub struct Identity(Arc<Parts>);
+
+#[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Parts {
     trust_domain: TrustDomain,
-    namespace: Arc<str>,
-    service_account: Arc<str>,
+    namespace: Box<str>,
+    service_account: Box<str>,
 }
 
 /// Why a text is no identity.
@@ -55,26 +58,26 @@ impl Identity {
         namespace: &str,
         service_account: &str,
     ) -> Result<Self, InvalidIdentity> {
-        Ok(Self {
+        Ok(Self(Arc::new(Parts {
             trust_domain,
             namespace: part("namespace", namespace)?.into(),
             service_account: part("service account", service_account)?.into(),
-        })
+        })))
     }
 
     /// Trust domain of the name.
     pub fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+        &self.0.trust_domain
     }
 
     /// Kubernetes namespace.
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        &self.0.namespace
     }
 
     /// Kubernetes service account.
     pub fn service_account(&self) -> &str {
-        &self.service_account
+        &self.0.service_account
     }
 }
 
@@ -109,7 +112,8 @@ impl FromStr for Identity {
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        let Parts { trust_domain, namespace, service_account } = &*self.0;
+        write!(f, "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
     }
 }
 

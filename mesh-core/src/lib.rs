@@ -19,6 +19,7 @@ pub mod readiness;
 pub mod service;
 pub mod status;
 pub mod store;
+pub mod tcp;
 pub mod telemetry;
 pub mod tls;
 pub mod workload;

@@ -37,9 +37,11 @@ where
 /// Accepts until `drain` starts, then waits until the connections are over or `drain` says to close.
 pub async fn serve(listener: TcpListener, handler: impl Handler, drain: Watch) {
     let mut connections = JoinSet::new();
+    // Asked once, not for each connection.
+    let mut draining = std::pin::pin!(drain.draining());
     loop {
         tokio::select! {
-            () = drain.draining() => break,
+            () = &mut draining => break,
             Some(ended) = connections.join_next() => log_panic(ended),
             accepted = accept(&listener) => match accepted {
                 Ok((stream, client)) => {

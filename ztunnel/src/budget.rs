@@ -4,22 +4,30 @@
 //! Memory is divided among the connections that are there: few may hold much, many little (`hbone::window`).
 //!
 //! **Invariant:** who has proved nothing takes nothing away from those who have: handshakes are counted apart, and what
-//! comes in the clear gets at most half of the connections.
+//! comes in the clear gets at most half of the connections. Neither does who has proved an identity, but may not be
+//! allowed anything: tunnels get at most half as well, and those of one client an eighth.
 
-use std::collections::{HashMap, VecDeque};
+mod handshakes;
+mod tunnels;
+
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_core::hbone::window::{LARGEST, SMALLEST, Window};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::watch;
+
+pub use self::handshakes::Handshake;
+use self::handshakes::Handshakes;
+use self::tunnels::Tunnels;
 
 /// Limits of each pod.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(skip)]
 pub struct Config {
     /// Connections that one pod may have at once, opened by it and to it; a tunnel and each connection in it count as
-    /// one. At most half of them in the clear from outside the mesh. More are refused (POD_LIMIT)
+    /// one. At most half of them in the clear from outside the mesh; at most half tunnels, and an eighth those of one
+    /// client. More are refused (POD_LIMIT)
     #[arg(long, env = "ZTUNNEL_MAX_POD_CONNECTIONS", default_value_t = 4096, value_parser = positive)]
     pub max_pod_connections: usize,
     /// TLS handshakes with one pod that may be unfinished at once; for more, the oldest of the busiest client is closed
@@ -34,7 +42,7 @@ pub struct Config {
 fn positive(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
-        .filter(|number| (1..=Semaphore::MAX_PERMITS).contains(number))
+        .filter(|number: &usize| *number > 0)
         .ok_or_else(|| format!("{text:?} is no number from 1 up"))
 }
 
@@ -49,47 +57,68 @@ pub enum Exhausted {
         "{0} clients outside the mesh are connected to the pod, which is their limit (half of --max-pod-connections)"
     )]
     Clear(usize),
+    /// Those for tunnels are.
+    #[error("the pod's clients have {0} tunnels, which is their limit (half of --max-pod-connections)")]
+    Tunnels(usize),
+    /// Those for one client's tunnels are.
+    #[error("the client has {0} tunnels to the pod, which is its limit (an eighth of --max-pod-connections)")]
+    Client(usize),
 }
 
 /// One pod's.
 #[derive(Debug)]
 pub struct Budget {
-    limits: Config,
-    connections: Arc<Semaphore>,
-    clear: Arc<Semaphore>,
-    memory: Arc<Memory>,
+    shared: Arc<Shared>,
     handshakes: Arc<Handshakes>,
+}
+
+/// What its connections share.
+#[derive(Debug)]
+struct Shared {
+    connections: Places,
+    clear: Places,
+    tunnels: Tunnels,
+    /// Bytes, divided evenly among the connections.
+    memory: usize,
+    window: watch::Sender<u32>,
 }
 
 /// A place for one connection, freed on drop.
 #[derive(Debug)]
 pub struct Share {
-    _memory: Part,
-    _connection: OwnedSemaphorePermit,
-    _clear: Option<OwnedSemaphorePermit>,
+    shared: Arc<Shared>,
+    kind: Kind,
+}
+
+/// What else a connection has a place of.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Proved,
+    Clear,
+    /// Of this client.
+    Tunnel(IpAddr),
 }
 
 impl Budget {
     /// Nothing is taken.
     pub fn new(limits: Config) -> Self {
-        let places = |number| Arc::new(Semaphore::new(number));
-        Self {
-            limits,
-            connections: places(limits.max_pod_connections),
-            clear: places(limits.max_pod_connections.div_ceil(2)),
-            memory: Arc::new(Memory::new(limits.pod_memory_mib << 20)),
-            handshakes: Arc::new(Handshakes { max: limits.max_pod_handshakes, state: Mutex::default() }),
-        }
+        let half = limits.max_pod_connections.div_ceil(2);
+        let shared = Shared {
+            connections: Places::new(limits.max_pod_connections),
+            clear: Places::new(half),
+            tunnels: Tunnels::new(half, limits.max_pod_connections / 8),
+            memory: limits.pod_memory_mib.saturating_mul(1 << 20),
+            window: watch::Sender::new(LARGEST),
+        };
+        Self { shared: Arc::new(shared), handshakes: Handshakes::new(limits.max_pod_handshakes) }
     }
 
-    /// A place for a connection of the pod's own, for a tunnel, or for a connection in one.
+    /// A place for a connection of the pod's own, or for one that policy allows.
     ///
     /// # Errors
     /// When all are taken.
     pub fn connection(&self) -> Result<Share, Exhausted> {
-        let taken = self.connections.clone().try_acquire_owned();
-        let connection = taken.map_err(|_| Exhausted::Connections(self.limits.max_pod_connections))?;
-        Ok(Share { _memory: self.memory.part(), _connection: connection, _clear: None })
+        self.share(Kind::Proved)
     }
 
     /// A place for a client that has proved nothing.
@@ -97,14 +126,35 @@ impl Budget {
     /// # Errors
     /// When all are taken, or half of them by such clients.
     pub fn clear(&self) -> Result<Share, Exhausted> {
-        let taken = self.clear.clone().try_acquire_owned();
-        let clear = taken.map_err(|_| Exhausted::Clear(self.limits.max_pod_connections.div_ceil(2)))?;
-        Ok(Share { _clear: Some(clear), ..self.connection()? })
+        if !self.shared.clear.take() {
+            return Err(Exhausted::Clear(self.shared.clear.most));
+        }
+        self.share(Kind::Clear)
+    }
+
+    /// A place for a tunnel of `client`, which has proved who it is; whether policy allows it anything is asked for each
+    /// connection in the tunnel only.
+    ///
+    /// # Errors
+    /// When all are taken, half of them by tunnels, or an eighth by this client's.
+    pub fn tunnel(&self, client: IpAddr) -> Result<Share, Exhausted> {
+        self.shared.tunnels.take(client)?;
+        self.share(Kind::Tunnel(client))
+    }
+
+    /// With a place of its kind taken already.
+    fn share(&self, kind: Kind) -> Result<Share, Exhausted> {
+        if !self.shared.connections.take() {
+            self.shared.give_back(kind);
+            return Err(Exhausted::Connections(self.shared.connections.most));
+        }
+        self.shared.divide();
+        Ok(Share { shared: self.shared.clone(), kind })
     }
 
     /// What one connection may hold, as of any time.
     pub fn window(&self) -> Window {
-        Window::following(self.memory.window.subscribe())
+        Window::following(self.shared.window.subscribe())
     }
 
     /// A place for a handshake with `client`; there is always one, at the cost of another.
@@ -113,27 +163,18 @@ impl Budget {
     }
 }
 
-/// Divided evenly among connections.
-#[derive(Debug)]
-struct Memory {
-    bytes: usize,
-    connections: AtomicUsize,
-    window: watch::Sender<u32>,
-}
-
-impl Memory {
-    fn new(bytes: usize) -> Self {
-        Self { bytes, connections: AtomicUsize::new(0), window: watch::channel(LARGEST).0 }
+impl Shared {
+    fn give_back(&self, kind: Kind) {
+        match kind {
+            Kind::Proved => {}
+            Kind::Clear => self.clear.give_back(),
+            Kind::Tunnel(client) => self.tunnels.give_back(client),
+        }
     }
 
-    fn part(self: &Arc<Self>) -> Part {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        self.divide();
-        Part(self.clone())
-    }
-
+    /// Divides the memory among the connections that there are now.
     fn divide(&self) {
-        let new = |current| window(self.bytes, self.connections.load(Ordering::Relaxed), current);
+        let new = |current| window(self.memory, self.connections.taken(), current);
         let current = *self.window.borrow();
         if new(current) != current {
             // Others may have come and gone in between.
@@ -145,14 +186,37 @@ impl Memory {
     }
 }
 
-/// One connection's.
-#[derive(Debug)]
-struct Part(Arc<Memory>);
-
-impl Drop for Part {
+impl Drop for Share {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-        self.0.divide();
+        self.shared.give_back(self.kind);
+        self.shared.connections.give_back();
+        self.shared.divide();
+    }
+}
+
+/// So many, and no more.
+#[derive(Debug)]
+struct Places {
+    most: usize,
+    taken: AtomicUsize,
+}
+
+impl Places {
+    fn new(most: usize) -> Self {
+        Self { most, taken: AtomicUsize::new(0) }
+    }
+
+    fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    fn take(&self) -> bool {
+        let more = |taken| (taken < self.most).then_some(taken + 1);
+        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    fn give_back(&self) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -163,98 +227,12 @@ fn window(bytes: usize, connections: usize, current: u32) -> u32 {
     if fits < current || even >= 4 * current as usize { fits.max(SMALLEST) } else { current }
 }
 
-/// Unfinished handshakes, the oldest first.
-#[derive(Debug)]
-struct Handshakes {
-    max: usize,
-    state: Mutex<Unfinished>,
-}
-
-#[derive(Debug, Default)]
-struct Unfinished {
-    next: u64,
-    queue: VecDeque<Entry>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    id: u64,
-    client: IpAddr,
-    give_way: oneshot::Sender<()>,
-}
-
-/// A handshake's place, freed on drop.
-#[derive(Debug)]
-pub struct Handshake {
-    id: u64,
-    told: oneshot::Receiver<()>,
-    all: Arc<Handshakes>,
-}
-
-impl Handshake {
-    /// Completes when another has got the place.
-    pub async fn gave_way(&mut self) {
-        // An error: nobody is left who could tell.
-        if (&mut self.told).await.is_err() {
-            std::future::pending().await
-        }
-    }
-}
-
-impl Drop for Handshake {
-    fn drop(&mut self) {
-        let mut state = self.all.lock();
-        if let Ok(place) = state.queue.binary_search_by_key(&self.id, |entry| entry.id) {
-            state.queue.remove(place);
-        }
-    }
-}
-
-impl Handshakes {
-    fn lock(&self) -> MutexGuard<'_, Unfinished> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn begin(self: &Arc<Self>, client: IpAddr) -> Handshake {
-        let mut state = self.lock();
-        if state.queue.len() >= self.max
-            && let Some(entry) = state.victim(client).and_then(|place| state.queue.remove(place))
-        {
-            // It may have ended in this moment.
-            let _ = entry.give_way.send(());
-        }
-        let (give_way, told) = oneshot::channel();
-        let id = state.next;
-        state.next += 1;
-        state.queue.push_back(Entry { id, client, give_way });
-        Handshake { id, told, all: self.clone() }
-    }
-}
-
-impl Unfinished {
-    /// The oldest of the client that has most with the newcomer: a flood from one address displaces itself only.
-    fn victim(&self, newcomer: IpAddr) -> Option<usize> {
-        let mut counts = HashMap::from([(newcomer, 1)]);
-        for entry in &self.queue {
-            *counts.entry(entry.client).or_insert(0) += 1;
-        }
-        let most = self.queue.iter().map(|entry| counts[&entry.client]).max()?;
-        self.queue.iter().position(|entry| counts[&entry.client] == most)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
-
     use super::*;
 
-    fn budget(connections: usize, handshakes: usize) -> Budget {
-        Budget::new(Config {
-            max_pod_connections: connections,
-            max_pod_handshakes: handshakes,
-            pod_memory_mib: 4,
-        })
+    fn budget(connections: usize) -> Budget {
+        Budget::new(Config { max_pod_connections: connections, max_pod_handshakes: 1, pod_memory_mib: 4 })
     }
 
     fn client(last: u8) -> IpAddr {
@@ -263,28 +241,69 @@ mod tests {
 
     #[test]
     fn connections_are_limited_and_given_back() {
-        let budget = budget(3, 1);
+        let budget = budget(3);
         let mut taken: Vec<_> = (0..3).map(|_| budget.connection().unwrap()).collect();
         assert_eq!(budget.connection().unwrap_err(), Exhausted::Connections(3));
-        assert_eq!(budget.clear().unwrap_err(), Exhausted::Connections(3));
+        for _ in 0..2 {
+            assert_eq!(budget.clear().unwrap_err(), Exhausted::Connections(3));
+        }
         taken.pop();
         budget.connection().unwrap();
+        drop(taken);
+        let _clear = [budget.clear().unwrap(), budget.clear().expect("a refusal takes no place")];
     }
 
     #[test]
     fn what_comes_in_the_clear_leaves_half() {
-        let budget = budget(4, 1);
+        let budget = budget(4);
         let clear: Vec<_> = (0..2).map(|_| budget.clear().unwrap()).collect();
         assert_eq!(budget.clear().unwrap_err(), Exhausted::Clear(2));
         let _others: Vec<_> = (0..2).map(|_| budget.connection().unwrap()).collect();
         drop(clear);
         let _again = budget.clear().unwrap();
-        self::budget(1, 1).clear().expect("half of one is one");
+        self::budget(1).clear().expect("half of one is one");
+    }
+
+    #[test]
+    fn tunnels_leave_half_and_no_client_has_them_all() {
+        let budget = budget(64);
+        let of = |last: u8, tunnels: usize| (0..tunnels).map(move |_| client(last)).collect::<Vec<_>>();
+        let take = |clients: Vec<IpAddr>| -> Vec<Share> {
+            clients.into_iter().map(|client| budget.tunnel(client).unwrap()).collect()
+        };
+        let first = take(of(1, 8));
+        assert_eq!(budget.tunnel(client(1)).unwrap_err(), Exhausted::Client(8));
+        let mut others = take([of(2, 8), of(3, 8), of(4, 8)].concat());
+        assert_eq!(budget.tunnel(client(5)).unwrap_err(), Exhausted::Tunnels(32));
+        let connections: Vec<_> = (0..32).map(|_| budget.connection().unwrap()).collect();
+        others.pop();
+        let _again = budget.connection().unwrap();
+        assert_eq!(budget.tunnel(client(4)).unwrap_err(), Exhausted::Connections(64));
+        drop((first, others, connections));
+        let _all_again = take(of(4, 8));
+    }
+
+    #[test]
+    fn a_client_of_a_small_pod_has_room_for_tunnels_that_follow_each_other() {
+        let budget = budget(16);
+        let _tunnels: Vec<_> = (0..4).map(|_| budget.tunnel(client(1)).unwrap()).collect();
+        assert_eq!(budget.tunnel(client(1)).unwrap_err(), Exhausted::Client(4));
+        let budget = self::budget(2);
+        let _only = budget.tunnel(client(1)).unwrap();
+        assert_eq!(budget.tunnel(client(1)).unwrap_err(), Exhausted::Client(1));
+    }
+
+    #[test]
+    fn memory_without_end_is_the_largest_window() {
+        let most = Config { max_pod_connections: 1, max_pod_handshakes: 1, pod_memory_mib: 1 << 44 };
+        let budget = Budget::new(most);
+        let _one = budget.connection().unwrap();
+        assert_eq!(budget.window().now(), LARGEST);
     }
 
     #[test]
     fn memory_is_divided() {
-        let budget = budget(1000, 1);
+        let budget = budget(1000);
         let window = budget.window();
         let mut shares = Vec::new();
         for (connections, expected) in [
@@ -307,30 +326,5 @@ mod tests {
             }
             assert_eq!(window.now(), expected, "{connections} connections");
         }
-    }
-
-    #[test]
-    fn the_oldest_handshake_of_the_busiest_client_gives_way() {
-        let budget = budget(1, 4);
-        let gave_way = |handshake: &mut Handshake| handshake.gave_way().now_or_never().is_some();
-        let mut honest = budget.handshake(client(1));
-        let mut flood: Vec<_> = (0..100).map(|_| budget.handshake(client(2))).collect();
-        let displaced: Vec<bool> = flood.iter_mut().map(gave_way).collect();
-        assert!(displaced[..97].iter().all(|gone| *gone) && !displaced[97..].iter().any(|gone| *gone));
-        assert!(!gave_way(&mut honest));
-        let mut late = budget.handshake(client(3));
-        assert!(gave_way(&mut flood[97]), "also for a newcomer from elsewhere");
-        assert!(!gave_way(&mut honest) && !gave_way(&mut late));
-        drop(flood);
-        assert_eq!(budget.handshakes.lock().queue.len(), 2, "given back");
-    }
-
-    #[test]
-    fn among_equals_the_oldest_gives_way() {
-        let budget = budget(1, 3);
-        let mut all: Vec<_> = (0..5).map(|last| budget.handshake(client(last))).collect();
-        let displaced: Vec<bool> =
-            all.iter_mut().map(|handshake| handshake.gave_way().now_or_never().is_some()).collect();
-        assert_eq!(displaced, [true, true, false, false, false]);
     }
 }

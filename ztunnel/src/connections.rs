@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use mesh_core::copy::{Side, Traffic};
+use mesh_core::copy::{Meter, Side, Traffic};
+use mesh_core::hbone::window::Window;
 use serde::Serialize;
 
+use crate::metrics::Counters;
 use crate::report::Direction;
 
 /// Locks of the table: openings and closings of different connections rarely meet.
@@ -28,7 +30,25 @@ pub struct Entry {
     /// Since when.
     pub opened: Instant,
     /// Its bytes.
-    pub traffic: Arc<Traffic>,
+    pub traffic: Traffic,
+    /// The series that they count in.
+    pub counters: Counters,
+    /// What it may hold.
+    pub window: Window,
+}
+
+impl Meter for Entry {
+    fn carried(&self, side: Side, bytes: u64) {
+        self.traffic.carried(side, bytes);
+        match side {
+            Side::Downstream => self.counters.received.inc_by(bytes),
+            Side::Upstream => self.counters.sent.inc_by(bytes),
+        };
+    }
+
+    fn most_at_once(&self) -> usize {
+        self.window.gathered()
+    }
 }
 
 /// The table; clones are the same.
@@ -40,14 +60,22 @@ pub struct Connections {
 #[derive(Debug, Default)]
 struct Inner {
     next: AtomicU64,
-    shards: [Mutex<HashMap<u64, Entry>>; SHARDS],
+    shards: [Mutex<HashMap<u64, Arc<Entry>>>; SHARDS],
 }
 
 /// A place in the table, freed on drop.
 #[derive(Debug)]
 pub struct Place {
     id: u64,
+    entry: Arc<Entry>,
     inner: Arc<Inner>,
+}
+
+impl Place {
+    /// The connection.
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
 }
 
 /// A connection in the dump.
@@ -66,8 +94,9 @@ impl Connections {
     /// Adds a connection.
     pub fn open(&self, entry: Entry) -> Place {
         let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
-        self.inner.shard(id).lock().unwrap_or_else(PoisonError::into_inner).insert(id, entry);
-        Place { id, inner: self.inner.clone() }
+        let entry = Arc::new(entry);
+        self.inner.shard(id).lock().unwrap_or_else(PoisonError::into_inner).insert(id, entry.clone());
+        Place { id, entry, inner: self.inner.clone() }
     }
 
     /// All of them, oldest first.
@@ -83,7 +112,7 @@ impl Connections {
 }
 
 impl Inner {
-    fn shard(&self, id: u64) -> &Mutex<HashMap<u64, Entry>> {
+    fn shard(&self, id: u64) -> &Mutex<HashMap<u64, Arc<Entry>>> {
         &self.shards[id as usize % SHARDS]
     }
 }
@@ -109,6 +138,8 @@ fn dump(entry: &Entry) -> Dump {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Metrics;
+    use crate::report::Facts;
 
     #[test]
     fn holds_what_is_open() {
@@ -120,7 +151,9 @@ mod tests {
                 destination: None,
                 pod: "uid".into(),
                 opened: Instant::now(),
-                traffic: Arc::default(),
+                traffic: Traffic::default(),
+                counters: Metrics::new().open(&Facts::new(Direction::Outbound).labels("-")),
+                window: Window::default(),
             })
         };
         let (first, second) = (open(1), open(2));

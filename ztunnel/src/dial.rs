@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use mesh_core::addr::{ClientAddr, NextHop, Target};
 use mesh_core::hbone::pool::{Dial, Key};
-use tokio::net::{TcpSocket, TcpStream};
+use mesh_core::tcp;
+use socket2::Socket;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::reason::{Cause, Phase, ProxyError, Side};
@@ -37,22 +39,19 @@ pub struct Way<Make> {
 pub fn to_application(
     sockets: &dyn Sockets,
     target: Target,
-) -> Way<impl Fn(ClientAddr) -> io::Result<TcpSocket>> {
+) -> Way<impl Fn(ClientAddr) -> io::Result<Socket>> {
     let make = move |from| sockets.to_application(from, target);
     Way { make, patience: PORT_PATIENCE, deadline: DEADLINE, what: "connecting to the application" }
 }
 
 /// Towards the network in the clear, from the pod's address.
-pub fn to_network(
-    sockets: &dyn Sockets,
-    target: Target,
-) -> Way<impl Fn(ClientAddr) -> io::Result<TcpSocket>> {
+pub fn to_network(sockets: &dyn Sockets, target: Target) -> Way<impl Fn(ClientAddr) -> io::Result<Socket>> {
     let make = move |from| sockets.to_network(Some(from), NextHop::from(target.get()));
     // A SYN may well be lost there, and sent again by the kernel.
     Way { make, patience: DEADLINE, deadline: DEADLINE, what: "connecting to the destination" }
 }
 
-impl<Make: Fn(ClientAddr) -> io::Result<TcpSocket>> Way<Make> {
+impl<Make: Fn(ClientAddr) -> io::Result<Socket>> Way<Make> {
     /// Connects from `client`'s address and a free port.
     ///
     /// # Errors
@@ -81,7 +80,7 @@ impl<Make: Fn(ClientAddr) -> io::Result<TcpSocket>> Way<Make> {
                 }
             };
             let until = deadline.min(Instant::now() + self.patience);
-            match timeout_at(until, socket.connect(target.get())).await {
+            match timeout_at(until, tcp::connect(socket, target.get())).await {
                 Ok(Ok(stream)) => return Ok((stream, tuple)),
                 Ok(Err(error)) if is_taken(&error) => taken += 1,
                 Ok(Err(error)) => return failed(error),
@@ -123,7 +122,8 @@ impl Dial for Dialer {
     /// from the network finds our socket only (theirs is bound to another device), and the connection that could suffer
     /// is theirs, which leads nowhere anyway, because a CONNECT to port 15008 is refused.
     async fn dial(&self, key: &Key) -> io::Result<TcpStream> {
-        self.sockets.to_network(None, NextHop::from(key.destination))?.connect(key.destination).await
+        let socket = self.sockets.to_network(None, NextHop::from(key.destination))?;
+        tcp::connect(socket, key.destination).await
     }
 }
 
@@ -131,7 +131,7 @@ impl Dial for Dialer {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use socket2::{SockFilter, SockRef};
+    use socket2::{Domain, SockFilter, Type};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -143,16 +143,16 @@ mod tests {
     }
 
     impl Sockets for Deaf {
-        fn to_network(&self, _from: Option<ClientAddr>, _next_hop: NextHop) -> io::Result<TcpSocket> {
+        fn to_network(&self, _from: Option<ClientAddr>, _next_hop: NextHop) -> io::Result<Socket> {
             Err(io::ErrorKind::Unsupported.into())
         }
 
-        fn to_application(&self, from: ClientAddr, _target: Target) -> io::Result<TcpSocket> {
-            let socket = TcpSocket::new_v4()?;
-            socket.bind(from.get())?;
+        fn to_application(&self, from: ClientAddr, _target: Target) -> io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;
+            socket.bind(&from.get().into())?;
             if self.made.fetch_add(1, Ordering::Relaxed) < self.first {
                 // BPF_RET | BPF_K, 0 bytes: takes no segment (linux/filter.h).
-                SockRef::from(&socket).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)])?;
+                socket.attach_filter(&[SockFilter::new(0x06, 0, 0, 0)])?;
             }
             Ok(socket)
         }

@@ -21,10 +21,9 @@ use tokio::net::TcpStream;
 
 use self::admit::{Admitted, admit, exhausted};
 use crate::metrics::Security;
-use crate::proxy::{Pod, baggage, carry};
+use crate::proxy::{Carrying, Pod, baggage, carrying, in_two_parts};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::{Direction, Report};
-use crate::sockets;
 
 /// Serves one tunnel that a peer opened to the pod.
 pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: SocketAddr) {
@@ -40,7 +39,7 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
     drop(place);
     match (accepted, local) {
         (Ok(tunnel), Ok(local)) => {
-            let _share = match pod.budget.connection() {
+            let _share = match pod.budget.tunnel(client.ip()) {
                 Ok(share) => share,
                 Err(error) => {
                     refused(&pod, client, Some(local), exhausted(error));
@@ -69,7 +68,6 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
 }
 
 async fn accept(pod: &Pod, stream: TcpStream) -> Result<server::Tunnel<TcpStream>, ProxyError> {
-    sockets::tune(&stream).map_err(|error| ProxyError::local(Phase::Accept, "socket options", error))?;
     let certificate = pod
         .proxy
         .certificates
@@ -83,7 +81,7 @@ async fn accept(pod: &Pod, stream: TcpStream) -> Result<server::Tunnel<TcpStream
 }
 
 /// A client that got no tunnel has its line and its count, too.
-fn refused(pod: &Pod, client: ClientAddr, local: Option<SocketAddr>, error: ProxyError) {
+fn refused(pod: &Arc<Pod>, client: ClientAddr, local: Option<SocketAddr>, error: ProxyError) {
     let mut report = Report::new(pod, Direction::Inbound, client);
     report.facts.source.workload = pod.workload_at(client.ip());
     report.facts.destination.workload = Some(pod.workload());
@@ -109,27 +107,8 @@ struct Arrival {
 }
 
 impl Handler for Arrival {
-    async fn connect(self, mut incoming: Incoming) {
-        let destination = self.pod.workload();
-        let mut report = self.report(&destination, Some(incoming.request()));
-        let result = tokio::select! {
-            biased;
-            error = cut(&self.drain) => Err(error),
-            dialled = self.dial(&destination, &mut incoming, &mut report) => dialled,
-        };
-        let result = match result {
-            Ok(Admitted { upstream, permit, _occupied }) => match incoming.accept(&baggage(&destination)) {
-                Ok(downstream) => {
-                    carry(downstream, upstream, &*report.meter(), self.drain.closing(), Some(&permit)).await
-                }
-                Err(_) => Err(ProxyError::new(Phase::Connect, Side::Downstream, Cause::Abandoned)),
-            },
-            Err(error) => {
-                incoming.refuse(error.status(), &error.cause.to_string());
-                Err(error)
-            }
-        };
-        report.finish(&result);
+    fn connect(self, incoming: Incoming) -> impl Future<Output = ()> + Send {
+        in_two_parts(self.way(incoming))
     }
 
     fn malformed(&self, error: &InvalidRequest) {
@@ -139,6 +118,30 @@ impl Handler for Arrival {
 }
 
 impl Arrival {
+    async fn way(self, mut incoming: Incoming) -> Option<Carrying> {
+        let destination = self.pod.workload();
+        let mut report = self.report(&destination, Some(incoming.request()));
+        let dialled = tokio::select! {
+            biased;
+            error = cut(&self.drain) => Err(error),
+            dialled = self.dial(&destination, &mut incoming, &mut report) => dialled,
+        };
+        let error = match dialled {
+            Ok(Admitted { upstream, permit, occupied }) => match incoming.accept(&baggage(&destination)) {
+                Ok(downstream) => {
+                    return Some(carrying(downstream, upstream, report, self.drain, Some(permit), occupied));
+                }
+                Err(_) => ProxyError::new(Phase::Connect, Side::Downstream, Cause::Abandoned),
+            },
+            Err(error) => {
+                incoming.refuse(error.status(), &error.cause.to_string());
+                error
+            }
+        };
+        report.finish(&Err(error));
+        None
+    }
+
     async fn dial(
         &self,
         destination: &Workload,

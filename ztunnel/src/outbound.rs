@@ -23,31 +23,39 @@ use crate::inbound::near::{self, Arrived};
 use crate::metrics::Security;
 use crate::neighbours::Neighbour;
 use crate::policy::Permit;
-use crate::proxy::{Pod, baggage, carry};
+use crate::proxy::{Carrying, Pod, baggage, carrying, in_two_parts};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::{Direction, Report};
 use crate::sockets;
 use crate::tuples::Tuple;
 
 /// Carries one connection that the pod opened.
-pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: SocketAddr) {
-    let client = ClientAddr::from(client);
+pub fn serve(
+    pod: Arc<Pod>,
+    drain: Watch,
+    stream: TcpStream,
+    client: SocketAddr,
+) -> impl Future<Output = ()> + Send {
+    in_two_parts(way(pod, drain, stream, ClientAddr::from(client)))
+}
+
+async fn way(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: ClientAddr) -> Option<Carrying> {
     let mut report = Report::new(&pod, Direction::Outbound, client);
     let result = tokio::select! {
         biased;
         () = drain.closing() => Err(ProxyError::new(Phase::Connect, Side::Local, Cause::Cut)),
         result = connect(&pod, &stream, client, &mut report) => result,
     };
-    let result = match result {
-        Ok((upstream, _occupied)) => upstream.carry(stream, &report, &drain).await,
+    match result {
+        Ok((upstream, occupied)) => Some(upstream.carry(stream, occupied, report, drain)),
         Err(error) => {
             // The application's connect() has succeeded already: a reset is the only "no" that it understands.
             sockets::reset_on_close(&stream);
             drop(stream);
-            Err(error)
+            report.finish(&Err(error));
+            None
         }
-    };
-    report.finish(&result);
+    }
 }
 
 /// The far side, ready for bytes.
@@ -62,14 +70,19 @@ enum Upstream {
 }
 
 impl Upstream {
-    async fn carry(self, stream: TcpStream, report: &Report, drain: &Watch) -> Result<(), ProxyError> {
-        let meter = report.meter();
+    fn carry(self, stream: TcpStream, occupied: Occupied, report: Report, drain: Watch) -> Carrying {
         match self {
-            Self::Near(arrived) => arrived.carry(stream, meter, drain).await,
-            Self::Tunnel(upstream) => carry(stream, upstream, &*meter, drain.closing(), None).await,
-            Self::Plain(upstream, _tuple) => carry(stream, upstream, &*meter, drain.closing(), None).await,
-            Self::Own(upstream, _tuple, permit) => {
-                carry(stream, upstream, &*meter, drain.closing(), Some(&permit)).await
+            Self::Near(arrived) => Box::pin(async move {
+                let result = arrived.carry(stream, &report, &drain).await;
+                drop(occupied);
+                report.finish(&result);
+            }),
+            Self::Tunnel(upstream) => carrying(stream, upstream, report, drain, None, occupied),
+            Self::Plain(upstream, tuple) => {
+                carrying(stream, upstream, report, drain, None, (tuple, occupied))
+            }
+            Self::Own(upstream, tuple, permit) => {
+                carrying(stream, upstream, report, drain, Some(permit), (tuple, occupied))
             }
         }
     }
@@ -85,7 +98,6 @@ async fn connect(
     report: &mut Report,
 ) -> Result<(Upstream, Occupied), ProxyError> {
     let dst = stream.local_addr().map_err(|error| ProxyError::local(Phase::Accept, "getsockname", error))?;
-    sockets::tune(stream).map_err(|error| ProxyError::local(Phase::Accept, "socket options", error))?;
     let accepted = pod.tuples.accepted(client, Target::from(dst));
     let dst = OrigDst::from(dst);
     let source = pod.workload();

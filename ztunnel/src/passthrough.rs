@@ -12,33 +12,41 @@ use tokio::net::TcpStream;
 
 use crate::inbound::admit::{Admitted, admit};
 use crate::inbound::authority::Refusal;
-use crate::proxy::{Pod, carry};
+use crate::proxy::{Carrying, Pod, carrying, in_two_parts};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::{Direction, Report};
 use crate::sockets;
 use crate::tuples::Tuple;
 
 /// Carries one connection to the pod.
-pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: SocketAddr) {
-    let client = ClientAddr::from(client);
+pub fn serve(
+    pod: Arc<Pod>,
+    drain: Watch,
+    stream: TcpStream,
+    client: SocketAddr,
+) -> impl Future<Output = ()> + Send {
+    in_two_parts(way(pod, drain, stream, ClientAddr::from(client)))
+}
+
+async fn way(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: ClientAddr) -> Option<Carrying> {
     let mut report = Report::new(&pod, Direction::Inbound, client);
     let result = tokio::select! {
         biased;
         () = drain.closing() => Err(ProxyError::new(Phase::Connect, Side::Local, Cause::Cut)),
         result = connect(&pod, &stream, client, &mut report) => result,
     };
-    let result = match result {
-        Ok((Admitted { upstream, permit, _occupied }, _accepted)) => {
-            carry(stream, upstream, &*report.meter(), drain.closing(), Some(&permit)).await
+    match result {
+        Ok((Admitted { upstream, permit, occupied }, accepted)) => {
+            Some(carrying(stream, upstream, report, drain, Some(permit), (occupied, accepted)))
         }
         Err(error) => {
             // As the application itself would have answered.
             sockets::reset_on_close(&stream);
             drop(stream);
-            Err(error)
+            report.finish(&Err(error));
+            None
         }
-    };
-    report.finish(&result);
+    }
 }
 
 /// The way to the application, and the address pair that the client's connection occupies.
@@ -50,7 +58,6 @@ async fn connect(
 ) -> Result<(Admitted, Tuple), ProxyError> {
     let local =
         stream.local_addr().map_err(|error| ProxyError::local(Phase::Accept, "getsockname", error))?;
-    sockets::tune(stream).map_err(|error| ProxyError::local(Phase::Accept, "socket options", error))?;
     let target = Target::from(local);
     let accepted = pod.tuples.accepted(client, target);
     let destination = pod.workload();

@@ -21,6 +21,7 @@ use mesh_core::drain::{self, Drain, Watch};
 use mesh_core::identity::Identity;
 use mesh_core::listener;
 use mesh_core::proto::pods::Fd;
+use mesh_core::tcp;
 use mesh_core::workload::Workload;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -293,6 +294,7 @@ where
     let socket = std::net::TcpListener::from(fd.try_clone()?);
     // Shared with the agent's copy, which never accepts.
     socket.set_nonblocking(true)?;
+    tcp::tune(&socket)?;
     let socket = TcpListener::from_std(socket)?;
     let (pod, drain) = (pod.clone(), watch.clone());
     let handler = move |stream: TcpStream, client: SocketAddr| serve(pod, drain, stream, client);

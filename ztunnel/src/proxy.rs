@@ -1,11 +1,15 @@
 //! What all connections of the process share, and what all connections of one pod share.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 
 use mesh_core::addr::{ClientAddr, NetworkAddress, Target};
 use mesh_core::certs::Certificates;
 use mesh_core::copy::{self, Meter, Outcome};
+use mesh_core::drain::Watch;
 use mesh_core::hbone::pool::{Config as PoolConfig, Pool};
 use mesh_core::hbone::{Baggage, HboneStream};
 use mesh_core::store::Reader;
@@ -21,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
 use crate::policy::{self, Permit, PolicyChanges};
 use crate::reason::{Cause, Phase, ProxyError, Side};
+use crate::report::Report;
 use crate::sockets::{self, Sockets};
 use crate::source;
 use crate::tuples::{Tuple, Tuples};
@@ -160,31 +165,40 @@ impl Abort for HboneStream {
     }
 }
 
-/// Carries bytes until both sides have ended, the pod's time is over, or policy revokes its permit (where one was
-/// needed). Where one side breaks, the other is reset: an end would look to the application as if it had received
-/// everything.
+/// The second part of a connection's life: what carries its bytes, and reports at the end.
+pub type Carrying = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A connection's life in two parts, each in a box of its own: what the way to the other side takes (kilobytes) is given
+/// back when the bytes begin to flow, which may go on for days. None: there is no way, which has been told.
+pub fn in_two_parts(
+    way: impl Future<Output = Option<Carrying>> + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    let way = Box::pin(way);
+    async move {
+        let carrying = way.await;
+        if let Some(carrying) = carrying {
+            carrying.await;
+        }
+    }
+}
+
+/// Carries bytes until both sides have ended, or until `cut` says why they have to. Where one side breaks, the other is
+/// reset: an end would look to the application as if it had received everything. The caller is to drop both, and that
+/// before it reports.
 ///
 /// # Errors
 /// When a side breaks, or the connection is cut.
 pub async fn carry<Down, Up>(
-    mut downstream: Down,
-    mut upstream: Up,
+    downstream: &mut Down,
+    upstream: &mut Up,
     meter: &impl Meter,
-    closing: impl Future<Output = ()>,
-    permit: Option<&Permit>,
+    cut: impl Future<Output = Cause>,
 ) -> Result<(), ProxyError>
 where
     Down: AsyncRead + AsyncWrite + Unpin + Abort,
     Up: AsyncRead + AsyncWrite + Unpin + Abort,
 {
-    let cut = async {
-        tokio::select! {
-            biased;
-            () = closing => Cause::Cut,
-            denial = policy::revoked(permit) => Cause::Revoked(denial),
-        }
-    };
-    let outcome = copy::both(&mut downstream, &mut upstream, meter, cut).await;
+    let outcome = copy::both(&mut *downstream, &mut *upstream, meter, cut).await;
     if !matches!(outcome, Outcome::Finished { .. }) {
         downstream.abort();
         upstream.abort();
@@ -200,6 +214,33 @@ where
         }
         Outcome::Cancelled(cause) => Err(ProxyError::new(Phase::Copy, Side::Local, cause)),
     }
+}
+
+/// The same as the second part of a connection's life, until the pod's time is over or policy revokes its permit (where
+/// one was needed); `occupied` is what it takes for as long.
+pub fn carrying<Down, Up>(
+    mut downstream: Down,
+    mut upstream: Up,
+    report: Report,
+    drain: Watch,
+    permit: Option<Permit>,
+    occupied: impl Send + 'static,
+) -> Carrying
+where
+    Down: AsyncRead + AsyncWrite + Unpin + Abort + Send + 'static,
+    Up: AsyncRead + AsyncWrite + Unpin + Abort + Send + 'static,
+{
+    Box::pin(async move {
+        // Each is here once; an async function around them would keep a second copy.
+        let (mut closing, mut revoked) = (pin!(drain.closing()), pin!(policy::revoked(permit.as_ref())));
+        let cut = poll_fn(|cx| match closing.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Cause::Cut),
+            Poll::Pending => revoked.as_mut().poll(cx).map(Cause::Revoked),
+        });
+        let result = carry(&mut downstream, &mut upstream, &report, cut).await;
+        drop((downstream, upstream, occupied));
+        report.finish(&result);
+    })
 }
 
 /// What a workload says of itself to its peers.

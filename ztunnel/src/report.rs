@@ -11,15 +11,14 @@ use mesh_core::addr::{ClientAddr, Target};
 use mesh_core::authz::Denial;
 use mesh_core::copy::{Meter, Side, Traffic};
 use mesh_core::hbone::Baggage;
-use mesh_core::hbone::window::Window;
 use mesh_core::identity::Identity;
 use mesh_core::service::Service;
 use mesh_core::workload::Workload;
 use tracing::field::{DisplayValue, display};
 
 use crate::connections::{Entry, Place};
-use crate::metrics::{Counters, Label, PeerLabels, Principal, Security, ServiceLabels, TrafficLabels};
-use crate::proxy::{Pod, Proxy};
+use crate::metrics::{Label, PeerLabels, Principal, Security, ServiceLabels, TrafficLabels};
+use crate::proxy::Pod;
 use crate::reason::{Cause, Phase, ProxyError, Side as Fault};
 
 /// Which end of the mesh this proxy is for a connection.
@@ -82,89 +81,50 @@ pub struct Facts {
 }
 
 /// The account of one connection.
-#[derive(Debug)]
 pub struct Report {
     /// Filled in by the phases.
     pub facts: Facts,
-    proxy: Arc<Proxy>,
-    pod: Arc<str>,
+    pod: Arc<Pod>,
     started: Instant,
-    meter: Arc<Metered>,
-    counters: Option<Counters>,
     place: Option<Place>,
     written: bool,
 }
 
 /// Counts carried bytes in the connection's own account and live in the metrics.
-#[derive(Debug)]
-pub struct Metered {
-    traffic: Arc<Traffic>,
-    window: Window,
-    counters:
-        Option<(prometheus_client::metrics::counter::Counter, prometheus_client::metrics::counter::Counter)>,
-}
-
-impl Meter for Metered {
+impl Meter for Report {
     fn carried(&self, side: Side, bytes: u64) {
-        self.traffic.carried(side, bytes);
-        if let Some((received, sent)) = &self.counters {
-            match side {
-                Side::Downstream => received.inc_by(bytes),
-                Side::Upstream => sent.inc_by(bytes),
-            };
+        if let Some(place) = &self.place {
+            place.entry().carried(side, bytes);
         }
     }
 
     fn most_at_once(&self) -> usize {
-        self.window.gathered()
+        self.place.as_ref().map_or(usize::MAX, |place| place.entry().most_at_once())
     }
 }
 
 impl Report {
     /// A connection from `client` was accepted for the pod.
-    pub fn new(pod: &Pod, direction: Direction, client: ClientAddr) -> Self {
-        let source = Party { address: Some(client.get()), ..Default::default() };
-        Self {
-            facts: Facts {
-                direction,
-                source,
-                destination: Party::default(),
-                hbone_target: None,
-                service: None,
-                security: Security::default(),
-                dry_run: None,
-            },
-            proxy: pod.proxy.clone(),
-            pod: pod.uid.clone(),
-            started: Instant::now(),
-            meter: Arc::new(Metered { traffic: Arc::default(), window: pod.budget.window(), counters: None }),
-            counters: None,
-            place: None,
-            written: false,
-        }
+    pub fn new(pod: &Arc<Pod>, direction: Direction, client: ClientAddr) -> Self {
+        let mut facts = Facts::new(direction);
+        facts.source.address = Some(client.get());
+        Self { facts, pod: pod.clone(), started: Instant::now(), place: None, written: false }
     }
 
     /// Its destination is known: it counts as opened from now on, with the labels that the facts give now.
     pub fn open(&mut self) {
-        let counters = self.proxy.metrics.open(&self.labels("-"));
-        let (traffic, window) = (self.meter.traffic.clone(), self.meter.window.clone());
-        let live = (counters.received.clone(), counters.sent.clone());
-        self.meter = Arc::new(Metered { traffic: traffic.clone(), window, counters: Some(live) });
-        self.counters = Some(counters);
-        self.place = Some(self.proxy.connections.open(Entry {
+        let proxy = &self.pod.proxy;
+        self.place = Some(proxy.connections.open(Entry {
             direction: self.facts.direction,
             source: self.facts.source.address.unwrap_or_else(|| ([0, 0, 0, 0], 0).into()),
             destination: self.facts.destination.address,
-            pod: self.pod.clone(),
+            pod: self.pod.uid.clone(),
             opened: self.started,
-            traffic,
+            traffic: Traffic::default(),
+            counters: proxy.metrics.open(&self.labels("-")),
+            window: self.pod.budget.window(),
         }));
         tracing::debug!(target: "access", direction = self.facts.direction.as_str(), "connection opened");
-    }
-
-    /// For the copy loop.
-    pub fn meter(&self) -> Arc<Metered> {
-        self.meter.clone()
     }
 
     /// Writes the line and counts the outcome.
@@ -179,29 +139,29 @@ impl Report {
 
     fn write(&mut self, error: Option<&ProxyError>) {
         self.written = true;
-        if let Some(counters) = self.counters.take() {
+        let (mut from_client, mut to_client) = (0, 0);
+        if let Some(place) = self.place.take() {
+            let Entry { counters, traffic, .. } = place.entry();
             counters.closed.inc();
+            (from_client, to_client) = (traffic.from(Side::Downstream), traffic.from(Side::Upstream));
         }
-        self.place = None;
         if let Some(error) = error {
-            self.proxy.metrics.fail(&self.labels(error.reason().flag()));
+            self.pod.proxy.metrics.fail(&self.labels(error.reason().flag()));
         }
-        self.log(error);
+        self.log(error, from_client, to_client);
     }
 
     /// The facts' labels; what a peer says of itself is bounded.
     fn labels(&self, response_flags: &'static str) -> TrafficLabels {
         let mut labels = self.facts.labels(response_flags);
         if self.facts.source.workload.is_none() && self.facts.source.baggage.is_some() {
-            labels.source = self.proxy.metrics.said(labels.source);
+            labels.source = self.pod.proxy.metrics.said(labels.source);
         }
         labels
     }
 
-    fn log(&self, error: Option<&ProxyError>) {
+    fn log(&self, error: Option<&ProxyError>, from_client: u64, to_client: u64) {
         let Facts { direction, source, destination, hbone_target, service, dry_run, .. } = &self.facts;
-        let from_client = self.meter.traffic.from(Side::Downstream);
-        let to_client = self.meter.traffic.from(Side::Upstream);
         // From the view of the workload whose proxy this is.
         let (bytes_sent, bytes_recv) = match direction {
             Direction::Outbound => (from_client, to_client),
@@ -297,6 +257,19 @@ impl Party {
 }
 
 impl Facts {
+    /// Nothing is known yet.
+    pub fn new(direction: Direction) -> Self {
+        Self {
+            direction,
+            source: Party::default(),
+            destination: Party::default(),
+            hbone_target: None,
+            service: None,
+            security: Security::default(),
+            dry_run: None,
+        }
+    }
+
     /// Labels as of now. The source's principal is what was proved; the destination's what the mesh says it is.
     pub fn labels(&self, response_flags: &'static str) -> TrafficLabels {
         let known = self.destination.workload.as_ref().map(|workload| &workload.identity);

@@ -12,30 +12,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::addr::{ClientAddr, NextHop, Target};
+use mesh_core::tcp;
 use mesh_ebpf_abi::{MARK_PROXY, MARK_UPSTREAM};
 use nix::sched::{CloneFlags, setns};
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpStream;
 
 pub use flag::FlagMap;
 
-const KEEPALIVE: Duration = Duration::from_secs(180);
-const KEEPALIVE_PROBES: u32 = 9;
-
-/// Makes unconnected sockets; the kernel's part of a pod, replaced in tests that have no namespaces.
+/// Makes unconnected, nonblocking sockets; the kernel's part of a pod, replaced in tests that have no namespaces.
 pub trait Sockets: Send + Sync + 'static {
     /// For connections to the network, from the pod's own address; `from` is one of them with a port, without it the
     /// kernel chooses both.
     ///
     /// # Errors
     /// When the namespace cannot be entered, the socket not be made or the port is taken (`AddrInUse`).
-    fn to_network(&self, from: Option<ClientAddr>, next_hop: NextHop) -> io::Result<TcpSocket>;
+    fn to_network(&self, from: Option<ClientAddr>, next_hop: NextHop) -> io::Result<Socket>;
 
     /// For connections to the pod's application, from an address that is not ours.
     ///
     /// # Errors
     /// When the namespace cannot be entered, the socket not be made or the address is taken (`AddrInUse`).
-    fn to_application(&self, from: ClientAddr, target: Target) -> io::Result<TcpSocket>;
+    fn to_application(&self, from: ClientAddr, target: Target) -> io::Result<Socket>;
 }
 
 /// Sockets of one pod.
@@ -57,13 +55,13 @@ impl PodSockets {
             Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))
         })?;
         self.flags.flag(socket.as_fd())?;
-        tune(&socket)?;
+        tcp::tune(&socket)?;
         Ok(socket)
     }
 }
 
 impl Sockets for PodSockets {
-    fn to_network(&self, from: Option<ClientAddr>, next_hop: NextHop) -> io::Result<TcpSocket> {
+    fn to_network(&self, from: Option<ClientAddr>, next_hop: NextHop) -> io::Result<Socket> {
         let socket = self.open(next_hop.get())?;
         socket.set_mark(MARK_PROXY)?;
         if let Some(from) = from {
@@ -71,10 +69,10 @@ impl Sockets for PodSockets {
             socket.set_reuse_address(true)?;
             socket.bind(&from.get().into())?;
         }
-        Ok(into_tokio(socket))
+        Ok(socket)
     }
 
-    fn to_application(&self, from: ClientAddr, target: Target) -> io::Result<TcpSocket> {
+    fn to_application(&self, from: ClientAddr, target: Target) -> io::Result<Socket> {
         let socket = self.open(target.get())?;
         // The mark routes the application's replies back to lo; without the device, steering would take the SYN for
         // one of the network's and give it to us again.
@@ -88,7 +86,7 @@ impl Sockets for PodSockets {
         socket.set_reuse_address(true)?;
         // Without the scope of a link-local client, which would bind the socket to that link instead of lo.
         socket.bind(&SocketAddr::new(from.ip(), from.port()).into())?;
-        Ok(into_tokio(socket))
+        Ok(socket)
     }
 }
 
@@ -100,26 +98,10 @@ pub fn own_netns() -> io::Result<Arc<OwnedFd>> {
     Ok(Arc::new(std::fs::File::open("/proc/thread-self/ns/net")?.into()))
 }
 
-/// What every connection of the proxy has: no Nagle, keepalive 180 s / 180 s / 9 probes (as Istio's).
-///
-/// # Errors
-/// When the socket is closed.
-pub fn tune<'a>(socket: impl Into<socket2::SockRef<'a>>) -> io::Result<()> {
-    let socket = socket.into();
-    socket.set_tcp_nodelay(true)?;
-    let keepalive =
-        TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(KEEPALIVE_PROBES);
-    socket.set_tcp_keepalive(&keepalive)
-}
-
 /// From now on, closing it resets the connection: the peer learns that its bytes were not taken.
 pub fn reset_on_close(stream: &TcpStream) {
     // Fails only on a closed socket, which needs no reset.
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
-}
-
-fn into_tokio(socket: Socket) -> TcpSocket {
-    TcpSocket::from_std_stream(socket.into())
 }
 
 /// Runs `make` with this thread in `netns`.

@@ -11,9 +11,10 @@
 //! **Invariant:** a pair is in the table for as long as its [`Tuple`] lives.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_core::addr::{ClientAddr, Target};
 
@@ -23,30 +24,35 @@ const PORTS: RangeInclusive<u16> = 10_000..=32_767;
 /// Ports tried before giving up: with fewer than 20,000 in use the chance to find none is negligible.
 const TRIES: u16 = 64;
 
-/// Client's and pod's end.
-type Pair = (SocketAddr, SocketAddr);
-
 /// The live connections of one pod that arrived in the clear, and those that the proxy opened to its application.
 /// Clones are the same table.
 #[derive(Clone, Debug, Default)]
 pub struct Tuples {
+    live: Arc<Live>,
+}
+
+#[derive(Debug, Default)]
+struct Live {
+    hasher: RandomState,
+    /// Hashes of client's and pod's end, which are a quarter of their size, and how many there are of each. That two
+    /// pairs have the same one is next to impossible, and would only make a port look taken that is not.
     // Held for a hash map operation; one pod's new connections are its only users.
-    live: Arc<Mutex<HashMap<Pair, usize>>>,
+    pairs: Mutex<HashMap<u64, u32>>,
 }
 
 /// One connection in the table.
 #[derive(Debug)]
 pub struct Tuple {
-    pair: Pair,
-    live: Arc<Mutex<HashMap<Pair, usize>>>,
+    pair: u64,
+    live: Arc<Live>,
 }
 
 impl Tuples {
     /// Notes a connection that was accepted.
     pub fn accepted(&self, client: ClientAddr, local: Target) -> Tuple {
-        let pair = (client.get(), local.get());
+        let pair = self.live.hash(client.get(), local.get());
         // Counted: the client may use a port again before the end of its last connection is noticed.
-        *self.live.lock().unwrap_or_else(PoisonError::into_inner).entry(pair).or_default() += 1;
+        *self.live.pairs().entry(pair).or_default() += 1;
         Tuple { pair, live: self.live.clone() }
     }
 
@@ -55,13 +61,13 @@ impl Tuples {
     pub fn choose(&self, client: ClientAddr, target: Target, random: u16) -> Option<(ClientAddr, Tuple)> {
         let (first, last) = (*PORTS.start(), *PORTS.end());
         let size = last - first + 1;
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pairs = self.live.pairs();
         for step in 0..TRIES {
             let port = first + (random % size + step) % size;
             let from = SocketAddr::new(client.ip(), port);
-            let pair = (from, target.get());
-            if port != client.port() && !live.contains_key(&pair) {
-                live.insert(pair, 1);
+            let pair = self.live.hash(from, target.get());
+            if port != client.port() && !pairs.contains_key(&pair) {
+                pairs.insert(pair, 1);
                 return Some((from.into(), Tuple { pair, live: self.live.clone() }));
             }
         }
@@ -69,13 +75,23 @@ impl Tuples {
     }
 }
 
+impl Live {
+    fn hash(&self, client: SocketAddr, pod: SocketAddr) -> u64 {
+        self.hasher.hash_one((client, pod))
+    }
+
+    fn pairs(&self) -> MutexGuard<'_, HashMap<u64, u32>> {
+        self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Drop for Tuple {
     fn drop(&mut self) {
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = live.get_mut(&self.pair) {
+        let mut pairs = self.live.pairs();
+        if let Some(count) = pairs.get_mut(&self.pair) {
             *count -= 1;
             if *count == 0 {
-                live.remove(&self.pair);
+                pairs.remove(&self.pair);
             }
         }
     }
@@ -118,7 +134,7 @@ mod tests {
         assert_eq!(kept.len(), usize::from(TRIES));
         assert!(tuples.choose(client(9), target(80), size - 10).is_none());
         drop(kept);
-        assert!(tuples.live.lock().unwrap().is_empty());
+        assert!(tuples.live.pairs().is_empty());
     }
 
     #[test]

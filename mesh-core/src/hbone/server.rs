@@ -150,8 +150,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
     /// When it ends otherwise than by the client closing or by the drain.
     pub async fn serve(mut self, handler: impl Handler, drain: Watch) -> Result<(), TunnelError> {
         let keep_alive = self.config.keep_alive;
+        // Asked once for the tunnel's life: the loop turns twice for each connection in it.
         let dead = settings::until_dead(self.connection.ping_pong(), keep_alive);
-        tokio::pin!(dead);
+        let (asked_to_drain, asked_to_close) = (drain.draining(), drain.closing());
+        tokio::pin!(dead, asked_to_drain, asked_to_close);
         let mut streams = JoinSet::new();
         let mut draining = false;
         let result = loop {
@@ -168,11 +170,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
                     Some(Err(error)) => break Err(TunnelError::Broken(error.to_string())),
                     None => break Ok(()),
                 },
-                () = drain.draining(), if !draining => {
+                () = &mut asked_to_drain, if !draining => {
                     draining = true;
                     self.connection.graceful_shutdown();
                 }
-                () = drain.closing() => break Ok(()),
+                () = &mut asked_to_close => break Ok(()),
                 wanted = self.resizing.due() => {
                     let asked = self.connection.set_initial_window_size(wanted);
                     if self.resizing.asked(wanted, asked).is_err() {

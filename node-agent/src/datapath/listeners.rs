@@ -90,6 +90,8 @@ fn listener(
     // Inherited by accepted sockets, whose port is the app's: without it an app that starts again could not have its
     // port while the proxy has a connection to it, also a closed one.
     socket.set_reuse_address(true)?;
+    // Inherited as well, so that a connection that waits for its proxy has what the proxy would have set.
+    mesh_core::tcp::tune(&socket)?;
     flag(&socket)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

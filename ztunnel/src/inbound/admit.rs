@@ -19,7 +19,7 @@ pub struct Admitted {
     /// Policy allows it, so far.
     pub permit: Permit,
     /// What it takes from the pod for its life: an address pair, and a share of the budget.
-    pub _occupied: (Tuple, Share),
+    pub occupied: (Tuple, Share),
 }
 
 /// Lets a connection in to the application of `pod`; the report counts it as opened once it may try.
@@ -37,9 +37,9 @@ pub async fn admit(
     report.facts.dry_run = permit.rehearse();
     let share = if proved { pod.budget.connection() } else { pod.budget.clear() }.map_err(exhausted)?;
     report.open();
-    let others = report.facts.source.workload.as_ref().map(|peer| peer.addresses.clone()).unwrap_or_default();
-    let (upstream, tuple) = pod.connect_application(client, &others, target).await?;
-    Ok(Admitted { upstream, permit, _occupied: (tuple, share) })
+    let others = report.facts.source.workload.as_ref().map_or(&[][..], |peer| &peer.addresses);
+    let (upstream, tuple) = pod.connect_application(client, others, target).await?;
+    Ok(Admitted { upstream, permit, occupied: (tuple, share) })
 }
 
 /// A client that came when nothing was left.

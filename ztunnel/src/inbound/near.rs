@@ -5,8 +5,10 @@
 //! in is the tunnel's in everything else, and the server's side has its own log line and series.
 //! **Invariant:** used only where no network policy could have a say, since nothing passes the network here.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::pin::pin;
+use std::task::Poll;
 
 use mesh_core::addr::ClientAddr;
 use mesh_core::copy::{Meter, Side as From};
@@ -19,9 +21,10 @@ use super::admit::{Admitted, admit};
 use super::{Arrival, cut};
 use crate::metrics::Security;
 use crate::neighbours::Neighbour;
+use crate::policy;
 use crate::proxy::carry;
-use crate::reason::ProxyError;
-use crate::report::{Metered, Report};
+use crate::reason::{Cause, ProxyError};
+use crate::report::Report;
 
 /// A connection that the server's side has let in.
 pub struct Arrived {
@@ -64,34 +67,39 @@ pub async fn arrive(
 }
 
 impl Arrived {
-    /// Carries the bytes of the client's connection; either pod's end is its end.
+    /// Carries the bytes of the client's connection, whose side counts them with `meter`; either pod's end is its end.
     ///
     /// # Errors
     /// As `proxy::carry`.
     pub async fn carry(
-        self,
-        stream: TcpStream,
-        meter: Arc<Metered>,
+        mut self: Box<Self>,
+        mut stream: TcpStream,
+        meter: &Report,
         drain: &Watch,
     ) -> Result<(), ProxyError> {
-        let Self { admitted: Admitted { upstream, permit, _occupied }, report, drain: own } = self;
-        let both = Both(meter, report.meter());
-        let closing = async {
-            tokio::select! {
-                () = drain.closing() => {}
-                () = own.closing() => {}
-            }
+        let result = {
+            let Self { admitted: Admitted { upstream, permit, .. }, report, drain: own } = &mut *self;
+            let (mut closing, mut own_closing) = (pin!(drain.closing()), pin!(own.closing()));
+            let mut revoked = pin!(policy::revoked(Some(&*permit)));
+            let cut = poll_fn(|cx| {
+                if closing.as_mut().poll(cx).is_ready() || own_closing.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Cause::Cut);
+                }
+                revoked.as_mut().poll(cx).map(Cause::Revoked)
+            });
+            carry(&mut stream, upstream, &Both(meter, report), cut).await
         };
-        let result = carry(stream, upstream, &both, closing, Some(&permit)).await;
+        let Self { admitted, report, .. } = *self;
+        drop((stream, admitted));
         report.finish(&result);
         result
     }
 }
 
 /// Counts in the accounts of both sides.
-struct Both(Arc<Metered>, Arc<Metered>);
+struct Both<'a>(&'a Report, &'a Report);
 
-impl Meter for Both {
+impl Meter for Both<'_> {
     fn carried(&self, side: From, bytes: u64) {
         self.0.carried(side, bytes);
         self.1.carried(side, bytes);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::world::{CLIENT, SERVER, World, eventually, line};
@@ -81,4 +81,37 @@ async fn strangers_who_never_finish_displace_each_other() {
     assert!(!line(&mut stream).await.is_empty(), "a peer gets in");
     eventually("they are counted", async || refused(&world, "reporter=\"destination\"").await == 4).await;
     world.logged(&["POD_LIMIT", "more recent handshakes took its place"]).await;
+}
+
+/// A client that has proved who it is need not be allowed anything: its tunnels alone take neither the places of other
+/// clients nor those of the pod's own connections.
+#[tokio::test]
+async fn the_tunnels_of_one_client_leave_room_for_others() {
+    let world = World::with(&["--max-pod-connections=16"]).await;
+    let _application = world.application(SERVER).await;
+    let certificate = world.ca.issue("spiffe://cluster.local/ns/shop/sa/other");
+    let tunnel = async || {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((world.ip(30), 0).into()).unwrap();
+        let stream = socket.connect(world.tunnel_address(SERVER)).await.unwrap();
+        let expected = [SERVER.identity().parse().unwrap()];
+        let (mut stream, _) = mesh_core::tls::client::connect(stream, &certificate, &expected).await.unwrap();
+        // The client's preface, and SETTINGS without any (RFC 9113 3.4).
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        stream.flush().await.unwrap();
+        stream
+    };
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        open.push(tunnel().await);
+    }
+    for _ in 0..2 {
+        let mut refused = tunnel().await;
+        let told = tokio::time::timeout(Duration::from_secs(5), refused.read_to_end(&mut Vec::new())).await;
+        let _ended = told.expect("a fifth tunnel is open");
+    }
+    world.logged(&["direction=\"inbound\"", "POD_LIMIT", "the client has 4 tunnels to the pod"]).await;
+    assert_eq!(refused(&world, "reporter=\"destination\"").await, 2);
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    assert!(!line(&mut stream).await.is_empty(), "another client gets in");
 }

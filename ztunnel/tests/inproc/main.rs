@@ -3,11 +3,14 @@
 //! Every pod is an address of 127.0.0.0/8, and its "outbound listener" listens at the address that its application
 //! dials: what capture does in a cluster, plain binding does here.
 
+mod account;
 mod agent;
 mod bad_input;
 mod bad_resources;
+mod footprint;
 mod lifecycle;
 mod limits;
+mod logs;
 mod near;
 mod policy;
 mod traffic;

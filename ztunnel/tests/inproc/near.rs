@@ -4,9 +4,10 @@ use mesh_core::proto::workload::{Workload, address::Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::account;
 use crate::agent::address;
 use crate::policy;
-use crate::world::{APP, CLIENT, SERVER, TestPod, World, eventually, line};
+use crate::world::{CLIENT, SERVER, TestPod, World, eventually, line};
 
 /// A pod as the mesh tells of it on its own node; `shortcut` where no network policy has a say.
 fn on_node(world: &World, pod: TestPod, node: &str, shortcut: bool) -> mesh_core::proto::discovery::Resource {
@@ -14,7 +15,7 @@ fn on_node(world: &World, pod: TestPod, node: &str, shortcut: bool) -> mesh_core
     address(Type::Workload(Workload { node: node.into(), shortcut, ..workload }))
 }
 
-async fn near_with(arguments: &[&str]) -> World {
+pub(crate) async fn near_with(arguments: &[&str]) -> World {
     let world = World::with(arguments).await;
     tell(&world, [("node-1", true), ("node-1", true)]).await;
     world
@@ -60,36 +61,8 @@ async fn no_tunnel_and_all_that_is_told_of_one() {
     let mut echo = Vec::new();
     stream.read_to_end(&mut echo).await.unwrap();
     assert_eq!(echo, b"hello", "half-closed, the application answers");
-    let greeting = world.pod_ip(CLIENT).to_string().len() as u64 + 1;
-    for reporter in ["source", "destination"] {
-        let reporter = format!("reporter=\"{reporter}\"");
-        let labels = [
-            reporter.as_str(),
-            "source_workload=\"client-deployment\"",
-            "destination_workload=\"server-deployment\"",
-            "source_principal=\"spiffe://cluster.local/ns/shop/sa/client\"",
-            "destination_principal=\"spiffe://cluster.local/ns/shop/sa/server\"",
-            "destination_service=\"server.local\"",
-            "connection_security_policy=\"none\"",
-        ];
-        eventually("the connection counts as closed", async || {
-            world.metric("istio_tcp_connections_closed_total", &labels).await == 1
-        })
-        .await;
-        assert_eq!(world.metric("istio_tcp_connections_opened_total", &labels).await, 1);
-        assert_eq!(world.metric("istio_tcp_received_bytes_total", &labels).await, 5);
-        assert_eq!(world.metric("istio_tcp_sent_bytes_total", &labels).await, 5 + greeting);
-    }
+    account::of_one(&world, "none", 5, "dst.addr").await;
     assert_eq!(opened(&world, "mutual_tls").await, 0);
-    let target = format!("dst.addr={}:{APP}", world.pod_ip(SERVER));
-    for direction in ["direction=\"outbound\"", "direction=\"inbound\""] {
-        let identities = [
-            "src.identity=spiffe://cluster.local/ns/shop/sa/client",
-            "dst.identity=spiffe://cluster.local/ns/shop/sa/server",
-        ];
-        let parts = ["connection complete", direction, &target, "dst.service=\"server.local\""];
-        world.logged(&[&parts[..], &identities[..]].concat()).await;
-    }
 }
 
 #[tokio::test]

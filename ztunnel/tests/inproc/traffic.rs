@@ -3,6 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use crate::account;
 use crate::world::{APP, CLIENT, SERVER, World, eventually, line};
 
 #[tokio::test]
@@ -27,51 +28,7 @@ async fn a_service_is_reached_over_mutual_tls() {
     stream.read_to_end(&mut rest).await.unwrap();
     assert_eq!(rest, b"bye");
 
-    for reporter in ["source", "destination"] {
-        let reporter = format!("reporter=\"{reporter}\"");
-        let labels = [
-            reporter.as_str(),
-            "source_workload=\"client-deployment\"",
-            "destination_workload=\"server-deployment\"",
-            "source_principal=\"spiffe://cluster.local/ns/shop/sa/client\"",
-            "destination_principal=\"spiffe://cluster.local/ns/shop/sa/server\"",
-            "destination_service=\"server.local\"",
-            "connection_security_policy=\"mutual_tls\"",
-            "response_flags=\"-\"",
-        ];
-        eventually("the connection counts as closed", async || {
-            world.metric("istio_tcp_connections_closed_total", &labels).await == 1
-        })
-        .await;
-        assert_eq!(world.metric("istio_tcp_connections_opened_total", &labels).await, 1);
-        assert_eq!(world.metric("istio_tcp_received_bytes_total", &labels).await, 8);
-        let greeting = world.pod_ip(CLIENT).to_string().len() as u64 + 1;
-        assert_eq!(world.metric("istio_tcp_sent_bytes_total", &labels).await, 8 + greeting);
-    }
-    let target = format!("{}:{APP}", world.pod_ip(SERVER));
-    let identities = [
-        "src.identity=spiffe://cluster.local/ns/shop/sa/client",
-        "dst.identity=spiffe://cluster.local/ns/shop/sa/server",
-    ];
-    let outbound = format!("dst.hbone_addr={target}");
-    world
-        .logged(
-            &[
-                &["direction=\"outbound\"", "connection complete", "dst.service=\"server.local\"", &outbound],
-                &identities[..],
-            ]
-            .concat(),
-        )
-        .await;
-    world
-        .logged(
-            &[
-                &["direction=\"inbound\"", "connection complete", &format!("dst.addr={target}")],
-                &identities[..],
-            ]
-            .concat(),
-        )
-        .await;
+    account::of_one(&world, "mutual_tls", 8, "dst.hbone_addr").await;
 }
 
 #[tokio::test]

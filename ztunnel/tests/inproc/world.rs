@@ -5,7 +5,8 @@ use std::io::{self, Read, Seek, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::Parser;
@@ -15,6 +16,7 @@ use mesh_core::proto::pods::{self as wire, Fd};
 use mesh_core::proto::workload::{self, address::Type};
 use mesh_core::telemetry::Levels;
 use mesh_core::test_ca::TestCa;
+use socket2::{Domain, Socket};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
@@ -24,6 +26,7 @@ use ztunnel::config::Config;
 use ztunnel::sockets::{FlagMap, Sockets};
 
 use crate::agent::{Talk, Xds, address};
+use crate::logs;
 
 /// Port of the applications.
 pub(crate) const APP: u16 = 8080;
@@ -123,8 +126,8 @@ impl World {
     }
 
     async fn start(arguments: &[&str]) -> Self {
-        logs();
-        let net: [u8; 2] = [rand::random_range(16..250), rand::random()];
+        logs::start();
+        let net = own_net();
         let run_dir =
             std::env::temp_dir().join(format!("ambit-inproc-{}-{}-{}", std::process::id(), net[0], net[1]));
         std::fs::create_dir_all(&run_dir).unwrap();
@@ -314,14 +317,18 @@ impl World {
     /// Waits for an access-log line about these addresses that has all of `parts`.
     pub(crate) async fn logged(&self, parts: &[&str]) {
         let net = format!("127.{}.{}.", self.net[0], self.net[1]);
-        let all = || {
-            let logs = logs().lock().unwrap();
-            String::from_utf8_lossy(&logs)
-                .lines()
-                .any(|line| line.contains(&net) && parts.iter().all(|p| line.contains(p)))
-        };
-        eventually(&format!("a log line with {parts:?}"), async || all()).await;
+        let all = |line: &str| line.contains(&net) && parts.iter().all(|part| line.contains(part));
+        eventually(&format!("a log line with {parts:?}"), async || logs::any(&all)).await;
     }
+}
+
+/// The middle of 127.x.y.z, another for each world of this process; other processes begin elsewhere.
+fn own_net() -> [u8; 2] {
+    const FIRST: u16 = 16 << 8;
+    const NETS: u16 = (250 << 8) - FIRST;
+    static NEXT: OnceLock<AtomicU16> = OnceLock::new();
+    let next = NEXT.get_or_init(|| AtomicU16::new(rand::random())).fetch_add(1, Ordering::Relaxed);
+    (FIRST + next % NETS).to_be_bytes()
 }
 
 fn octets(ip: IpAddr) -> Vec<u8> {
@@ -354,32 +361,6 @@ pub(crate) async fn line(stream: &mut TcpStream) -> String {
     }
 }
 
-/// What all ztunnels of this process have logged.
-fn logs() -> &'static Mutex<Vec<u8>> {
-    static LOGS: OnceLock<Mutex<Vec<u8>>> = OnceLock::new();
-    static ONCE: OnceLock<()> = OnceLock::new();
-    let logs = LOGS.get_or_init(Mutex::default);
-    ONCE.get_or_init(|| {
-        let filter = tracing_subscriber::EnvFilter::new("info");
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(|| Tee).init();
-    });
-    return logs;
-
-    struct Tee;
-    impl Write for Tee {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            logs_buffer().lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    fn logs_buffer() -> &'static Mutex<Vec<u8>> {
-        LOGS.get_or_init(Mutex::default)
-    }
-}
-
 /// Sockets without namespaces: the pod's address comes from the file that stands for its namespace.
 struct LoopbackSockets(IpAddr);
 
@@ -393,17 +374,18 @@ fn open_pod(netns: OwnedFd, _flags: FlagMap) -> Arc<dyn Sockets> {
 }
 
 impl Sockets for LoopbackSockets {
-    fn to_network(&self, from: Option<ClientAddr>, _next_hop: NextHop) -> io::Result<TcpSocket> {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_reuseaddr(from.is_some())?;
-        socket.bind(from.map_or((self.0, 0).into(), ClientAddr::get))?;
-        Ok(socket)
+    fn to_network(&self, from: Option<ClientAddr>, _next_hop: NextHop) -> io::Result<Socket> {
+        socket(from.map_or((self.0, 0).into(), ClientAddr::get))
     }
 
-    fn to_application(&self, from: ClientAddr, _target: Target) -> io::Result<TcpSocket> {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(from.get())?;
-        Ok(socket)
+    fn to_application(&self, from: ClientAddr, _target: Target) -> io::Result<Socket> {
+        socket(from.get())
     }
+}
+
+fn socket(from: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, socket2::Type::STREAM.nonblocking(), None)?;
+    socket.set_reuse_address(from.port() != 0)?;
+    socket.bind(&from.into())?;
+    Ok(socket)
 }
