@@ -1,5 +1,6 @@
 //! The datapath in the kernel it is for: two pods, a router, the real `Datapath`, and one test for each trap.
 
+mod carried;
 mod cost;
 mod cycles;
 mod fail_closed;
@@ -8,6 +9,7 @@ mod family;
 mod faults;
 mod foreign;
 mod guard;
+mod handover;
 mod inbound;
 mod kinds;
 mod lifecycle;
