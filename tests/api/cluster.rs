@@ -49,7 +49,7 @@ kind: DaemonSet
 metadata: {name: agent, namespace: demo}
 spec:
   selector: {matchLabels: {app: agent}}
-  template: {metadata: {labels: {app: agent}}, spec: {containers: [{name: a, image: i, resources: {requests: {cpu: 1}}}]}}
+  template: {metadata: {labels: {app: agent}}, spec: {containers: [{name: a, image: i, resources: {requests: {cpu: '1'}}}]}}
 ---
 apiVersion: batch/v1
 kind: CronJob

@@ -108,11 +108,11 @@ fn within(most: usize, (bytes, sizes): (usize, String)) {
 #[tokio::test]
 async fn an_idle_connection_through_a_tunnel_at_both_ends_together() {
     let world = World::new().await;
-    within(7_500, held(&world).await);
+    within(7_500, Box::pin(held(&world)).await);
 }
 
 #[tokio::test]
 async fn an_idle_connection_on_one_node() {
     let world = near::near_with(&[]).await;
-    within(3_500, held(&world).await);
+    within(3_500, Box::pin(held(&world)).await);
 }

@@ -318,7 +318,7 @@ impl World {
     pub(crate) async fn logged(&self, parts: &[&str]) {
         let net = format!("127.{}.{}.", self.net[0], self.net[1]);
         let all = |line: &str| line.contains(&net) && parts.iter().all(|part| line.contains(part));
-        eventually(&format!("a log line with {parts:?}"), async || logs::any(&all)).await;
+        eventually(&format!("a log line with {parts:?}"), async || logs::any(all)).await;
     }
 }
 
