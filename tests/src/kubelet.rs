@@ -77,6 +77,8 @@ impl Kubelet {
 
     /// Start what is new, stop what is leaving or gone.
     fn compare(self: &Arc<Self>) {
+        // Before the look at what is wanted: who forgets a pod has deleted it, which that look would not have seen yet.
+        let mut pods = self.pods();
         let mut wanted: BTreeMap<String, Pod> = self
             .cluster
             .list::<Pod>(Kind::Pod)
@@ -86,7 +88,6 @@ impl Kubelet {
             })
             .filter_map(|pod| Some((pod.metadata.uid.clone()?, pod)))
             .collect();
-        let mut pods = self.pods();
         for (uid, live) in pods.iter() {
             match wanted.remove(uid) {
                 None => live.stop(Duration::ZERO),
