@@ -10,10 +10,13 @@
 mod attach;
 mod bpf;
 mod cgroup;
+mod clsact;
 mod error;
 mod foreign;
 mod held;
+mod hook;
 mod kubelet;
+mod leaving;
 mod listeners;
 mod load;
 mod logs;
@@ -30,18 +33,19 @@ mod upkeep;
 mod versions;
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::{fs, io};
+use std::path::PathBuf;
 
 use mesh_ebpf_abi::event::{Counter, DropEvent};
 use tracing::{info, warn};
 
-use bpf::{Hook, Target};
 pub use error::{DatapathError, PodError};
 pub use foreign::Foreign;
 use held::Held;
+use hook::Chosen;
+pub use hook::GuardHook;
 pub use kubelet::Config as KubeletConfig;
 pub use load::OBJECT;
 use load::{Programs, Steers};
@@ -63,6 +67,9 @@ pub struct Config {
     /// Cgroup (version 2) whose processes' connections are captured; by default kubepods, or the root.
     #[arg(long, env = "AMBIT_CGROUP_ROOT")]
     pub cgroup_root: Option<PathBuf>,
+    /// How the programs on pods' interfaces are attached.
+    #[arg(long, env = "AMBIT_GUARD_HOOK", value_enum, default_value = "auto")]
+    pub guard_hook: GuardHook,
     /// Where the kubelet is.
     #[command(flatten)]
     pub kubelet: KubeletConfig,
@@ -142,13 +149,16 @@ pub struct Datapath {
     held: Held,
     versions: Others,
     others: foreign::Others,
+    /// How pods' interfaces are guarded; why they cannot be where there is no way.
+    hook: Result<Chosen, String>,
     /// The cgroup in which connections are captured.
     root: PathBuf,
     probes: Probes,
 }
 
 impl Datapath {
-    /// Loads the programs, or takes over what an earlier agent pinned: nothing captured is disturbed by this.
+    /// Loads the programs, or takes over what an earlier agent pinned: nothing captured is disturbed by this. Where the
+    /// kernel has no hook for the guard `prepare` refuses each pod.
     ///
     /// # Errors
     /// When the kernel lacks a feature, bpffs or the cgroup is not there, or a program is refused.
@@ -156,8 +166,9 @@ impl Datapath {
         let bpffs = |source| DatapathError::Bpffs { path: config.bpffs.clone(), source };
         let pins = Pins::create(&config.bpffs).map_err(bpffs)?;
         let (programs, maps) = load::load(&pins)?;
-        let root = cgroup_root(config)?;
-        attach_connect(&pins, &programs, &root)
+        let hook = hook::choose(config.guard_hook, programs.guard.as_fd());
+        let root = cgroup::root(config)?;
+        attach::connect(&pins, &programs, &root)
             .map_err(|source| DatapathError::Cgroup { path: root.clone(), source })?;
         info!(cgroup = %root.display(), bpffs = %config.bpffs.display(), "datapath open");
         let take_over = |source| DatapathError::TakeOver { path: config.bpffs.clone(), source };
@@ -166,7 +177,7 @@ impl Datapath {
         let (steers, others) = (Steers::new(&pins), foreign::Others::of(&pins));
         let probes = Probes::default();
         let mut datapath =
-            Self { config, pins, programs, steers, maps, pods, held, versions, others, root, probes };
+            Self { config, pins, programs, steers, maps, pods, held, versions, others, hook, root, probes };
         datapath.take_over()?;
         let pinned = datapath.held.refresh(datapath.pins.root());
         pinned.map_err(|source| DatapathError::TakeOver { path: datapath.config.bpffs.clone(), source })?;
@@ -205,27 +216,6 @@ impl Datapath {
         survivors
     }
 
-    /// The pods that an earlier agent began to prepare and did not capture: nothing of their traffic is changed, and
-    /// rules, routes or settings may be left in their network namespaces. Each wants `clear`.
-    pub fn unfinished(&self) -> Vec<String> {
-        let unfinished = self.pods.iter().filter(|(_, pod)| !pod.captured() && pod.netns.is_none());
-        unfinished.map(|(uid, _)| uid.clone()).collect()
-    }
-
-    /// Removes what is left of an unfinished pod, whose network namespace this is; none: it is gone.
-    ///
-    /// # Errors
-    /// When something of it could not be removed.
-    pub fn clear(&mut self, uid: &str, netns: Option<OwnedFd>) -> Result<(), PodError> {
-        if let Some(pod) = self.pods.get_mut(uid) {
-            let cookie = pod.record.netns_cookie;
-            let same =
-                |netns: &OwnedFd| netns::within(netns.as_fd(), netns::cookie).is_ok_and(|now| now == cookie);
-            pod.netns = netns.filter(same);
-        }
-        self.leave(uid)
-    }
-
     /// Puts back what was pinned and is not any more, as after bpffs was unmounted: until then nothing would be left of
     /// capture without this process. How much that was.
     ///
@@ -244,6 +234,7 @@ impl Datapath {
     /// # Errors
     /// When a step fails; the earlier ones are undone.
     pub fn prepare(&mut self, spec: &PodSpec, kept: Option<Listeners>) -> Result<Listeners, PodError> {
+        self.hook().map_err(|failed| failed.of(&spec.uid))?;
         let mut pod = self.pod(spec).map_err(|failed| failed.of(&spec.uid))?;
         let listeners = pod.furnish(&self.config, &mut self.maps, kept);
         if listeners.is_ok() || pod.captured() {
@@ -260,6 +251,7 @@ impl Datapath {
     /// # Errors
     /// When a hook cannot be attached; a pod that was not captured is then as it was.
     pub fn capture(&mut self, uid: &str) -> Result<(), PodError> {
+        let hook = self.hook().map_err(|failed| failed.of(uid))?;
         // Before the pod's first connection.
         foreign::told(self.look_around(uid));
         let unknown = || Failed { step: "capture it", source: io::ErrorKind::NotFound.into() };
@@ -267,32 +259,23 @@ impl Datapath {
         let before = pod.captured();
         pod.keeps_destinations = self.others.keeps_destinations;
         let steer = pod::step("load sk_lookup", self.steers.load(pod.slot).map_err(io::Error::other));
-        let result = steer.and_then(|steer| pod.capture(&self.pins, &self.programs, &steer, &mut self.maps));
+        let (pins, programs, maps) = (&self.pins, &self.programs, &mut self.maps);
+        let result = steer.and_then(|steer| pod.capture(pins, programs, &steer, maps, hook));
         if result.is_err() && !before {
             let released = pod.release(&self.pins, &mut self.maps);
             undone(uid, released);
         }
+        let netns = pod.netns.as_ref().filter(|_| hook == Chosen::Tcx).map(OwnedFd::try_clone).transpose();
         let pinned = pod::step("hold its pins", self.held.refresh(&self.pins.pod(uid)));
-        // Now that ours are there: those of another version would drop what they do not know.
+        // Now that ours are there: those of another version would drop what they do not know. Where ours are filters,
+        // they are in the place of theirs already.
         let result = result.and(pinned);
+        let result = result
+            .and(pod::step("keep its network namespace", netns))
+            .and_then(|netns| self.release_filters(uid, netns.as_ref()));
         let result =
             result.and_then(|()| pod::step("take it from another version", self.versions.release(uid)));
         result.map_err(|failed| failed.of(uid))
-    }
-
-    /// Switches capture off and restores what was there; works for a pod whose network namespace is gone, and does
-    /// nothing for an unknown one. The proxy must have closed the pod's connections: they lose their routes.
-    ///
-    /// # Errors
-    /// When something of the pod could not be removed; it is then no longer captured all the same.
-    pub fn leave(&mut self, uid: &str) -> Result<(), PodError> {
-        let others = pod::step("take it from another version", self.versions.release(uid));
-        let Some(mut pod) = self.pods.remove(uid) else { return others.map_err(|failed| failed.of(uid)) };
-        let released = others.and(pod.release(&self.pins, &mut self.maps));
-        // Those whose pins are gone.
-        self.held.detach(&self.pins.pod(uid));
-        let dismantled = pod.dismantle(&self.config, &mut self.maps);
-        released.and(dismantled).map_err(|failed| failed.of(uid))
     }
 
     /// What the programs counted since the maps were made.
@@ -308,6 +291,11 @@ impl Datapath {
         self.maps.next_drop()
     }
 
+    fn hook(&self) -> Result<Chosen, Failed> {
+        let unsupported = |reason: String| io::Error::new(io::ErrorKind::Unsupported, reason);
+        pod::step("guard its packets", self.hook.clone().map_err(unsupported))
+    }
+
     /// The pod as the maps have it, in its network namespace as it is now.
     fn pod(&mut self, spec: &PodSpec) -> Result<Pod, Failed> {
         if !pins::valid_uid(&spec.uid) {
@@ -319,17 +307,19 @@ impl Datapath {
             None => pod::step("find a free slot", self.maps.free_slot())?,
         };
         let mut pod = pod::step("enter its network namespace", Pod::new(spec, slot))?;
-        let Some(known) = self.pods.remove(&spec.uid) else { return Ok(pod) };
+        let Some(mut known) = self.pods.remove(&spec.uid) else { return Ok(pod) };
         if known.record.netns_cookie == pod.record.netns_cookie {
             pod.record.captured = known.record.captured;
             pod.record.sysctls = known.record.sysctls;
             pod.pending = known.pending;
+            pod.filtered = known.filtered;
             // An address that it no longer has may be another pod's soon.
             let lost = maps::addresses(&known.record)
                 .filter(|old| !maps::addresses(&pod.record).any(|new| new == *old));
             pod::step("forget its old addresses", self.maps.forget_addresses(slot, lost))?;
         } else {
             // The same pod in another sandbox: the old one is gone, or going.
+            known.gone = true;
             self.pods.insert(spec.uid.clone(), known);
             self.leave(&spec.uid).map_err(|error| Failed { step: error.step, source: error.source })?;
         }
@@ -367,25 +357,4 @@ fn undone(uid: &str, result: Result<(), Failed>) {
     if let Err(failed) = result {
         warn!(pod = uid, step = failed.step, error = %failed.source, "could not be undone");
     }
-}
-
-fn cgroup_root(config: &Config) -> Result<PathBuf, DatapathError> {
-    if let Some(root) = &config.cgroup_root {
-        return Ok(root.clone());
-    }
-    let mountinfo = config.proc.join("self/mountinfo");
-    let text = fs::read_to_string(&mountinfo).unwrap_or_default();
-    cgroup::find(&text, Path::is_dir).ok_or(DatapathError::NoCgroup2 { mountinfo })
-}
-
-fn attach_connect(pins: &Pins, programs: &Programs, root: &Path) -> io::Result<()> {
-    let root = fs::File::open(root)?;
-    let target = Target::Fd(root.as_fd());
-    for (name, program, hook) in [
-        (mesh_ebpf_abi::program::CONNECT4, &programs.connect4, Hook::Connect4),
-        (mesh_ebpf_abi::program::CONNECT6, &programs.connect6, Hook::Connect6),
-    ] {
-        attach::ensure(&pins.link(name), program.as_fd(), target, hook)?;
-    }
-    Ok(())
 }

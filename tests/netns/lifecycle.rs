@@ -162,9 +162,7 @@ fn a_failed_capture_captures_nothing() -> Result<()> {
     over_both(|world| {
         let mut datapath = world.open()?;
         let listeners = datapath.prepare(&world.a.spec()?, None)?;
-        let index = shell::run("ip", ["-n", world.a.netns.name(), "-o", "link", "show", "eth0"])?;
-        let (index, _) = index.split_once(':').unwrap_or_default();
-        let obstacle = world.pod_pins(&world.a).join(format!("guard-{index}"));
+        let obstacle = world.guard_pin(&world.a, world.guard_hook)?;
         fs::create_dir_all(obstacle.join("in-the-way"))?;
         ensure!(datapath.capture(&world.a.uid).is_err());
         let app = world.b.serve()?;
@@ -222,6 +220,7 @@ pub(crate) struct Traces {
     rules: String,
     routes: String,
     sysctls: Vec<String>,
+    qdiscs: String,
 }
 
 impl Traces {
@@ -231,6 +230,7 @@ impl Traces {
         Ok(Self {
             rules: ip(&["rule", "list"])? + &ip(&["-6", "rule", "list"])?,
             routes: ip(&["route", "list", "table", "all"])? + &ip(&["-6", "route", "list", "table", "all"])?,
+            qdiscs: shell::run("tc", ["-n", pod.netns.name(), "qdisc", "show"])?,
             sysctls: sysctls.iter().map(|name| pod.sysctl(name)).collect::<Result<_>>()?,
         })
     }

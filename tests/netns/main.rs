@@ -1,6 +1,7 @@
 //! The datapath in the kernel it is for: two pods, a router, the real `Datapath`, and one test for each trap.
 
 mod carried;
+mod clsact;
 mod cost;
 mod cycles;
 mod fail_closed;

@@ -13,11 +13,13 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum as _;
 use mesh_ebpf_abi::SOCKET_PROXY;
 use mesh_tests::cgroup;
 use mesh_tests::netns::{self, Netns};
+use mesh_tests::shell;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use node_agent::datapath::{Config, Datapath, KubeletConfig, Listeners, Numbers, PodSpec};
+use node_agent::datapath::{Config, Datapath, GuardHook, KubeletConfig, Listeners, Numbers, PodSpec};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::family::{Family, transparent};
@@ -95,6 +97,7 @@ pub(crate) struct World {
     pub(crate) bpffs: PathBuf,
     pub(crate) cgroup: PathBuf,
     pub(crate) kubelet: PathBuf,
+    pub(crate) guard_hook: GuardHook,
     home: PathBuf,
     _alone: MutexGuard<'static, ()>,
 }
@@ -123,6 +126,7 @@ impl World {
             bpffs,
             cgroup: root.join(name("cgroup")),
             kubelet: root.join(name("kubelet")),
+            guard_hook: guard_hook()?,
             home,
             _alone: alone,
         };
@@ -147,7 +151,7 @@ impl World {
         let router = self.router.name();
         // What was there before goes some time after its pod has.
         mesh_tests::eventually("the name of the router's interface is free", PATIENCE, || {
-            let links = mesh_tests::shell::run("ip", ["-n", router, "link", "list"])?;
+            let links = shell::run("ip", ["-n", router, "link", "list"])?;
             ensure!(!links.contains(&format!("v{net}@")), "{links}");
             Ok(())
         })?;
@@ -203,6 +207,7 @@ impl World {
         Config {
             bpffs: self.bpffs.clone(),
             cgroup_root: Some(self.cgroup.clone()),
+            guard_hook: self.guard_hook,
             kubelet: KubeletConfig { cgroup: Some(self.kubelet.clone()), port: 0 },
             proc: PathBuf::from("/proc"),
             numbers: Numbers::default(),
@@ -237,6 +242,14 @@ impl World {
     /// Directory of a pod's pinned links.
     pub(crate) fn pod_pins(&self, pod: &Pod) -> PathBuf {
         self.version().join("links").join(&pod.uid)
+    }
+
+    /// The pin of the guard on eth0 of a pod.
+    pub(crate) fn guard_pin(&self, pod: &Pod, hook: GuardHook) -> Result<PathBuf> {
+        let index = shell::run("ip", ["-n", pod.netns.name(), "-o", "link", "show", "eth0"])?;
+        let (index, _) = index.split_once(':').context("ip link show")?;
+        let end = if hook == GuardHook::Clsact { "-clsact" } else { "" };
+        Ok(self.pod_pins(pod).join(format!("guard-{index}{end}")))
     }
 
     /// Directory of all that this version pins.
@@ -349,6 +362,12 @@ fn pod(name: &str, family: Family, net: u8, probe_ports: &[u16]) -> Result<Pod> 
     let address = family.pick(v4.into(), v6.into());
     let (netns, probe_ports) = (Netns::create(name)?, probe_ports.iter().copied().collect());
     Ok(Pod { uid: name.to_owned(), netns, address, v4, v6, probe_ports })
+}
+
+/// As the agent's setting of the same name; with `auto` it is tcx on every kernel that has it.
+fn guard_hook() -> Result<GuardHook> {
+    let Ok(value) = std::env::var("AMBIT_GUARD_HOOK") else { return Ok(GuardHook::Auto) };
+    GuardHook::from_str(&value, true).map_err(anyhow::Error::msg).context("AMBIT_GUARD_HOOK")
 }
 
 fn own_cgroup() -> Result<String> {

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use mesh_core::pod_link::Listener;
 use mesh_core::proto::pods as proto;
 use node_agent::cluster::{Cluster, ClusterError};
-use node_agent::datapath::{Config, Datapath, KubeletConfig, Numbers};
+use node_agent::datapath::{Config, Datapath, GuardHook, KubeletConfig, Numbers};
 use node_agent::enrol::kernel;
 use node_agent::enrol::plan::{Outcome, Step};
 use node_agent::enrol::steps::Hands;
@@ -41,6 +41,8 @@ pub struct Arguments {
     pub bpffs: PathBuf,
     #[arg(long)]
     pub cgroup: PathBuf,
+    #[arg(long, env = "AMBIT_GUARD_HOOK", value_enum, default_value = "auto")]
+    pub guard_hook: GuardHook,
     /// The pod's network namespace.
     #[arg(long)]
     pub netns: PathBuf,
@@ -66,6 +68,7 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let datapath = Datapath::open(&Config {
         bpffs: arguments.bpffs.clone(),
         cgroup_root: Some(arguments.cgroup.clone()),
+        guard_hook: arguments.guard_hook,
         kubelet: KubeletConfig { cgroup: None, port: 0 },
         proc: "/proc".into(),
         numbers: Numbers::default(),

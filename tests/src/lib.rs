@@ -21,6 +21,7 @@ pub mod example;
 pub mod fabric;
 pub mod faulty;
 pub mod foreign;
+pub mod kernel;
 pub mod kube_proxy;
 pub mod kubelet;
 pub mod lab;

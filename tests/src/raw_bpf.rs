@@ -56,6 +56,14 @@ pub fn replace_by_one_that_passes_all(path: &Path, kind: Kind) -> io::Result<()>
     call(LINK_UPDATE, [open(path)?.as_raw_fd(), program.as_raw_fd(), 0, 0]).map(drop)
 }
 
+/// Pins such a program.
+pub fn pin_one_that_passes_all(path: &Path, kind: Kind) -> io::Result<()> {
+    let program = passes_all(kind)?;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // The path, then the descriptor and flags in one word.
+    call(OBJ_PIN, [path.as_ptr() as u64, program.as_raw_fd() as u64]).map(drop)
+}
+
 fn passes_all(kind: Kind) -> io::Result<OwnedFd> {
     let verdict = if kind == Kind::Tcx { 0 } else { 1 };
     // r0 = verdict; exit
@@ -128,6 +136,7 @@ impl Kind {
 const MAP_CREATE: i32 = 0;
 const MAP_UPDATE_ELEM: i32 = 2;
 const PROG_LOAD: i32 = 5;
+const OBJ_PIN: i32 = 6;
 const OBJ_GET: i32 = 7;
 const PROG_GET_FD_BY_ID: i32 = 13;
 const OBJ_GET_INFO_BY_FD: i32 = 15;

@@ -1,5 +1,7 @@
 //! Links: each is made once, pinned, and later found by its pin and moved to a newer program.
 //!
+//! Where the kernel has no tcx the programs on interfaces are filters instead (`clsact`), and what is pinned is a program:
+//! it says that there may be a filter.
 //! **Invariant:** the pins are the attach state; what is held open beside them (`held`) is pinned, so nothing is detached
 //! when the agent ends.
 
@@ -9,8 +11,10 @@ use std::path::Path;
 use std::{fs, io};
 
 use super::bpf::{self, Hook, Target};
+use super::clsact::{self, Side};
+use super::hook::Chosen;
 use super::load::Programs;
-use super::pins::{remove, replace};
+use super::pins::{Pins, remove, replace};
 use super::rules::{self, Interface};
 
 /// Makes sure that a link on `target` is pinned at `path` and runs `program`. Returns whether it had to be made: a
@@ -37,21 +41,66 @@ pub(super) fn ensure(
     Ok(true)
 }
 
+/// Makes sure that the connect hooks are on the cgroup.
+///
+/// # Errors
+/// When it is not there, or the kernel refuses.
+pub(super) fn connect(pins: &Pins, programs: &Programs, root: &Path) -> io::Result<()> {
+    let root = fs::File::open(root)?;
+    let target = Target::Fd(root.as_fd());
+    for (name, program, hook) in [
+        (mesh_ebpf_abi::program::CONNECT4, &programs.connect4, Hook::Connect4),
+        (mesh_ebpf_abi::program::CONNECT6, &programs.connect6, Hook::Connect6),
+    ] {
+        ensure(&pins.link(name), program.as_fd(), target, hook)?;
+    }
+    Ok(())
+}
+
 /// Attaches the guard, and what refuses, to every interface of the calling thread's network namespace that has none;
 /// pins are in `directory`.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(super) fn guard(directory: &Path, programs: &Programs) -> io::Result<()> {
+pub(super) fn guard(directory: &Path, programs: &Programs, hook: Chosen) -> io::Result<()> {
     rules::interfaces()?.into_iter().try_for_each(|interface| {
-        let target = Target::Interface(interface.index);
-        let hooks =
-            [(refuse_program(interface), Hook::TcxIngress), (guard_program(interface), Hook::TcxEgress)];
-        hooks.into_iter().try_for_each(|(name, hook)| {
+        let sides = [(refuse_program(interface), Side::Ingress), (guard_program(interface), Side::Egress)];
+        sides.into_iter().try_for_each(|(name, side)| {
             let program = programs.on_interface(name).ok_or(io::ErrorKind::NotFound)?;
-            ensure(&directory.join(interface_pin(name, interface)), program.as_fd(), target, hook).map(drop)
+            on_interface(directory, program.as_fd(), name, interface, side, hook)
         })
     })
+}
+
+/// One program on one interface. What the other hook has of it, from an agent that could not or would not use this one,
+/// is taken off afterwards.
+fn on_interface(
+    directory: &Path,
+    program: BorrowedFd<'_>,
+    name: &str,
+    interface: Interface,
+    side: Side,
+    hook: Chosen,
+) -> io::Result<()> {
+    let (link, filter) = (interface_pin(name, interface), filter_pin(name, interface));
+    let (link, filter) = (directory.join(link), directory.join(filter));
+    match hook {
+        Chosen::Tcx => {
+            let tcx = if side == Side::Ingress { Hook::TcxIngress } else { Hook::TcxEgress };
+            ensure(&link, program, Target::Interface(interface.index), tcx)?;
+            if filter.exists() {
+                clsact::detach(interface.index, side)?;
+                remove(&filter)?;
+            }
+            Ok(())
+        }
+        Chosen::Clsact => {
+            // First: a filter that no pin tells of would not be looked for.
+            replace(program, &filter)?;
+            clsact::attach(interface.index, side, program, name)?;
+            detach(&link)
+        }
+    }
 }
 
 /// Moves a link to `program` if it runs other instructions.
@@ -109,6 +158,19 @@ pub(super) fn interface_pin(program: &str, interface: Interface) -> String {
     format!("{program}-{}", interface.index)
 }
 
+/// The same where it is a filter.
+fn filter_pin(program: &str, interface: Interface) -> String {
+    interface_pin(program, interface) + FILTER
+}
+
+/// End of the names of pins that stand for filters.
+const FILTER: &str = "-clsact";
+
+/// Whether the name is that of a pin that stands for a filter.
+pub(super) fn is_filter(name: &str) -> bool {
+    name.ends_with(FILTER)
+}
+
 /// Which guard fits an interface.
 pub(super) fn guard_program(interface: Interface) -> &'static str {
     if interface.ethernet { mesh_ebpf_abi::program::GUARD } else { mesh_ebpf_abi::program::GUARD_L3 }
@@ -119,9 +181,9 @@ pub(super) fn refuse_program(interface: Interface) -> &'static str {
     if interface.ethernet { mesh_ebpf_abi::program::REFUSE } else { mesh_ebpf_abi::program::REFUSE_L3 }
 }
 
-/// Whether the name is that of a guard's pin.
+/// Whether the name is that of a guard's link.
 pub(super) fn is_guard(name: &str) -> bool {
-    name.starts_with(mesh_ebpf_abi::program::GUARD)
+    name.starts_with(mesh_ebpf_abi::program::GUARD) && !is_filter(name)
 }
 
 /// As the kernel names the target in the link's info: a namespace's inode, a cgroup's id (which is its directory's
@@ -145,6 +207,9 @@ mod tests {
         assert_eq!((guard_program(ethernet), refuse_program(ethernet)), ("guard", "refuse"));
         assert_eq!((guard_program(bare), refuse_program(bare)), ("guard_l3", "refuse_l3"));
         assert_eq!(interface_pin("guard_l3", bare), "guard_l3-7");
+        assert_eq!(filter_pin("guard_l3", bare), "guard_l3-7-clsact");
+        assert!(is_filter("guard_l3-7-clsact") && is_filter("refuse-2-clsact") && !is_filter("guard-2"));
+        assert!(!is_guard("guard-2-clsact"));
         assert!(is_guard("guard-2") && is_guard("guard_l3-7") && !is_guard("steer") && !is_guard("refuse-2"));
     }
 }

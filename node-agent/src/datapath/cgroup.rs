@@ -2,12 +2,27 @@
 //!
 //! **Invariant:** the mount is looked up, never assumed: on hybrid nodes cgroup version 2 is not at /sys/fs/cgroup.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::{Config, DatapathError};
 use crate::netns_of_pod::pod_uid_of;
 
 /// Names of the cgroup of all pods: cgroupfs driver, systemd driver.
 const KUBEPODS: [&str; 2] = ["kubepods", "kubepods.slice"];
+
+/// The cgroup to attach to: the setting, or what is found.
+///
+/// # Errors
+/// When there is no cgroup of version 2.
+pub(super) fn root(config: &Config) -> Result<PathBuf, DatapathError> {
+    if let Some(root) = &config.cgroup_root {
+        return Ok(root.clone());
+    }
+    let mountinfo = config.proc.join("self/mountinfo");
+    let text = fs::read_to_string(&mountinfo).unwrap_or_default();
+    find(&text, Path::is_dir).ok_or(DatapathError::NoCgroup2 { mountinfo })
+}
 
 /// The cgroup to attach to. `mountinfo` is the text of /proc/self/mountinfo, `exists` says whether a directory does.
 ///

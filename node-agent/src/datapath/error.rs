@@ -53,9 +53,6 @@ pub enum DatapathError {
     /// The kernel is older than 5.14.
     #[error("cannot tell the node's network namespace from the pods'")]
     Cookie(#[source] io::Error),
-    /// The kernel has no tcx.
-    #[error("this kernel cannot attach the egress guard (tcx, Linux 6.6 or later)")]
-    NoTcx(#[source] io::Error),
     /// The log of a debug build of the programs cannot be read.
     #[error("cannot read what the eBPF programs log")]
     Log(#[source] io::Error),

@@ -45,13 +45,13 @@ pub(super) struct Programs {
     pub restore4: OwnedFd,
     /// cgroup/connect6, after others' programs.
     pub restore6: OwnedFd,
-    /// tcx egress, Ethernet devices.
+    /// Egress of Ethernet devices.
     pub guard: OwnedFd,
-    /// tcx egress, other devices.
+    /// Egress of other devices.
     pub guard_l3: OwnedFd,
-    /// tcx ingress, Ethernet devices.
+    /// Ingress of Ethernet devices.
     pub refuse: OwnedFd,
-    /// tcx ingress, other devices.
+    /// Ingress of other devices.
     pub refuse_l3: OwnedFd,
     /// TCP socket iterator, the first look.
     pub older: OwnedFd,
@@ -83,7 +83,6 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps), DatapathError> {
         probes: shared(&mut object, pins, program::PROBES)?,
         bystanders: shared(&mut object, pins, program::BYSTANDERS)?,
     };
-    bpf::probe_tcx(programs.guard.as_fd()).map_err(DatapathError::NoTcx)?;
     logs::forward(&mut object).map_err(DatapathError::Log)?;
     Ok((programs, Maps::take(&mut object, pins)?))
 }

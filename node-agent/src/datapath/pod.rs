@@ -19,12 +19,13 @@ use mesh_ebpf_abi::{
 use tracing::warn;
 
 use super::bpf::{Hook, Target};
+use super::hook::Chosen;
 use super::load::Programs;
 use super::maps::{self, Maps};
 use super::pins::Pins;
 use super::rules;
 use super::upkeep::Pending;
-use super::{Config, Listeners, PodSpec, attach, bpf, listeners, netns, older, sysctls};
+use super::{Config, Listeners, PodSpec, attach, bpf, clsact, listeners, netns, older, sysctls};
 
 /// Name of the pin of a pod's sk_lookup link.
 pub(super) const STEER: &str = mesh_ebpf_abi::program::STEER;
@@ -52,6 +53,10 @@ pub(super) struct Pod {
     pub record: PodRecord,
     /// Its network namespace; none for a pod of an earlier agent that was not prepared again yet.
     pub netns: Option<OwnedFd>,
+    /// Of a pod of an earlier agent, whether no process of it is left: its network namespace is gone, or may be.
+    pub gone: bool,
+    /// This agent guards it by filters, which only netlink takes off.
+    pub filtered: bool,
     /// What is left to do after its capture.
     pub pending: Pending,
     /// Where the connections that it opens come from, at most one address of each family; empty until `furnish`.
@@ -100,7 +105,8 @@ impl Pod {
     /// A pod as its record has it.
     pub(super) fn known(slot: u32, record: PodRecord) -> Self {
         let (pending, sources, probe_ports) = (Pending::default(), Vec::new(), BTreeSet::new());
-        Self { slot, record, netns: None, pending, sources, keeps_destinations: false, probe_ports }
+        let (netns, gone, filtered, keeps_destinations) = (None, false, false, false);
+        Self { slot, record, netns, gone, filtered, pending, sources, keeps_destinations, probe_ports }
     }
 
     /// Whether the record says that it is captured.
@@ -187,6 +193,7 @@ impl Pod {
         programs: &Programs,
         steer: &OwnedFd,
         maps: &mut Maps,
+        hook: Chosen,
     ) -> Result<(), Failed> {
         let netns = step("enter its network namespace", self.netns())?;
         let directory = pins.pod(&maps::uid(&self.record));
@@ -198,7 +205,7 @@ impl Pod {
         )?;
         let capture = maps.capture(self.record.netns_cookie, self.slot, self.families());
         step("capture its connections", capture)?;
-        let inside = || Ok(self.flag_inside(programs).and_then(|()| self.guard_inside(pins, programs)));
+        let inside = || Ok(self.flag_inside(programs).and_then(|()| self.guard_inside(pins, programs, hook)));
         step("enter its network namespace", netns::within(netns.as_fd(), inside))??;
         self.record.captured = 1;
         step("write its record", maps.remember(self.slot, &self.record))
@@ -220,13 +227,29 @@ impl Pod {
         self.record.captured = 0;
         let uid = maps::uid(&self.record);
         let links = step("list its pins", pins.pod_links(&uid))?;
+        let (filters, links): (Vec<_>, Vec<_>) = links.into_iter().partition(|name| attach::is_filter(name));
         let (guards, others): (Vec<_>, Vec<_>) = links.into_iter().partition(|name| attach::is_guard(name));
         let directory = pins.pod(&uid);
+        let filters = step("remove the guard's filters", self.remove_filters(&directory, &filters));
         let guard = step("remove the guard", attach::remove_all(&directory, &guards));
         let connect = step("stop capturing", maps.release(self.record.netns_cookie));
         let steer = step("remove sk_lookup", attach::remove_all(&directory, &others));
         let directory = step("remove its pin directory", gone(fs::remove_dir(&directory)));
-        guard.and(connect).and(steer).and(directory)
+        filters.and(guard).and(connect).and(steer).and(directory)
+    }
+
+    /// Filters go with their network namespace. Else it has to be known: the pins stay for whoever knows it.
+    fn remove_filters(&mut self, directory: &Path, pins: &[String]) -> io::Result<()> {
+        if self.filtered || !pins.is_empty() {
+            let gone = || self.gone || matches!(attach::alive(&directory.join(STEER)), Ok(false));
+            match &self.netns {
+                Some(netns) => netns::within(netns.as_fd(), clsact::detach_all)?,
+                None if gone() => {}
+                None => return Err(invalid("its network namespace is not known".to_owned())),
+            }
+        }
+        self.filtered = false;
+        attach::remove_all(directory, pins)
     }
 
     /// The rest: rules, routes and settings, listeners' slots, record. A network namespace that is gone, or not
@@ -266,9 +289,10 @@ impl Programs {
         }
     }
 
-    /// The program that the link of this name in a pod's directory should run, if all pods share it.
+    /// The program that the link of this name in a pod's directory should run, if all pods share it. Filters get theirs
+    /// when the pod is captured again: only from inside of it can they be reached.
     fn shared(&self, link: &str) -> Option<&OwnedFd> {
-        self.on_interface(link.split_once('-')?.0)
+        if attach::is_filter(link) { None } else { self.on_interface(link.split_once('-')?.0) }
     }
 }
 

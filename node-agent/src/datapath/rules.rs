@@ -163,7 +163,10 @@ fn rules(numbers: Numbers, address: IpAddr) -> [RuleMessage; 2] {
 }
 
 /// One netlink conversation, in the calling thread's network namespace.
-fn talk<T>(work: impl AsyncFnOnce(Handle) -> io::Result<T>) -> io::Result<T> {
+///
+/// # Errors
+/// As of `work`, and when there is no netlink.
+pub(super) fn talk<T>(work: impl AsyncFnOnce(Handle) -> io::Result<T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
         let (connection, handle, _) = new_connection()?;
@@ -184,14 +187,19 @@ fn missing_is_fine(result: Result<(), rtnetlink::Error>) -> io::Result<()> {
     missing.into_iter().fold(result.map_err(kernel), unless)
 }
 
-fn unless(result: io::Result<()>, errno: i32) -> io::Result<()> {
+/// `result`, but that one error is fine.
+///
+/// # Errors
+/// Any other.
+pub(super) fn unless(result: io::Result<()>, errno: i32) -> io::Result<()> {
     match result {
         Err(error) if error.raw_os_error() == Some(errno) => Ok(()),
         other => other,
     }
 }
 
-fn kernel(error: rtnetlink::Error) -> io::Error {
+/// What the kernel answered.
+pub(super) fn kernel(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         other => io::Error::other(other),

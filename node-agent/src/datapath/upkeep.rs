@@ -11,6 +11,7 @@ use nix::sys::socket::{
 };
 use tracing::{debug, warn};
 
+use super::hook::Chosen;
 use super::load::Programs;
 use super::pins::Pins;
 use super::pod::{Failed, Pod, step};
@@ -70,9 +71,11 @@ impl Datapath {
     /// Does what has become necessary for captured pods without anybody asking. Returns how soon to call it again.
     pub fn upkeep(&mut self) -> Duration {
         let mut next = IDLE;
+        // Without a hook there is no captured pod.
+        let Ok(hook) = self.hook else { return next };
         for (uid, pod) in self.pods.iter_mut().filter(|(_, pod)| pod.captured()) {
             let directory = self.pins.pod(uid);
-            let result = match pod.upkeep(&self.pins, &self.programs) {
+            let result = match pod.upkeep(&self.pins, &self.programs, hook) {
                 // Without the directory bpffs is not there: what is held from it is all there is.
                 Ok(true) if directory.exists() => step("hold its pins", self.held.refresh(&directory)),
                 other => other.map(drop),
@@ -93,9 +96,9 @@ impl Pod {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(super) fn guard(&mut self, pins: &Pins, programs: &Programs) -> Result<(), Failed> {
+    pub(super) fn guard(&mut self, pins: &Pins, programs: &Programs, hook: Chosen) -> Result<(), Failed> {
         let netns = step("enter its network namespace", self.netns())?;
-        let guarded = netns::within(netns.as_fd(), || Ok(self.guard_inside(pins, programs)));
+        let guarded = netns::within(netns.as_fd(), || Ok(self.guard_inside(pins, programs, hook)));
         step("enter its network namespace", guarded)?
     }
 
@@ -103,26 +106,27 @@ impl Pod {
     ///
     /// # Errors
     /// As there.
-    pub(super) fn guard_inside(&mut self, pins: &Pins, programs: &Programs) -> Result<(), Failed> {
+    pub(super) fn guard_inside(&mut self, pins: &Pins, programs: &Programs, hook: Chosen) -> Result<(), Failed> {
         let directory = pins.pod(&maps::uid(&self.record));
         let mut attach = || {
             if self.pending.watch.is_none() {
                 // Before the interfaces are listed, so that none is missed.
                 self.pending.watch = Some(Watch::open()?);
             }
-            attach::guard(&directory, programs)
+            attach::guard(&directory, programs, hook)
         };
+        self.filtered |= hook == Chosen::Clsact;
         let result = step("attach the guard", attach());
         self.pending.unguarded = result.is_err();
         result
     }
 
     /// Whether its pins may be others now.
-    fn upkeep(&mut self, pins: &Pins, programs: &Programs) -> Result<bool, Failed> {
+    fn upkeep(&mut self, pins: &Pins, programs: &Programs, hook: Chosen) -> Result<bool, Failed> {
         let changed = self.pending.watch.as_ref().is_some_and(Watch::changed) || self.pending.unguarded;
         if changed {
             debug!(pod = maps::uid(&self.record), "interfaces changed");
-            self.guard(pins, programs)?;
+            self.guard(pins, programs, hook)?;
         }
         let Some(until) = self.pending.handshakes else { return Ok(changed) };
         let netns = step("enter its network namespace", self.netns())?;

@@ -53,6 +53,15 @@ impl Others {
         Ok(pods)
     }
 
+    /// Whether one of them guards the pod by filters, which their pins only tell of.
+    pub(super) fn has_filters(&self, uid: &str) -> bool {
+        let filters = |version: &PathBuf| {
+            let links = files(&version.join("links").join(uid)).unwrap_or_default();
+            links.iter().any(|name| attach::is_filter(name))
+        };
+        self.0.iter().any(filters)
+    }
+
     /// Takes a pod's hooks off, the guard first, and what is left when it was the last.
     ///
     /// # Errors
@@ -81,7 +90,8 @@ impl Others {
         self.0.iter().any(|version| {
             let directory = version.join("links").join(uid);
             let links = files(&directory).unwrap_or_default();
-            links.iter().any(|name| attach::alive(&directory.join(name)).unwrap_or(false))
+            let mut links = links.iter().filter(|name| !attach::is_filter(name));
+            links.any(|name| attach::alive(&directory.join(name)).unwrap_or(false))
         })
     }
 

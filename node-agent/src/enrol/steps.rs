@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::kernel::{Dead, Handle};
+use super::kernel::{Dead, Handle, Kernel};
 use super::plan::{Outcome, Step};
 use crate::causes::chain;
 use crate::cluster::{Cluster, ClusterError};
@@ -122,8 +122,15 @@ impl<C: Cluster> Hands<C> {
     /// Gives a pod back to itself, or forgets a dead one.
     pub async fn release(&self, uid: &str) {
         self.pods.remove(uid).await;
+        // Of one that an earlier agent captured the datapath does not know where it is.
+        let found = self.find(uid).await;
         let owned = uid.to_owned();
-        match self.kernel.run(move |kernel| kernel.leave(&owned)).await {
+        let release = move |kernel: &mut dyn Kernel| match found {
+            Ok(netns) => kernel.clear(&owned, Some(netns)),
+            Err(EnrolError::Netns(NotFound::NoProcess { .. })) => kernel.clear(&owned, None),
+            Err(_) => kernel.leave(&owned),
+        };
+        match self.kernel.run(release).await {
             Ok(Ok(())) => info!(uid, "pod released"),
             Ok(Err(error)) => {
                 warn!(uid, "pod released, but something of it could not be removed: {}", chain(&error))

@@ -57,24 +57,70 @@ impl Tripwire {
     /// # Errors
     /// When the kernel has no such filters, or the process may not use them (CAP_SYS_ADMIN).
     pub fn watch(&self, stopped: impl Fn() + Send + 'static) -> io::Result<()> {
-        let listener = install(&mut program())?;
         let wire = self.clone();
-        std::thread::spawn(move || {
-            while let Ok(call) = receive(&listener) {
-                let error = match wire.next() {
-                    Some(Fault::Fail) => Some(libc::ENOMEM),
-                    Some(Fault::Stop) => {
-                        stopped();
-                        continue;
-                    }
-                    None => None,
-                };
-                // A thread that a signal has ended does not wait for an answer.
-                let _ = answer(&listener, &call, error);
+        supervise(move |_| match wire.next() {
+            Some(Fault::Fail) => Answer::Error(libc::ENOMEM),
+            Some(Fault::Stop) => {
+                stopped();
+                Answer::Never
             }
-        });
-        Ok(())
+            None => Answer::GoOn,
+        })
     }
+}
+
+/// For the calling thread and every thread it makes from now on the kernel has neither tcx nor clsact.
+///
+/// # Errors
+/// As for [`Tripwire::watch`].
+pub fn without_interface_hooks() -> io::Result<()> {
+    supervise(|call| match calls_interface_hook(call) {
+        true => Answer::Error(libc::EINVAL),
+        false => Answer::GoOn,
+    })
+}
+
+/// BPF_LINK_CREATE for tcx, or RTM_NEWQDISC.
+fn calls_interface_hook(call: &seccomp_notif) -> bool {
+    const LINK_CREATE: u64 = 28;
+    const TCX: [u32; 2] = [46, 47];
+    const RTM_NEWQDISC: u16 = 36;
+    let (number, arguments) = (c_long::from(call.data.nr), call.data.args);
+    // SAFETY: the caller is a thread of this process that waits for the answer, so what it points to is there: the
+    // attributes of a link, or a netlink message with its header.
+    unsafe {
+        if number == libc::SYS_bpf && arguments[0] == LINK_CREATE {
+            return TCX.contains(&*(arguments[1] as *const u32).add(2));
+        }
+        number == libc::SYS_sendto
+            && arguments[2] >= 16
+            && *(arguments[1] as *const u16).add(2) == RTM_NEWQDISC
+    }
+}
+
+/// What becomes of a call.
+enum Answer {
+    GoOn,
+    Error(i32),
+    /// Its thread never comes back.
+    Never,
+}
+
+/// Asks `decide` about every such call of the calling thread and of those it makes from now on.
+fn supervise(decide: impl Fn(&seccomp_notif) -> Answer + Send + 'static) -> io::Result<()> {
+    let listener = install(&mut program())?;
+    std::thread::spawn(move || {
+        while let Ok(call) = receive(&listener) {
+            let error = match decide(&call) {
+                Answer::Never => continue,
+                Answer::Error(error) => Some(error),
+                Answer::GoOn => None,
+            };
+            // A thread that a signal has ended does not wait for an answer.
+            let _ = answer(&listener, &call, error);
+        }
+    });
+    Ok(())
 }
 
 /// Commands of bpf(2) that change something: map update and delete, program load, pin, link create, update and detach,
