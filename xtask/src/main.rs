@@ -8,6 +8,7 @@ mod ebpf;
 mod kubectl;
 mod lab;
 mod process;
+mod qemu;
 mod setup;
 mod test;
 mod tidy;
@@ -30,6 +31,8 @@ enum Task {
     Test(test::Args),
     /// Measure pods in the mesh against the same pods outside of it. Needs root.
     Bench(lab::Bench),
+    /// Run the eBPF and network namespace suites on Debian 12's own kernel, in a virtual machine. Needs root.
+    Qemu(qemu::Args),
     /// Build the kernel programs into target/ebpf/mesh-ebpf.
     Ebpf(ebpf::Args),
     /// Install the Debian packages and tools that the other tasks need.
@@ -57,6 +60,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         Task::Demo(args) => lab::demo(&workspace, &args),
         Task::Bench(args) => lab::bench(&workspace, &args),
         Task::Test(args) => test::run(&workspace, &args),
+        Task::Qemu(args) => qemu::run(&workspace, &args),
         Task::Ebpf(args) => ebpf::run(&workspace, &args),
         Task::Setup => setup::run(&workspace),
         Task::Tidy => tidy::run(&workspace),

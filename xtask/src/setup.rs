@@ -3,6 +3,7 @@
 //! As root it installs what is missing and says what for; otherwise it stops with the command to run. Where there is no
 //! dpkg it names what is needed and goes on: another system has the same programs under other names.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -22,6 +23,8 @@ pub(crate) enum Need {
     Lab,
     /// Measure in one.
     Bench,
+    /// Run suites on another kernel.
+    Machine,
 }
 
 struct Package {
@@ -56,6 +59,7 @@ const PACKAGES: &[Package] = &[
         ..package("python3-venv", Need::Lab, "a place to install kubectl into")
     },
     package("iperf3", Need::Bench, "throughput between pods"),
+    package("qemu-system-x86", Need::Machine, "a machine with another kernel"),
 ];
 
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
@@ -124,15 +128,36 @@ fn fully_installed(listing: &str) -> Vec<String> {
     listing.lines().filter_map(|line| line.strip_suffix(" installed")).map(str::to_owned).collect()
 }
 
+/// Unpacks packages below a directory, of whatever version the lists have; nothing is installed.
+pub(crate) fn unpack(names: &[&str], directory: &Path) -> Result<()> {
+    let archives = directory.with_extension("archives");
+    // What an interrupted run left may be half a file.
+    let _ = fs::remove_dir_all(&archives);
+    fs::create_dir_all(&archives)?;
+    // apt gives up its rights before it downloads, and could then not write here.
+    let download = || {
+        let arguments = [&["download", "--option=APT::Sandbox::User=root"], names].concat();
+        process::run(apt(&arguments).current_dir(&archives))
+    };
+    if download().is_err() {
+        process::run(&mut apt(&["update"])).context("the package lists could not be read")?;
+        download()?;
+    }
+    for archive in fs::read_dir(&archives)? {
+        process::run(Command::new("dpkg-deb").arg("--extract").arg(archive?.path()).arg(directory))?;
+    }
+    fs::remove_dir_all(&archives).context("cannot remove the archives")
+}
+
+fn apt(arguments: &[&str]) -> Command {
+    let mut apt = Command::new("apt-get");
+    apt.args(["--quiet=2", "--option=Dpkg::Use-Pty=0"]).args(arguments);
+    apt.env("DEBIAN_FRONTEND", "noninteractive");
+    apt
+}
+
 /// A machine with fresh lists is spared the update.
 fn install(names: &[&str]) -> Result<()> {
-    let apt = |arguments: &[&str]| {
-        let mut apt = Command::new("apt-get");
-        apt.args(["--quiet=2", "--option=Dpkg::Use-Pty=0"])
-            .args(arguments)
-            .env("DEBIAN_FRONTEND", "noninteractive");
-        apt
-    };
     let install: Vec<&str> =
         ["install", "--yes", "--no-install-recommends"].iter().chain(names).copied().collect();
     if process::output(apt(&install).arg("--simulate")).is_none() || process::run(&mut apt(&install)).is_err()

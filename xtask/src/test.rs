@@ -23,6 +23,11 @@ const UNIT: &str = "unit";
 const PRIVILEGED: &str = "privileged";
 /// Run last, in this order: a fault that a smaller suite can name should be named by it.
 const LAST: [&str; 3] = ["ebpf", "netns", "e2e"];
+/// With this setting pods are guarded as on kernels without tcx.
+const GUARD_HOOK: (&str, &str) = ("AMBIT_GUARD_HOOK", "clsact");
+/// The tests of `netns` that notice; they are run both ways.
+const GUARDED: &[&str] =
+    &["guard::", "fail_closed::", "faults::", "kinds::", "lifecycle::", "older::", "refuse::", "upheaval::"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -142,9 +147,15 @@ fn run_suites(workspace: &Workspace, chosen: &[String], filter: &[String]) -> Re
         let started = Instant::now();
         let mut results = Vec::new();
         let mut succeeded = true;
-        for arguments in runs(suite, chosen) {
+        for run in runs(suite, chosen) {
             let mut cargo = workspace.cargo("test");
-            cargo.args(["--locked", "--quiet", "--no-fail-fast"]).args(arguments).args(filter);
+            cargo.args(["--locked", "--quiet", "--no-fail-fast"]).args(run.arguments);
+            cargo.envs(run.environment);
+            if filter.is_empty() {
+                cargo.args(run.tests)
+            } else {
+                cargo.args(filter)
+            };
             let status = process::run_lines(&mut cargo, |line| {
                 if line.starts_with("test result:") && !line.contains(" 0 passed; 0 failed;") {
                     results.push(line.to_owned());
@@ -167,17 +178,31 @@ fn run_suites(workspace: &Workspace, chosen: &[String], filter: &[String]) -> Re
     Ok(reports)
 }
 
-/// The arguments of each `cargo test` of a suite. Tests that need root share a kernel: one at a time.
-fn runs(suite: &str, chosen: &[String]) -> Vec<Vec<String>> {
-    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+/// One `cargo test`.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Run<'a> {
+    arguments: Vec<&'a str>,
+    environment: Option<(&'static str, &'static str)>,
+    /// What to run of it where the user has not said it.
+    tests: &'static [&'static str],
+}
+
+/// Each `cargo test` of a suite. Tests that need root share a kernel: one at a time.
+fn runs<'a>(suite: &'a str, chosen: &[String]) -> Vec<Run<'a>> {
+    let run = |words: &[&[&'a str]]| Run { arguments: words.concat(), ..Run::default() };
     let as_root = ["--", "--ignored", "--test-threads=1"];
     match suite {
-        UNIT => vec![words(&["--lib", "--bins", "--tests", "--"])],
-        PRIVILEGED => vec![words(&[&["--lib", "--bins"][..], &as_root[..]].concat())],
+        UNIT => vec![run(&[&["--lib", "--bins", "--tests", "--"]])],
+        PRIVILEGED => vec![run(&[&["--lib", "--bins"], &as_root])],
         // Named without `unit`, a suite brings along those of its tests that need no root.
         binary => {
-            let plain = (!chosen.iter().any(|name| name == UNIT)).then(|| words(&["--test", binary, "--"]));
-            plain.into_iter().chain([words(&[&["--test", binary][..], &as_root[..]].concat())]).collect()
+            let named = ["--test", binary];
+            let plain = (!chosen.iter().any(|name| name == UNIT)).then(|| run(&[&named, &["--"]]));
+            let mut runs: Vec<Run<'a>> = plain.into_iter().chain([run(&[&named, &as_root])]).collect();
+            if binary == "netns" {
+                runs.push(Run { environment: Some(GUARD_HOOK), tests: GUARDED, ..run(&[&named, &as_root]) });
+            }
+            runs
         }
     }
 }
@@ -214,7 +239,7 @@ fn counts(line: &str) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{choose, counts, runs, test_binaries};
+    use super::{GUARD_HOOK, GUARDED, Run, choose, counts, runs, test_binaries};
 
     fn names(names: &[&str]) -> Vec<String> {
         names.iter().map(|name| (*name).to_owned()).collect()
@@ -247,9 +272,13 @@ mod tests {
 
     #[test]
     fn each_test_runs_once() {
-        let all = names(&["unit", "e2e"]);
-        let ignored = names(&["--test", "e2e", "--", "--ignored", "--test-threads=1"]);
-        assert_eq!(runs("e2e", &all), std::slice::from_ref(&ignored));
-        assert_eq!(runs("e2e", &names(&["e2e"])), [names(&["--test", "e2e", "--"]), ignored]);
+        let all = names(&["unit", "e2e", "netns"]);
+        let run = |arguments: &[&'static str]| Run { arguments: arguments.to_vec(), ..Run::default() };
+        let ignored = || run(&["--test", "e2e", "--", "--ignored", "--test-threads=1"]);
+        assert_eq!(runs("e2e", &all), [ignored()]);
+        assert_eq!(runs("e2e", &names(&["e2e"])), [run(&["--test", "e2e", "--"]), ignored()]);
+        let guards = runs("netns", &all);
+        assert_eq!((guards.len(), guards[0].environment), (2, None));
+        assert_eq!((guards[1].environment, guards[1].tests), (Some(GUARD_HOOK), GUARDED));
     }
 }
