@@ -169,7 +169,7 @@ impl Files {
         let filter: String = filter.iter().map(|word| format!(" {}", quoted(word))).collect();
         for binary in binaries {
             let binary = quoted(&binary.to_string_lossy());
-            script += &format!("{binary} --ignored --test-threads=1{filter} || code=1\n");
+            script += &format!("{binary} --ignored --test-threads=1 --color=never{filter} || code=1\n");
         }
         script += "exit $code\n";
         fs::write(self.directory.join("suites.sh"), script).context("cannot write the machine's script")

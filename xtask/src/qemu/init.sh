@@ -19,13 +19,12 @@ $b mount --move /proc /machine/proc
 $b mount --move /sys /machine/sys
 $b mount --move /dev /machine/dev
 $b mount -t tmpfs -o mode=755 run /machine/run
-$b mkdir -p /machine/run/ambit-machine /machine/usr/lib/modules /machine/dev/shm
-$b cp /bin/busybox /machine/run/ambit-machine/
-$b mount --bind "/machine$modules" /machine/usr/lib/modules
-# The kernel's own helper, which the host may lack.
-$b printf '#!/bin/sh\nexec /run/ambit-machine/busybox modprobe "$@"\n' > /machine/run/ambit-machine/modprobe
-$b chmod +x /machine/run/ambit-machine/modprobe
-$b echo /run/ambit-machine/modprobe > /machine/proc/sys/kernel/modprobe
+$b mkdir -p /machine/dev/shm
+# The kernel runs its helper here, not in what the script is confined to.
+$b mount --bind "/host$modules" /lib/modules
+$b mkdir -p /sbin
+$b printf '#!/bin/busybox sh\nexec /bin/busybox modprobe "$@"\n' > /sbin/modprobe
+$b chmod +x /sbin/modprobe
 $b mount -t cgroup2 cgroup2 /machine/sys/fs/cgroup
 $b mount -t bpf bpf /machine/sys/fs/bpf
 $b ip link set lo up
