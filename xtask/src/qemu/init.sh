@@ -19,15 +19,17 @@ $b mount --move /proc /machine/proc
 $b mount --move /sys /machine/sys
 $b mount --move /dev /machine/dev
 $b mount -t tmpfs -o mode=755 run /machine/run
-$b mkdir -p /machine/dev/shm
-# The kernel runs its helper here, not in what the script is confined to.
-$b mount --bind "/host$modules" /lib/modules
-$b mkdir -p /sbin
-$b printf '#!/bin/busybox sh\nexec /bin/busybox modprobe "$@"\n' > /sbin/modprobe
-$b chmod +x /sbin/modprobe
+$b mkdir -p /machine/dev/shm /machine/usr/lib/modules /machine/run/ambit-machine
+$b mount --bind "/host$modules" /machine/usr/lib/modules
 $b mount -t cgroup2 cgroup2 /machine/sys/fs/cgroup
 $b mount -t bpf bpf /machine/sys/fs/bpf
 $b ip link set lo up
-$b chroot /machine /bin/sh "$script"
-$b echo "ambit-machine: exit $?"
-$b poweroff -f
+# The kernel's helper, which this machine may lack.
+$b cp /bin/busybox /machine/run/ambit-machine/
+$b printf '#!/bin/sh\nexec /run/ambit-machine/busybox modprobe "$@"\n' > /machine/run/ambit-machine/modprobe
+$b chmod +x /machine/run/ambit-machine/modprobe
+$b echo /run/ambit-machine/modprobe > /machine/proc/sys/kernel/modprobe
+# No chroot: who is in one can make no user namespace, and the kernel's helper would not be.
+exec $b switch_root /machine /run/ambit-machine/busybox sh -c '/bin/sh "$0"
+    echo "ambit-machine: exit $?"
+    /run/ambit-machine/busybox poweroff -f' "$script"
