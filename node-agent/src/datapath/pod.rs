@@ -243,7 +243,11 @@ impl Pod {
         if self.filtered || !pins.is_empty() {
             let gone = || self.gone || matches!(attach::alive(&directory.join(STEER)), Ok(false));
             match &self.netns {
-                Some(netns) => netns::within(netns.as_fd(), clsact::detach_all)?,
+                Some(netns) => {
+                    // Once more, since no pin that is removed takes them off.
+                    let detach = || netns::within(netns.as_fd(), clsact::detach_all);
+                    detach().or_else(|_| detach())?;
+                }
                 None if gone() => {}
                 None => return Err(invalid("its network namespace is not known".to_owned())),
             }

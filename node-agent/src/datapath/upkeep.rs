@@ -106,7 +106,12 @@ impl Pod {
     ///
     /// # Errors
     /// As there.
-    pub(super) fn guard_inside(&mut self, pins: &Pins, programs: &Programs, hook: Chosen) -> Result<(), Failed> {
+    pub(super) fn guard_inside(
+        &mut self,
+        pins: &Pins,
+        programs: &Programs,
+        hook: Chosen,
+    ) -> Result<(), Failed> {
         let directory = pins.pod(&maps::uid(&self.record));
         let mut attach = || {
             if self.pending.watch.is_none() {
