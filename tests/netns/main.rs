@@ -10,7 +10,6 @@ mod family;
 mod faults;
 mod foreign;
 mod guard;
-mod handover;
 mod inbound;
 mod kinds;
 mod lifecycle;
