@@ -1,12 +1,17 @@
 //! The guard where there is no tcx: filters of a clsact qdisc. `AMBIT_GUARD_HOOK=clsact` runs every other test so.
 
 use std::fs;
+use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context as _, Result, ensure};
 use mesh_ebpf_abi::event::Counter;
 use mesh_tests::faulty::tripwire;
 use mesh_tests::raw_bpf::{self, Kind};
-use mesh_tests::shell;
+use mesh_tests::{kernel, shell};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
 use node_agent::datapath::{Datapath, GuardHook};
 
 use crate::family::Family;
@@ -58,6 +63,10 @@ fn filters_guard_a_pod_and_go_when_it_leaves() -> Result<()> {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_pod_goes_from_one_hook_to_the_other_and_back() -> Result<()> {
+    if !kernel::names("tcx_link_attach")? {
+        kernel::skipped("a_pod_goes_from_one_hook_to_the_other_and_back", "tcx (Linux 6.6)");
+        return Ok(());
+    }
     let mut world = World::new()?;
     let before = Traces::of(&world.a)?;
     world.guard_hook = GuardHook::Clsact;
@@ -119,6 +128,39 @@ fn a_filter_of_another_build_gets_this_ones_program() -> Result<()> {
     let now = filters(&world.a, "egress")?;
     let tag = |line: &str| line.split(" tag ").nth(1).map(str::to_owned);
     ensure!(now.len() == 1 && tag(&now[0]) == tag(&ours[0]), "{now:?} instead of {ours:?}");
+    Ok(())
+}
+
+/// Others may take a filter off, or the qdisc with it: it is put back, once.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_filter_that_was_taken_off_comes_back() -> Result<()> {
+    let world = world(Family::V4)?;
+    let (mut datapath, _listeners) = world.enrolled(&[&world.a])?;
+    let ids = || -> Result<Vec<String>> {
+        Ok([filters(&world.a, "egress")?, filters(&world.a, "ingress")?].concat())
+    };
+    let before = ids()?;
+    ensure!(before.len() == 2, "{before:?}");
+    for removal in
+        ["filter del dev eth0 egress pref 1 protocol all handle 0x616d6274 bpf", "qdisc del dev eth0 clsact"]
+    {
+        tc(&world.a, removal)?;
+        ensure!(ids()?.len() < 2, "it is still there");
+        datapath.upkeep();
+        ensure!(ids()? == before, "{:?} instead of {before:?}", ids()?);
+    }
+    // It hears of what it did itself, and finds all as it should be.
+    let monitor = world.a.run(|| {
+        const RTMGRP_TC: u32 = 8;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, RTMGRP_TC))?;
+        Ok(socket)
+    })?;
+    datapath.upkeep();
+    let heard = recv(monitor.as_raw_fd(), &mut [0; 8192], MsgFlags::empty());
+    ensure!(heard == Err(Errno::EAGAIN), "it goes on changing what is right: {heard:?}");
     Ok(())
 }
 

@@ -311,3 +311,14 @@ fn an_error_at_any_call_of_release() -> Result<()> {
     }
     Ok(())
 }
+
+/// It leaves while no agent runs: the next one does not enrol it first, and finds out where it is.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_next_agent_lets_a_pod_go_that_it_has_not_enrolled() -> Result<()> {
+    let scene = Scene::new()?;
+    let mut agent = scene.agent()?;
+    scene.is_enrolled_by(&mut agent)?;
+    agent.dies()?;
+    scene.is_released_by(&mut scene.agent()?).map(drop)
+}

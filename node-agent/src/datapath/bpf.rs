@@ -211,6 +211,17 @@ pub(super) fn name(program: BorrowedFd<'_>) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&name).into_owned())
 }
 
+/// Id of a loaded program.
+///
+/// # Errors
+/// As of BPF_OBJ_GET_INFO_BY_FD.
+pub(super) fn id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = RawProgramInfo::default();
+    // SAFETY: as above.
+    unsafe { object_info(program, &mut info) }?;
+    Ok(info.id)
+}
+
 /// Opens a program by its id.
 ///
 /// # Errors

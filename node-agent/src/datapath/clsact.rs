@@ -19,6 +19,7 @@ use rtnetlink::packet_route::tc::{
     TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption,
 };
 
+use super::bpf;
 use super::rules::{self, kernel, talk, unless};
 
 /// Before all others: a filter whose verdict ends the chain must not decide without ours. Of one priority the kernel asks
@@ -38,7 +39,8 @@ pub(super) enum Side {
     Egress,
 }
 
-/// Makes sure that our filter is there and runs `program`; `name` is for people (`tc filter show`).
+/// Makes sure that our filter is there and runs `program`; `name` is for people (`tc filter show`). Nothing is changed where
+/// it does, so that whoever watches for changes hears no echo.
 ///
 /// # Errors
 /// `Unsupported` when the interface has an ingress qdisc of another kind, which would take the filter and run it on the
@@ -49,12 +51,24 @@ pub(super) fn attach(interface: u32, side: Side, program: BorrowedFd<'_>, name: 
         TcFilterBpfOption::ProgName(name.to_owned()),
         TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
     ];
+    let id = TcOption::Bpf(TcFilterBpfOption::ProgId(bpf::id(program)?));
     let mut filter = filter(interface, side);
     filter.attributes = vec![
         TcAttribute::Kind(TcFilterBpf::KIND.to_owned()),
         TcAttribute::Options(options.into_iter().map(TcOption::Bpf).collect()),
     ];
     talk(async |handle| {
+        if ingress_kind(&handle, interface).await?.as_deref() == Some(KIND) {
+            let there = filters(&handle, interface, side).await?;
+            let runs_it =
+                |attribute: &TcAttribute| matches!(attribute, TcAttribute::Options(all) if all.contains(&id));
+            let ours = |one: &&TcMessage| {
+                one.header.handle == filter.header.handle && one.header.info == filter.header.info
+            };
+            if there.iter().filter(ours).any(|one| one.attributes.iter().any(runs_it)) {
+                return Ok(());
+            }
+        }
         let mut qdisc = qdisc(interface);
         qdisc.attributes.push(TcAttribute::Kind(KIND.to_owned()));
         let made =
@@ -85,13 +99,7 @@ pub(super) fn detach(interface: u32, side: Side) -> io::Result<()> {
         let removal = RouteNetlinkMessage::DelTrafficFilter(filter(interface, side));
         unless(request(&handle, removal, 0).await, libc::ENOENT)?;
         for side in [Side::Ingress, Side::Egress] {
-            let filters = handle.traffic_filter(interface as i32).get();
-            let filters = match side {
-                Side::Ingress => filters.ingress(),
-                Side::Egress => filters.egress(),
-            };
-            let left: Vec<_> = filters.execute().try_collect().await.map_err(kernel)?;
-            if !left.is_empty() {
+            if !filters(&handle, interface, side).await?.is_empty() {
                 return Ok(());
             }
         }
@@ -148,6 +156,16 @@ fn filter(interface: u32, side: Side) -> TcMessage {
     message.header.parent = TcHandle { major: TcHandle::CLSACT.major, minor };
     message.header.info = u32::from(PRIORITY) << 16 | u32::from(ETH_P_ALL.to_be());
     message
+}
+
+/// All filters on one side of an interface that has a clsact qdisc.
+async fn filters(handle: &Handle, interface: u32, side: Side) -> io::Result<Vec<TcMessage>> {
+    let filters = handle.traffic_filter(interface as i32).get();
+    let filters = match side {
+        Side::Ingress => filters.ingress(),
+        Side::Egress => filters.egress(),
+    };
+    filters.execute().try_collect().await.map_err(kernel)
 }
 
 /// Kind of the qdisc in the place that clsact has.

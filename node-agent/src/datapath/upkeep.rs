@@ -22,7 +22,8 @@ const IDLE: Duration = Duration::from_secs(1);
 /// While handshakes are under way.
 const BUSY: Duration = Duration::from_millis(20);
 
-/// Hears of new interfaces in a network namespace.
+/// Hears of new interfaces in a network namespace, and of changed filters where they are what guards it: others can take
+/// them off.
 #[derive(Debug)]
 pub(super) struct Watch {
     socket: OwnedFd,
@@ -33,15 +34,17 @@ impl Watch {
     ///
     /// # Errors
     /// When netlink is not there.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(super) fn open(hook: Chosen) -> io::Result<Self> {
         const RTMGRP_LINK: u32 = 1;
+        const RTMGRP_TC: u32 = 8;
+        let groups = if hook == Chosen::Clsact { RTMGRP_LINK | RTMGRP_TC } else { RTMGRP_LINK };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, RTMGRP_LINK))?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         Ok(Self { socket })
     }
 
-    /// Whether an interface came, went or changed since the last call.
+    /// Whether anything came, went or changed since the last call.
     fn changed(&self) -> bool {
         let mut message = [0; 8192];
         let mut changed = false;
@@ -116,7 +119,7 @@ impl Pod {
         let mut attach = || {
             if self.pending.watch.is_none() {
                 // Before the interfaces are listed, so that none is missed.
-                self.pending.watch = Some(Watch::open()?);
+                self.pending.watch = Some(Watch::open(hook)?);
             }
             attach::guard(&directory, programs, hook)
         };
