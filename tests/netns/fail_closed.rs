@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use anyhow::{Result, ensure};
 use mesh_ebpf_abi::event::Counter;
 use mesh_tests::shell;
+use node_agent::datapath::GuardHook;
 
 use crate::family::over_both;
 use crate::packets::Sniffer;
@@ -72,6 +73,10 @@ fn everything_but_the_connect_hook_is_gone() -> Result<()> {
         // The agent would hold what is pinned, and detach nothing.
         drop(datapath);
         std::fs::remove_dir_all(world.pod_pins(&world.a))?;
+        if world.guard_hook == GuardHook::Clsact {
+            // Filters need no pins.
+            shell::run("tc", ["-n", world.a.netns.name(), "qdisc", "del", "dev", "eth0", "clsact"])?;
+        }
         // Once neither sk_lookup nor the guard is there any more, the app answers whoever is outside.
         let client = mesh_tests::eventually("the hooks are off", PATIENCE, || {
             world.b.dial(world.a.at(PORT), REFUSAL)

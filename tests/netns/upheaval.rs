@@ -113,6 +113,8 @@ fn links_of_another_build_are_moved_to_this_ones_programs() -> Result<()> {
     }
     let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
     converse(&client, &accept(&kept.outbound_v4)?)?;
+    // As the agent does for each pod that it takes over: so it knows where the pod is.
+    datapath.prepare(&world.a.spec()?, Some(kept))?;
     datapath.leave(&world.a.uid)?;
     Ok(())
 }
