@@ -74,6 +74,16 @@ fn matches() {
             wire::Match { principals: vec![text(MatchType::Suffix("/sa/db".into()))], ..m() },
             [false, false],
         ),
+        (
+            "suffix, which is not in the middle",
+            wire::Match { principals: vec![text(MatchType::Suffix("/ns/shop".into()))], ..m() },
+            [false, false],
+        ),
+        (
+            "another destination",
+            wire::Match { destination_ips: vec![prefix(&[10, 0, 0, 2], 32)], ..m() },
+            [false, false],
+        ),
         ("one of", wire::Match { principals: vec![exact("x"), web()], ..m() }, [true, false]),
         ("none of", wire::Match { not_principals: vec![exact("x"), web()], ..m() }, [false, true]),
         ("namespace", wire::Match { namespaces: vec![exact("shop")], ..m() }, [true, false]),

@@ -211,3 +211,18 @@ fn endpoints_of_the_dialled_family_come_first() {
         assert_eq!(names.join(" "), expect, "{what}");
     }
 }
+
+#[test]
+fn an_endpoint_is_dialled_where_it_was_meant() {
+    let workload = Arc::new(dual("a", &["10.0.0.1", "10.0.0.2", "fd00::1"]));
+    let endpoint = Endpoint { workload, ports: [].into() };
+    for (dialled, expected) in [
+        ("10.0.0.2", "10.0.0.2"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("10.96.0.1", "10.0.0.1"),
+        ("fd00:96::1", "fd00::1"),
+    ] {
+        let found = endpoint.address(dialled.parse().unwrap(), Families::default());
+        assert_eq!(found, Some(expected.parse().unwrap()), "{dialled}");
+    }
+}

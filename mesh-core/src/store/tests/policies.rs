@@ -46,6 +46,9 @@ fn a_workload_is_shown_the_policies_that_are_about_it_and_no_others() {
     assert!(writer.commit().policies);
     assert_eq!(shown(&[]), "shop/odd");
     assert_eq!(reader.size().authorizations, 6);
+    assert!(writer.remove_authorization("shop/odd"));
+    assert!(writer.commit().policies, "one that goes alone is told, too");
+    assert!(!writer.commit().policies);
 }
 
 #[test]
