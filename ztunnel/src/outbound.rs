@@ -127,8 +127,8 @@ async fn connect(
         Route::Own => {
             // The kernel vouches for both ends, they are one pod; still its policy is asked.
             let connection = Connection { peer: Some(source.identity.clone()), client, target: plan.target };
-            let permit = Permit::ask(pod, connection)?;
-            report.facts.dry_run = permit.rehearse();
+            let (permit, on_trial) = Permit::ask(pod, connection)?;
+            report.facts.dry_run = on_trial;
             // From the pod's address to itself, as it would dial itself: bound to lo, as connections to the application
             // are, the answer would not find the socket, since the route to a local address is not lo's.
             let (stream, tuple) = pod.connect_plain(client, plan.target).await?;

@@ -6,9 +6,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use mesh_core::authz::{self, Connection, Decision, Denial};
-use mesh_core::store::{Changes, Reader};
-use mesh_core::workload::{Workload, WorkloadUid};
+use mesh_core::authz::{self, Applying, Connection, Decision, Denial};
+use mesh_core::store::Changes;
+use mesh_core::workload::WorkloadUid;
 use tokio::sync::watch;
 
 use crate::proxy::Pod;
@@ -51,28 +51,39 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Asks policy whether a connection to the pod may be.
+    /// Asks policy whether a connection to the pod may be. Beside the permit, why policies on trial would deny it.
     ///
     /// # Errors
     /// When it may not.
-    pub fn ask(pod: &Arc<Pod>, connection: Connection) -> Result<Self, ProxyError> {
+    pub fn ask(pod: &Arc<Pod>, connection: Connection) -> Result<(Self, Option<Box<Denial>>), ProxyError> {
         let permit = Self { pod: pod.clone(), connection, changes: pod.policy.subscribe() };
-        match permit.decide() {
-            Decision::Allow => Ok(permit),
-            Decision::Deny(denial) => {
-                Err(ProxyError::new(Phase::Authorize, Side::Downstream, Cause::Denied(denial)))
-            }
+        let denied = |denial| ProxyError::new(Phase::Authorize, Side::Downstream, Cause::Denied(denial));
+        let applying = permit.applying().map_err(denied)?;
+        if let Decision::Deny(denial) = authz::decide(&applying, &permit.connection) {
+            return Err(denied(denial));
         }
-    }
-
-    /// Why policies on trial would deny it.
-    pub fn rehearse(&self) -> Option<Box<Denial>> {
-        let applying = self.pod.proxy.mesh.policies_of(&self.pod.workload());
-        authz::rehearse(&applying, &self.connection).map(Box::new)
+        let on_trial = authz::rehearse(&applying, &permit.connection).map(Box::new);
+        Ok((permit, on_trial))
     }
 
     fn decide(&self) -> Decision {
-        decide(&self.pod.proxy.mesh, &self.pod.workload(), &self.connection)
+        match self.applying() {
+            Ok(applying) => authz::decide(&applying, &self.connection),
+            Err(denial) => Decision::Deny(denial),
+        }
+    }
+
+    /// The policies that are known to select the pod.
+    fn applying(&self) -> Result<Applying, Denial> {
+        let (mesh, destination) = (&self.pod.proxy.mesh, self.pod.workload());
+        let uid = destination.uid.as_str();
+        // What the agent said when it added the pod may be out of date by now.
+        if mesh.workload(uid).is_none()
+            && let Some(refused) = mesh.refused(uid)
+        {
+            return Err(Denial::UnknownSelection { reason: refused.reason.clone() });
+        }
+        Ok(mesh.policies_of(&destination))
     }
 }
 
@@ -87,16 +98,4 @@ pub async fn revoked(permit: Option<&Permit>) -> Denial {
         }
     }
     std::future::pending().await
-}
-
-/// Decides with the policies that are known to select the pod.
-fn decide(mesh: &Reader, destination: &Workload, connection: &Connection) -> Decision {
-    let uid = destination.uid.as_str();
-    // What the agent said when it added the pod may be out of date by now.
-    if mesh.workload(uid).is_none()
-        && let Some(refused) = mesh.refused(uid)
-    {
-        return Decision::Deny(Denial::UnknownSelection { reason: refused.reason.clone() });
-    }
-    authz::decide(&mesh.policies_of(destination), connection)
 }

@@ -33,8 +33,8 @@ pub async fn admit(
 ) -> Result<Admitted, ProxyError> {
     let (client, target) = (connection.client, connection.target);
     let proved = connection.peer.is_some();
-    let permit = Permit::ask(pod, connection)?;
-    report.facts.dry_run = permit.rehearse();
+    let (permit, on_trial) = Permit::ask(pod, connection)?;
+    report.facts.dry_run = on_trial;
     let share = if proved { pod.budget.connection() } else { pod.budget.clear() }.map_err(exhausted)?;
     report.open();
     let others = report.facts.source.workload.as_ref().map_or(&[][..], |peer| &peer.addresses);
