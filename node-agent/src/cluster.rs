@@ -109,20 +109,13 @@ impl ApiServer {
         let patch = json!({
             "metadata": {"resourceVersion": verdict.resource_version}, "status": {"conditions": conditions},
         });
-        let mut result = Err(ClusterError::Gone);
-        for version in ["v1", "v1beta1"] {
-            let kind = GroupVersionKind::gvk("security.istio.io", version, &format!("{:?}", verdict.kind));
-            let resource = ApiResource::from_gvk(&kind);
-            let api =
-                Api::<DynamicObject>::namespaced_with(self.0.clone(), &verdict.name.namespace, &resource);
-            let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
-            let request = api.patch_status(&verdict.name.name, &parameters, &patch);
-            result = one("set the policy's status", request).await.map(drop);
-            if result != Err(ClusterError::Gone) {
-                break;
-            }
-        }
-        result
+        let (group, version) = verdict.api_version.split_once('/').unwrap_or_default();
+        let kind = GroupVersionKind::gvk(group, version, &format!("{:?}", verdict.kind));
+        let resource = ApiResource::from_gvk(&kind);
+        let api = Api::<DynamicObject>::namespaced_with(self.0.clone(), &verdict.name.namespace, &resource);
+        let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
+        let request = api.patch_status(&verdict.name.name, &parameters, &patch);
+        one("set the policy's status", request).await.map(drop)
     }
 
     fn pods(&self, name: &ObjectName) -> Api<Pod> {

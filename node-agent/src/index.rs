@@ -6,6 +6,7 @@
 //! touches, never to the size of the cluster.
 
 mod authorization_policy;
+mod by_namespace;
 pub mod event;
 pub mod local;
 pub mod membership;
@@ -76,13 +77,16 @@ pub enum PolicyKey {
     Authorization(ObjectName),
 }
 
-/// An object that the model cannot use; what was known of it before stays.
+/// What is wrong with an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Its kind.
     pub kind: Kind,
     /// Its name.
     pub name: ObjectName,
+    /// The object is not used as it is now, and what was known of it before stays. Else the reason says what becomes of
+    /// the part that is wrong.
+    pub skipped: bool,
     /// What is wrong with it.
     pub reason: String,
 }
@@ -98,7 +102,7 @@ pub struct Changes {
     pub local: bool,
     /// The status of a policy is to be written.
     pub verdicts: bool,
-    /// Objects that were skipped.
+    /// What is wrong with objects.
     pub problems: Vec<Problem>,
 }
 
@@ -157,7 +161,7 @@ impl Index {
                     Kind::AuthorizationPolicy => self.unreadable_authorization_policy(&name, &mut changes),
                     _ => {}
                 }
-                changes.problems.push(Problem { kind, name, reason });
+                changes.problems.push(Problem { kind, name, skipped: true, reason });
             }
             Event::ApiGroups(groups) => self.api_groups(&groups, &mut changes),
             Event::Listed(kind) => {
@@ -201,18 +205,21 @@ impl Index {
         Some(proto::Address { r#type: Some(resource) })
     }
 
-    /// A policy's name in xDS, and what it says; none when there is no such thing (any more).
-    pub fn policy(&self, key: &PolicyKey) -> (String, Option<Authorization>) {
+    /// A policy's name in xDS.
+    pub fn policy_name(&self, key: &PolicyKey) -> String {
         match key {
-            PolicyKey::Strict => {
-                let policy = peer_authentication::strict(&self.config.root_namespace);
-                (format!("{}/{}", policy.namespace, policy.name), Some(policy))
-            }
-            PolicyKey::Ports(name) => {
-                let policy = self.peer_authentications.ports(&self.config, name);
-                (peer_authentication::ports_name(name), policy)
-            }
-            PolicyKey::Authorization(name) => (name.to_string(), self.authorization_policies.resource(name)),
+            PolicyKey::Strict => peer_authentication::strict_name(&self.config.root_namespace),
+            PolicyKey::Ports(name) => peer_authentication::ports_name(name),
+            PolicyKey::Authorization(name) => name.to_string(),
+        }
+    }
+
+    /// What it says; none when there is no such thing (any more).
+    pub fn policy(&self, key: &PolicyKey) -> Option<Arc<Authorization>> {
+        match key {
+            PolicyKey::Strict => Some(Arc::new(peer_authentication::strict(&self.config.root_namespace))),
+            PolicyKey::Ports(name) => self.peer_authentications.ports(&self.config, name).map(Arc::new),
+            PolicyKey::Authorization(name) => self.authorization_policies.resource(name),
         }
     }
 
@@ -245,12 +252,11 @@ impl Index {
             }
         };
         if let Err(invalid) = applied {
-            changes.problems.push(Problem { kind, name, reason: invalid.to_string() });
+            changes.problems.push(Problem { kind, name, skipped: true, reason: invalid.to_string() });
         }
     }
 
     fn delete(&mut self, kind: Kind, name: &ObjectName, changes: &mut Changes) {
-        self.readings.remove(&(kind, name.clone()));
         match kind {
             Kind::Namespace => self.delete_namespace(name, changes),
             Kind::Node => self.delete_node(name, changes),
@@ -272,8 +278,8 @@ impl Index {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.names().cloned().collect(),
             Kind::NetworkPolicy => self.network.names(),
-            Kind::PeerAuthentication => self.peer_authentications.names().collect(),
-            Kind::AuthorizationPolicy => self.authorization_policies.names().collect(),
+            Kind::PeerAuthentication => self.peer_authentications.names(),
+            Kind::AuthorizationPolicy => self.authorization_policies.names(),
         }
     }
 }

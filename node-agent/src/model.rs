@@ -17,7 +17,6 @@ use crate::index::verdict::Verdict;
 use crate::index::{Changes, Config, Index, Invalid};
 use crate::watch::Source;
 use crate::xds::server::Publisher;
-use crate::xds::snapshot::Type;
 
 /// Feeds the index.
 #[derive(Debug)]
@@ -93,21 +92,16 @@ impl Writer {
 
     fn publish(&self, changes: &Changes, publisher: &Publisher) {
         for problem in &changes.problems {
-            warn!(
-                kind = ?problem.kind, name = %problem.name,
-                "object skipped, what was known of it stays in use: {}", problem.reason,
-            );
+            let consequence =
+                if problem.skipped { "skipped, what was known of it stays in use: " } else { "" };
+            warn!(kind = ?problem.kind, name = %problem.name, "bad object: {consequence}{}", problem.reason);
         }
         let (resources, policies): (Vec<_>, Vec<_>) = self.read(|index| {
             let resource = |key| (index.resource_name(key), index.resource(key));
-            let policies = changes.policies.iter().map(|key| index.policy(key)).collect();
-            (changes.keys.iter().map(resource).collect(), policies)
+            let policy = |key| (index.policy_name(key), index.policy(key));
+            (changes.keys.iter().map(resource).collect(), changes.policies.iter().map(policy).collect())
         });
-        // A workload never names a policy that is not there: those that are new come first, those that go last.
-        let (new, gone): (Vec<_>, Vec<_>) = policies.into_iter().partition(|(_, policy)| policy.is_some());
-        publisher.publish(Type::Authorization, new);
-        publisher.publish(Type::Address, resources);
-        publisher.publish(Type::Authorization, gone);
+        publisher.publish(resources, policies);
     }
 
     fn read<T>(&self, question: impl FnOnce(&Index) -> T) -> T {
@@ -147,7 +141,7 @@ impl Reader {
     }
 
     /// The policies that a pod is subject to.
-    pub fn policies(&self, name: &ObjectName) -> Vec<Authorization> {
+    pub fn policies(&self, name: &ObjectName) -> Vec<Arc<Authorization>> {
         self.index.read().unwrap_or_else(PoisonError::into_inner).policies(name)
     }
 

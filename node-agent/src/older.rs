@@ -37,7 +37,7 @@ type Done = HashMap<String, Outcome>;
 /// With these policies.
 #[derive(Debug)]
 struct Outcome {
-    policies: Vec<Authorization>,
+    policies: Vec<Arc<Authorization>>,
     failed: bool,
     /// There may be more to come.
     more: bool,
@@ -92,7 +92,7 @@ async fn look(model: &Reader, kernel: &Handle, resets: &Resets, done: &mut Done)
 }
 
 /// Resets what the policies deny.
-async fn reset(kernel: &Handle, uid: &str, policies: &[Authorization]) -> Result<Reset, String> {
+async fn reset(kernel: &Handle, uid: &str, policies: &[Arc<Authorization>]) -> Result<Reset, String> {
     if policies.is_empty() {
         return Ok(Reset { count: 0, more: false });
     }

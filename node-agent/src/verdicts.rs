@@ -39,21 +39,30 @@ pub async fn run(mut model: Reader, cluster: ApiServer, shutdown: CancellationTo
     }
 }
 
-/// Whether all that was to be written is.
+/// Whether all that was to be written is: what cannot be keeps nothing else from being written.
 async fn write(model: &Reader, cluster: &ApiServer, failing: &mut bool) -> bool {
+    let mut failed = None;
     for verdict in model.verdicts() {
         match cluster.judge(&verdict).await {
             // Another agent was faster, or the policy has changed: the watch will tell.
-            Ok(()) | Err(ClusterError::Gone) => *failing = false,
-            Err(error) if std::mem::replace(failing, true) => {
-                debug!(kind = ?verdict.kind, name = %verdict.name, "still cannot write its status: {error}");
-                return false;
+            Ok(()) | Err(ClusterError::Gone) => {}
+            // There is no use in asking on.
+            Err(error @ ClusterError::Unreachable { .. }) => {
+                failed = Some((verdict, error));
+                break;
             }
-            Err(error) => {
-                warn!(kind = ?verdict.kind, name = %verdict.name, "cannot write its status, will retry: {error}");
-                return false;
-            }
+            Err(error) => failed = Some((verdict, error)),
         }
     }
-    true
+    let before = std::mem::replace(failing, failed.is_some());
+    match &failed {
+        Some((verdict, error)) if before => {
+            debug!(kind = ?verdict.kind, name = %verdict.name, "still cannot write a status: {error}");
+        }
+        Some((verdict, error)) => {
+            warn!(kind = ?verdict.kind, name = %verdict.name, "cannot write a status, will retry: {error}");
+        }
+        None => {}
+    }
+    failed.is_none()
 }

@@ -38,10 +38,15 @@ async fn a_policys_status_is_of_the_version_that_was_read() {
     let (server, seen) = recorder();
     let conditions = vec![json!({"type": "Other"}), json!({"type": verdict::CONDITION, "status": "True"})];
     let (kind, name) = (crate::index::event::Kind::AuthorizationPolicy, ObjectName::new("shop", "p"));
-    server.judge(&Verdict { kind, name, resource_version: "7".into(), conditions }).await.unwrap();
+    let api_version = "security.istio.io/v1beta1".into();
+    let verdict = Verdict { kind, name, api_version, resource_version: "7".into(), conditions };
+    server.judge(&verdict).await.unwrap();
     let seen = seen.lock().unwrap();
     let (request, body) = seen[0].split_once(" {").unwrap();
-    assert_eq!(request, "PATCH /apis/security.istio.io/v1/namespaces/shop/authorizationpolicies/p/status");
+    assert_eq!(
+        request,
+        "PATCH /apis/security.istio.io/v1beta1/namespaces/shop/authorizationpolicies/p/status"
+    );
     let body: Value = serde_json::from_str(&format!("{{{body}")).unwrap();
     assert_eq!(body["metadata"], json!({"resourceVersion": "7"}));
     let conditions = body["status"]["conditions"].as_array().unwrap();
@@ -49,23 +54,6 @@ async fn a_policys_status_is_of_the_version_that_was_read() {
     assert_eq!(conditions[1]["status"], "True");
     assert!(conditions[1]["lastTransitionTime"].as_str().unwrap().ends_with('Z'), "{conditions:?}");
     assert_eq!(seen.len(), 1);
-}
-
-#[tokio::test]
-async fn an_older_version_of_the_kind_will_do() {
-    let (client, seen) = fake_api::client(|request| match request.contains("/v1beta1/") {
-        true => (200, json!({"metadata": {"name": "p"}})),
-        false => {
-            (404, json!({"kind": "Status", "status": "Failure", "message": "no such kind", "code": 404}))
-        }
-    });
-    let (kind, name) = (crate::index::event::Kind::PeerAuthentication, ObjectName::new("shop", "p"));
-    let verdict = Verdict { kind, name, resource_version: "7".into(), conditions: Vec::new() };
-    ApiServer::new(client).judge(&verdict).await.unwrap();
-    assert!(
-        seen.lock().unwrap()[1].contains("/v1beta1/namespaces/shop/peerauthentications/p/status"),
-        "{seen:?}"
-    );
 }
 
 /// Whoever may patch pods may give every pod of the cluster another image.

@@ -5,14 +5,15 @@
 
 mod read;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use mesh_core::proto::security as wire;
 
+use super::by_namespace::ByNamespace;
 use super::event::{Custom, Kind, ObjectName};
 use super::pod::Labels;
-use super::{Changes, Config, Index, PolicyKey, Problem};
+use super::{Changes, Config, Index, PolicyKey};
 
 /// What the model keeps of one.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,65 +35,42 @@ impl AuthorizationPolicy {
     }
 }
 
-/// All of them, by namespace.
+/// All of them.
 #[derive(Debug, Default)]
-pub(super) struct AuthorizationPolicies(HashMap<Arc<str>, BTreeMap<Arc<str>, AuthorizationPolicy>>);
+pub(super) struct AuthorizationPolicies(ByNamespace<AuthorizationPolicy>);
 
 impl AuthorizationPolicies {
-    pub(super) fn names(&self) -> impl Iterator<Item = ObjectName> + '_ {
-        let named = |(namespace, all): (&Arc<str>, &BTreeMap<Arc<str>, _>)| {
-            all.keys().map(|name| ObjectName::new(namespace, name)).collect::<Vec<_>>()
-        };
-        self.0.iter().flat_map(named)
+    pub(super) fn names(&self) -> Vec<ObjectName> {
+        self.0.names()
     }
 
     /// As the proxies get it; none when it is not theirs to enforce.
-    pub(super) fn resource(&self, name: &ObjectName) -> Option<wire::Authorization> {
-        self.0.get(&name.namespace)?.get(&name.name)?.enforced.as_deref().cloned()
+    pub(super) fn resource(&self, name: &ObjectName) -> Option<Arc<wire::Authorization>> {
+        self.0.get(name)?.enforced.clone()
     }
 
     /// Those that select a workload by its labels.
     pub(super) fn selecting(&self, config: &Config, namespace: &str, labels: &Labels) -> Vec<PolicyKey> {
-        let of = |(namespace, all): (&Arc<str>, &BTreeMap<Arc<str>, AuthorizationPolicy>)| {
-            let selecting = all.iter().filter(|(_, policy)| policy.selects(labels));
-            let named = selecting.map(|(name, _)| {
-                PolicyKey::Authorization(ObjectName { namespace: namespace.clone(), name: name.clone() })
-            });
+        let of = |namespace: &str| {
+            let selecting = self.0.of(namespace).filter(|(_, policy)| policy.selects(labels));
+            let named = selecting.map(|(name, _)| PolicyKey::Authorization(ObjectName::new(namespace, name)));
             named.collect::<Vec<_>>()
         };
-        self.in_reach(config, namespace).flat_map(of).collect()
+        in_reach(config, namespace).flat_map(of).collect()
     }
 
     /// Those that are about a workload without selecting it.
-    pub(super) fn at_large(&self, config: &Config, namespace: &str) -> Vec<wire::Authorization> {
-        let all = self.in_reach(config, namespace).flat_map(|(_, all)| all.values());
-        let all = all.filter(|policy| !policy.is_selecting());
-        all.filter_map(|policy| policy.enforced.as_deref().cloned()).collect()
+    pub(super) fn at_large(&self, config: &Config, namespace: &str) -> Vec<Arc<wire::Authorization>> {
+        let all = in_reach(config, namespace).flat_map(|namespace| self.0.of(namespace));
+        let at_large = all.filter(|(_, policy)| !policy.is_selecting());
+        at_large.filter_map(|(_, policy)| policy.enforced.clone()).collect()
     }
+}
 
-    /// A workload's own namespace, and the root namespace.
-    fn in_reach(
-        &self,
-        config: &Config,
-        namespace: &str,
-    ) -> impl Iterator<Item = (&Arc<str>, &BTreeMap<Arc<str>, AuthorizationPolicy>)> {
-        BTreeSet::from([config.root_namespace.clone(), namespace.to_owned()])
-            .into_iter()
-            .filter_map(|namespace| self.0.get_key_value(namespace.as_str()))
-    }
-
-    fn put(&mut self, name: &ObjectName, policy: AuthorizationPolicy) -> Option<AuthorizationPolicy> {
-        self.0.entry(name.namespace.clone()).or_default().insert(name.name.clone(), policy)
-    }
-
-    fn remove(&mut self, name: &ObjectName) -> Option<AuthorizationPolicy> {
-        let all = self.0.get_mut(&name.namespace)?;
-        let removed = all.remove(&name.name);
-        if all.is_empty() {
-            self.0.remove(&name.namespace);
-        }
-        removed
-    }
+/// The root namespace, and a workload's own.
+fn in_reach<'a>(config: &'a Config, namespace: &'a str) -> impl Iterator<Item = &'a str> {
+    let own = Some(namespace).filter(|namespace| *namespace != config.root_namespace);
+    std::iter::once(config.root_namespace.as_str()).chain(own)
 }
 
 impl Index {
@@ -103,35 +81,29 @@ impl Index {
         changes: &mut Changes,
     ) {
         let (policy, faults) = read::read(&self.config.root_namespace, name, object);
-        let kind = Kind::AuthorizationPolicy;
-        let told = (policy.enforced.is_some() || !faults.is_empty()).then(|| faults.clone());
-        self.note(kind, name, object, told, changes);
-        changes.problems.extend(faults.into_iter().map(|reason| Problem {
-            kind,
-            name: name.clone(),
-            reason,
-        }));
-        let old = self.authorization_policies.put(name, policy.clone());
+        let for_proxies = policy.enforced.is_some() || !faults.is_empty();
+        self.note(Kind::AuthorizationPolicy, name, object, for_proxies.then_some(faults), changes);
+        let old = self.authorization_policies.0.put(name, policy.clone());
         if old.as_ref() != Some(&policy) {
-            old.iter()
-                .chain([&policy])
-                .for_each(|policy| self.touch_authorization_policy(name, policy, changes));
+            for policy in old.iter().chain([&policy]) {
+                self.touch_authorization_policy(name, policy, changes);
+            }
         }
     }
 
     /// What was known of it stays; else everything is denied that it may be about.
     pub(super) fn unreadable_authorization_policy(&mut self, name: &ObjectName, changes: &mut Changes) {
-        if self.authorization_policies.0.get(&name.namespace).is_some_and(|all| all.contains_key(&name.name))
-        {
+        if self.authorization_policies.0.get(name).is_some() {
             return;
         }
         let policy = read::unreadable(&self.config.root_namespace, name);
         self.touch_authorization_policy(name, &policy, changes);
-        self.authorization_policies.put(name, policy);
+        self.authorization_policies.0.put(name, policy);
     }
 
     pub(super) fn delete_authorization_policy(&mut self, name: &ObjectName, changes: &mut Changes) {
-        if let Some(policy) = self.authorization_policies.remove(name) {
+        self.readings.remove(&(Kind::AuthorizationPolicy, name.clone()));
+        if let Some(policy) = self.authorization_policies.0.remove(name) {
             self.touch_authorization_policy(name, &policy, changes);
         }
     }

@@ -103,7 +103,11 @@ pub enum Object {
 
 /// An object of a kind that a CustomResourceDefinition defines.
 #[derive(Clone, Debug, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Custom {
+    /// `group/version` that it is written in.
+    #[serde(default)]
+    pub api_version: String,
     /// As of every object.
     pub metadata: ObjectMeta,
     /// Null if there is none.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as api;
 use mesh_core::proto::pods as proto;
@@ -51,7 +52,7 @@ impl Index {
     }
 
     /// What the policies say that a pod is subject to, by the protocol's names.
-    pub fn policies(&self, name: &ObjectName) -> Vec<Authorization> {
+    pub fn policies(&self, name: &ObjectName) -> Vec<Arc<Authorization>> {
         self.pods.get(name).map(|pod| self.policy_bodies(&name.namespace, &pod.labels)).unwrap_or_default()
     }
 

@@ -5,15 +5,16 @@
 //! DISABLE lets plaintext in too; the tunnel stays open beside it, as in Istio's ambient mode. A selector in the root
 //! namespace selects nothing, also as there. What cannot be understood is taken for STRICT, and reported.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_core::proto::security as wire;
 use serde_json::Value;
 
+use super::by_namespace::ByNamespace;
 use super::event::{Custom, Kind, ObjectName};
 use super::pod::Labels;
-use super::{Changes, Config, Index, PolicyKey, Problem};
+use super::{Changes, Config, Index, PolicyKey};
 
 /// Istio's name of the policy that stands for STRICT.
 const STRICT: &str = "istio_converted_static_strict";
@@ -105,19 +106,16 @@ fn mode(field: &str, value: &Value, faults: &mut Vec<String>) -> Option<Mode> {
 
 /// All of them.
 #[derive(Debug, Default)]
-pub(super) struct PeerAuthentications(HashMap<Arc<str>, BTreeMap<Arc<str>, PeerAuthentication>>);
+pub(super) struct PeerAuthentications(ByNamespace<PeerAuthentication>);
 
 impl PeerAuthentications {
-    pub(super) fn names(&self) -> impl Iterator<Item = ObjectName> + '_ {
-        let named = |(namespace, all): (&Arc<str>, &BTreeMap<Arc<str>, _>)| {
-            all.keys().map(|name| ObjectName::new(namespace, name)).collect::<Vec<_>>()
-        };
-        self.0.iter().flat_map(named)
+    pub(super) fn names(&self) -> Vec<ObjectName> {
+        self.0.names()
     }
 
     /// The policy that stands for the ports of a PeerAuthentication, if it has ports that differ from the rest.
     pub(super) fn ports(&self, config: &Config, name: &ObjectName) -> Option<wire::Authorization> {
-        let own = self.0.get(&name.namespace)?.get(&name.name)?;
+        let own = self.0.get(name)?;
         if *name.namespace == *config.root_namespace {
             return None;
         }
@@ -142,7 +140,7 @@ impl PeerAuthentications {
 
     /// The policy that a workload is subject to.
     pub(super) fn of(&self, config: &Config, namespace: &str, labels: &Labels) -> Option<PolicyKey> {
-        let own = self.0.get(namespace).filter(|_| *namespace != *config.root_namespace);
+        let own = (*namespace != *config.root_namespace).then(|| self.0.of(namespace));
         let selecting = own.into_iter().flatten().filter(|(_, one)| !one.selector.is_empty());
         let workload = oldest(selecting.filter(|(_, one)| one.selects(labels)));
         let base = workload.and_then(|(_, one)| one.mode);
@@ -158,8 +156,8 @@ impl PeerAuthentications {
     /// Where no policy that selects the workload has a word.
     fn namespace_mode(&self, config: &Config, namespace: &str) -> Mode {
         let of = |namespace: &str| {
-            let all = self.0.get(namespace).into_iter().flatten();
-            oldest(all.filter(|(_, one)| one.selector.is_empty())).and_then(|(_, one)| one.mode)
+            oldest(self.0.of(namespace).filter(|(_, one)| one.selector.is_empty()))
+                .and_then(|(_, one)| one.mode)
         };
         of(namespace).or_else(|| of(&config.root_namespace)).unwrap_or(Mode::Permissive)
     }
@@ -175,6 +173,11 @@ fn oldest<'a>(
 /// The policy that stands for STRICT, for the workloads that name it.
 pub(super) fn strict(root_namespace: &str) -> wire::Authorization {
     deny(root_namespace, STRICT, vec![rule([plaintext()])])
+}
+
+/// Its name in xDS.
+pub(super) fn strict_name(root_namespace: &str) -> String {
+    format!("{root_namespace}/{STRICT}")
 }
 
 /// The name in xDS of the policy that stands for the ports of a PeerAuthentication.
@@ -216,26 +219,16 @@ impl Index {
         changes: &mut Changes,
     ) {
         let (new, faults) = PeerAuthentication::read(&self.config.root_namespace, name, object);
-        let kind = Kind::PeerAuthentication;
-        self.note(kind, name, object, Some(faults.clone()), changes);
-        changes.problems.extend(faults.into_iter().map(|reason| Problem {
-            kind,
-            name: name.clone(),
-            reason,
-        }));
-        let all = self.peer_authentications.0.entry(name.namespace.clone()).or_default();
-        if all.get(&name.name) != Some(&new) {
-            all.insert(name.name.clone(), new);
+        self.note(Kind::PeerAuthentication, name, object, Some(faults), changes);
+        if self.peer_authentications.0.get(name) != Some(&new) {
+            self.peer_authentications.0.put(name, new);
             self.touch_peer_authentication(name, changes);
         }
     }
 
     pub(super) fn delete_peer_authentication(&mut self, name: &ObjectName, changes: &mut Changes) {
-        let Some(all) = self.peer_authentications.0.get_mut(&name.namespace) else { return };
-        if all.remove(&name.name).is_some() {
-            if all.is_empty() {
-                self.peer_authentications.0.remove(&name.namespace);
-            }
+        self.readings.remove(&(Kind::PeerAuthentication, name.clone()));
+        if self.peer_authentications.0.remove(name).is_some() {
             self.touch_peer_authentication(name, changes);
         }
     }
@@ -245,7 +238,8 @@ impl Index {
         changes.policies.insert(PolicyKey::Ports(name.clone()));
         let everyone = *name.namespace == *self.config.root_namespace;
         let concerned = |namespace: &Arc<str>| everyone || *namespace == name.namespace;
-        let others = self.peer_authentications.names().filter(|other| concerned(&other.namespace));
+        let others = self.peer_authentications.names().into_iter();
+        let others = others.filter(|other| concerned(&other.namespace));
         changes.policies.extend(others.map(PolicyKey::Ports));
         let mut touch = |pods: &std::collections::BTreeSet<ObjectName>| {
             pods.iter().filter_map(|pod| self.pods.get(pod)).for_each(|pod| self.touch_pod(pod, changes));

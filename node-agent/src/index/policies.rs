@@ -1,5 +1,7 @@
 //! Which policies a pod is subject to, of whatever kind.
 
+use std::sync::Arc;
+
 use mesh_core::proto::security::Authorization;
 
 use super::pod::Labels;
@@ -8,12 +10,12 @@ use super::{Index, PolicyKey};
 impl Index {
     /// The names in xDS of the policies that a pod's workload names: those that select it.
     pub(super) fn policies_of(&self, namespace: &str, labels: &Labels) -> Vec<String> {
-        self.selecting(namespace, labels).map(|key| self.policy(&key).0).collect()
+        self.selecting(namespace, labels).map(|key| self.policy_name(&key)).collect()
     }
 
     /// What all policies say that a pod is subject to, those that are about all of its namespace or mesh, too.
-    pub(super) fn policy_bodies(&self, namespace: &str, labels: &Labels) -> Vec<Authorization> {
-        let selecting = self.selecting(namespace, labels).filter_map(|key| self.policy(&key).1);
+    pub(super) fn policy_bodies(&self, namespace: &str, labels: &Labels) -> Vec<Arc<Authorization>> {
+        let selecting = self.selecting(namespace, labels).filter_map(|key| self.policy(&key));
         selecting.chain(self.authorization_policies.at_large(&self.config, namespace)).collect()
     }
 

@@ -3,18 +3,21 @@
 use serde_json::{Value, json};
 
 use super::event::{Custom, Kind, ObjectName};
-use super::{Changes, Index};
+use super::{Changes, Index, Problem};
 
 /// The condition's type.
 pub const CONDITION: &str = "ZtunnelAccepted";
-/// So many faults are told; more are counted.
+/// So many faults are told; more are counted. Whoever may write a policy has a say in their number and length.
 const MOST: usize = 10;
+/// So many characters of each.
+const LONGEST: usize = 300;
 
 /// A policy as it was read, and what its status says.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Reading {
     /// None: it is not for proxies at layer 4.
-    pub(super) faults: Option<Vec<String>>,
+    faults: Option<Vec<String>>,
+    api_version: String,
     generation: i64,
     resource_version: String,
     conditions: Vec<Value>,
@@ -27,6 +30,8 @@ pub struct Verdict {
     pub kind: Kind,
     /// Its name.
     pub name: ObjectName,
+    /// `group/version` that it was read in.
+    pub api_version: String,
     /// The version of the object that was read: a status is written for no other.
     pub resource_version: String,
     /// All conditions as they should be; where the status of ours is new it has no time yet.
@@ -34,9 +39,10 @@ pub struct Verdict {
 }
 
 impl Reading {
-    pub(super) fn new(object: &Custom, faults: Option<Vec<String>>) -> Self {
+    fn new(object: &Custom, faults: Option<Vec<String>>) -> Self {
         Self {
-            faults,
+            faults: faults.map(bounded),
+            api_version: object.api_version.clone(),
             generation: object.metadata.generation.unwrap_or_default(),
             resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
             conditions: object.status["conditions"].as_array().cloned().unwrap_or_default(),
@@ -67,15 +73,9 @@ impl Reading {
     }
 
     fn condition(&self, faults: &[String]) -> Value {
-        let (status, reason, message) = match faults.len() {
-            0 => ("True", "Accepted", "in force at layer 4, by ztunnel".to_owned()),
-            count => {
-                let mut message = faults[..count.min(MOST)].join("; ");
-                if count > MOST {
-                    message.push_str(&format!("; and {} more", count - MOST));
-                }
-                ("False", "UnsupportedValue", message)
-            }
+        let (status, reason, message) = match faults {
+            [] => ("True", "Accepted", "in force at layer 4, by ztunnel".to_owned()),
+            faults => ("False", "UnsupportedValue", faults.join("; ")),
         };
         json!({
             "type": CONDITION, "status": status, "reason": reason, "message": message,
@@ -84,8 +84,18 @@ impl Reading {
     }
 }
 
+fn bounded(faults: Vec<String>) -> Vec<String> {
+    let more = faults.len().saturating_sub(MOST);
+    let short = |fault: String| match fault.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &fault[..end]),
+        None => fault,
+    };
+    let told = faults.into_iter().take(MOST).map(short);
+    told.chain((more > 0).then(|| format!("and {more} more"))).collect()
+}
+
 impl Index {
-    /// Notes what was read of a policy.
+    /// Notes what was read of a policy, and reports what is wrong with it, unless that is known.
     pub(super) fn note(
         &mut self,
         kind: Kind,
@@ -95,9 +105,12 @@ impl Index {
         changes: &mut Changes,
     ) {
         let reading = Reading::new(object, faults);
-        let told = self.readings.get(&(kind, name.clone())) == Some(&reading);
-        changes.verdicts |= !told && reading.verdict().is_some();
-        self.readings.insert((kind, name.clone()), reading);
+        let known = self.readings.insert((kind, name.clone()), reading.clone());
+        changes.verdicts |= known.as_ref() != Some(&reading) && reading.verdict().is_some();
+        if known.is_none_or(|known| known.faults != reading.faults) {
+            let problem = |reason| Problem { kind, name: name.clone(), skipped: false, reason };
+            changes.problems.extend(reading.faults.into_iter().flatten().map(problem));
+        }
     }
 
     /// The policies whose status is to be written. Takes time in proportion to the number of policies.
@@ -106,6 +119,7 @@ impl Index {
             Some(Verdict {
                 kind: *kind,
                 name: name.clone(),
+                api_version: reading.api_version.clone(),
                 resource_version: reading.resource_version.clone(),
                 conditions: reading.verdict()?,
             })

@@ -3,6 +3,7 @@
 //! The writer publishes; each client's response stream pulls what its session has to tell, at the pace of the client.
 //! **Invariant:** the one lock is never held across an await.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -14,6 +15,8 @@ use mesh_core::proto::discovery::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
 use mesh_core::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use mesh_core::proto::security::Authorization;
+use mesh_core::proto::workload::Address;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
@@ -61,17 +64,23 @@ struct Client {
 }
 
 impl Publisher {
-    /// Sets resources (or removes those that are none now) and wakes the clients that this concerns.
-    pub fn publish<M: Served>(&self, r#type: Type, resources: impl IntoIterator<Item = (String, Option<M>)>) {
+    /// Sets resources (or removes those that are none now) and wakes the clients that this concerns. All of one change
+    /// come at once: a client that is told in between would hear of them in another order than its session keeps.
+    pub fn publish(
+        &self,
+        addresses: impl IntoIterator<Item = (String, Option<Address>)>,
+        policies: impl IntoIterator<Item = (String, Option<Arc<Authorization>>)>,
+    ) {
         let mut state = self.0.lock();
         let State { snapshot, clients, .. } = &mut *state;
-        let put = |(name, resource): (String, Option<M>)| snapshot.put(r#type, &name, resource.as_ref());
-        let changed: Vec<Name> = resources.into_iter().filter_map(put).collect();
-        if changed.is_empty() {
+        let addresses = put::<Address, _>(snapshot, Type::Address, addresses);
+        let policies = put::<Authorization, _>(snapshot, Type::Authorization, policies);
+        if addresses.is_empty() && policies.is_empty() {
             return;
         }
         for client in clients.values_mut() {
-            client.session.changed(r#type, changed.iter().cloned(), snapshot);
+            client.session.changed(Type::Address, addresses.iter().cloned(), snapshot);
+            client.session.changed(Type::Authorization, policies.iter().cloned(), snapshot);
             client.wake.notify_one();
         }
     }
@@ -82,6 +91,18 @@ impl Publisher {
         state.complete = true;
         state.clients.values().for_each(|client| client.wake.notify_one());
     }
+}
+
+/// The names of those that changed.
+fn put<M: Served, B: Borrow<M>>(
+    snapshot: &mut Snapshot,
+    r#type: Type,
+    resources: impl IntoIterator<Item = (String, Option<B>)>,
+) -> Vec<Name> {
+    let put = |(name, resource): (String, Option<B>)| {
+        snapshot.put(r#type, &name, resource.as_ref().map(Borrow::borrow))
+    };
+    resources.into_iter().filter_map(put).collect()
 }
 
 impl Feed {

@@ -295,42 +295,35 @@ fn operation(set: &mut wire::Match, field: &str, values: &[&str], _: &str) -> Re
     Ok(())
 }
 
+/// A condition is an attribute of the source or the operation under another name.
 fn condition(one: &Value, namespace: &str) -> Result<wire::Match, String> {
     let key = one["key"].as_str().ok_or("has no key")?;
-    let (values, none) = (texts(&one["values"])?, texts(&one["notValues"])?);
-    if values.is_empty() && none.is_empty() {
-        return Err(format!("({key}) has no values"));
+    let (set, fields): (Set, [&str; 2]) = match key {
+        "source.principal" => (source, ["principals", "notPrincipals"]),
+        "source.namespace" => (source, ["namespaces", "notNamespaces"]),
+        "source.serviceAccount" => (source, ["serviceAccounts", "notServiceAccounts"]),
+        "source.ip" => (source, ["ipBlocks", "notIpBlocks"]),
+        "destination.ip" => (destination, ["values", "notValues"]),
+        "destination.port" => (operation, ["ports", "notPorts"]),
+        _ => return Err(format!("({key}) {NEEDS_WAYPOINT}")),
+    };
+    let mut attributes = wire::Match::default();
+    for (field, values) in fields.into_iter().zip(["values", "notValues"]) {
+        attribute(set, &mut attributes, field, &one[values], namespace)
+            .map_err(|reason| format!("({key}) {reason}"))?;
     }
-    let mut set = wire::Match::default();
-    let reason = |reason| format!("({key}) {reason}");
-    match key {
-        "source.principal" => {
-            set.principals = patterns(&values).map_err(reason)?;
-            set.not_principals = patterns(&none).map_err(reason)?;
-        }
-        "source.namespace" => {
-            set.namespaces = namespaces(&values).map_err(reason)?;
-            set.not_namespaces = namespaces(&none).map_err(reason)?;
-        }
-        "source.serviceAccount" => {
-            set.service_accounts = accounts(&values, namespace).map_err(reason)?;
-            set.not_service_accounts = accounts(&none, namespace).map_err(reason)?;
-        }
-        "source.ip" => {
-            set.source_ips = prefixes(&values).map_err(reason)?;
-            set.not_source_ips = prefixes(&none).map_err(reason)?;
-        }
-        "destination.ip" => {
-            set.destination_ips = prefixes(&values).map_err(reason)?;
-            set.not_destination_ips = prefixes(&none).map_err(reason)?;
-        }
-        "destination.port" => {
-            set.destination_ports = ports(&values).map_err(reason)?;
-            set.not_destination_ports = ports(&none).map_err(reason)?;
-        }
-        _ => return Err(reason(NEEDS_WAYPOINT.to_owned())),
+    match attributes == wire::Match::default() {
+        true => Err(format!("({key}) has no values")),
+        false => Ok(attributes),
     }
-    Ok(set)
+}
+
+fn destination(set: &mut wire::Match, field: &str, values: &[&str], _: &str) -> Result<(), String> {
+    match field {
+        "values" => set.destination_ips = prefixes(values)?,
+        _ => set.not_destination_ips = prefixes(values)?,
+    }
+    Ok(())
 }
 
 const NEEDS_WAYPOINT: &str = "cannot be decided without a waypoint";

@@ -77,11 +77,15 @@ fn who_names_it() {
 
 #[test]
 fn until_the_policies_are_listed_nobody_gets_in() {
-    let mut index = index();
     let (web, namespace) = (pod("web", "10.0.0.9"), json!({"metadata": {"name": "shop"}}));
-    apply(&mut index, Kind::Namespace, namespace.clone());
-    apply(&mut index, Kind::Pod, web.clone());
-    let (web, namespace) = (decode(web), decode(namespace));
+    let world_without_lists = || {
+        let mut index = index();
+        apply(&mut index, Kind::Namespace, namespace.clone());
+        apply(&mut index, Kind::Pod, web.clone());
+        index
+    };
+    let mut index = world_without_lists();
+    let (web, namespace) = (decode(web.clone()), decode(namespace.clone()));
     let name = ObjectName::new("shop", "web");
     let subject_to = |index: &Index, expect: &[&str], what: &str| {
         let all = [index.pod(&name), index.pod_in(&name, &namespace), index.read_pod(&web, &namespace).ok()];
@@ -95,6 +99,9 @@ fn until_the_policies_are_listed_nobody_gets_in() {
     index.handle(Event::Restarted(Kind::PeerAuthentication));
     index.handle(Event::Listed(Kind::PeerAuthentication));
     subject_to(&index, &unknown, "one kind is");
+    let mut other = world_without_lists();
+    other.handle(Event::Listed(Kind::AuthorizationPolicy));
+    subject_to(&other, &unknown, "the other is");
     index.handle(Event::Restarted(Kind::AuthorizationPolicy));
     apply(&mut index, Kind::AuthorizationPolicy, policy("shop/p", json!({"app": "db"})));
     subject_to(&index, &unknown, "there may be more of them");
@@ -110,7 +117,8 @@ fn a_policy_for_waypoints_is_nobody_s_at_layer_4() {
     targeted["spec"] =
         json!({"targetRefs": [{"kind": "Service", "name": "web"}], "action": "DENY", "rules": [{}]});
     let index = world(&[targeted]);
-    assert_eq!(index.policy(&key("shop/p")), ("shop/p".to_owned(), None));
+    assert_eq!(index.policy(&key("shop/p")), None);
+    assert_eq!(index.policy_name(&key("shop/p")), "shop/p");
     assert_eq!(index.policies(&ObjectName::new("shop", "web")), []);
 }
 
@@ -158,7 +166,7 @@ fn a_change_touches_those_it_is_and_was_about() {
     assert_eq!(far_alone, (touched(&[far()]), BTreeSet::from([key("bank/p")]), false), "no pod of this node");
     let gone = index.handle(Event::Deleted(Kind::AuthorizationPolicy, ObjectName::new("istio-system", "p")));
     assert_eq!(gone.keys, touched(&[pod_key("web"), far()]));
-    assert_eq!(index.policy(&key("istio-system/p")).1, None);
+    assert_eq!(index.policy(&key("istio-system/p")), None);
     assert_eq!(named(&index, &far()), ["bank/p"]);
 }
 
@@ -181,7 +189,7 @@ fn one_that_cannot_be_read() {
     let mut index = world(&[]);
     let changes = unreadable(&mut index);
     assert_eq!((changes.problems.len(), changes.policies), (1, BTreeSet::from([key("shop/p")])));
-    let policy_of = |index: &Index| index.policy(&key("shop/p")).1.unwrap();
+    let policy_of = |index: &Index| index.policy(&key("shop/p")).unwrap();
     assert_eq!(policy_of(&index).scope(), wire::Scope::Namespace);
     assert_eq!((policy_of(&index).action(), policy_of(&index).rules.len()), (wire::Action::Deny, 1));
     // Else what was known stays.
@@ -202,4 +210,5 @@ fn what_is_wrong_with_it_is_reported() {
         (Kind::AuthorizationPolicy, &ObjectName::new("shop", "p"))
     );
     assert!(problems[0].reason.contains("waypoint"), "{}", problems[0].reason);
+    assert!(!problems[0].skipped, "the rest of it is in force");
 }

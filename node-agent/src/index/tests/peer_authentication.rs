@@ -165,7 +165,8 @@ fn ports() {
     ] {
         let index = world(&policies);
         assert_eq!(subject(&index), names, "{what}");
-        let (name, policy) = index.policy(&PolicyKey::Ports(ObjectName::new("shop", "p")));
+        let key = PolicyKey::Ports(ObjectName::new("shop", "p"));
+        let (name, policy) = (index.policy_name(&key), index.policy(&key));
         assert_eq!(name, own);
         assert_eq!(policy.map(|policy| short(&policy)).unwrap_or_default(), rules, "{what}");
     }
@@ -191,7 +192,7 @@ fn strict_is_there_from_the_first_list_on() {
     index.handle(Event::Restarted(Kind::PeerAuthentication));
     let changes = index.handle(Event::Listed(Kind::PeerAuthentication));
     assert_eq!(changes.policies, BTreeSet::from([PolicyKey::Strict]));
-    let (name, policy) = index.policy(&PolicyKey::Strict);
+    let (name, policy) = (index.policy_name(&PolicyKey::Strict), index.policy(&PolicyKey::Strict));
     assert_eq!((name.as_str(), short(&policy.unwrap()).as_str()), (STRICT, "!tls"));
 }
 
@@ -220,7 +221,7 @@ fn a_change_touches_those_that_it_is_about() {
     assert!(changes.policies.contains(&inherits), "{:?}", changes.policies);
     let deleted = index.handle(Event::Deleted(Kind::PeerAuthentication, ObjectName::new("shop", "ports")));
     assert_eq!(deleted.keys, BTreeSet::from([pod_key("web")]));
-    assert_eq!(index.policy(&inherits).1, None);
+    assert_eq!(index.policy(&inherits), None);
     // A list without it deletes, too.
     index.handle(Event::Restarted(Kind::PeerAuthentication));
     index.handle(Event::Listed(Kind::PeerAuthentication));

@@ -7,6 +7,7 @@ use super::*;
 fn verdict(kind: Kind, spec: Value, conditions: Value) -> (Vec<Value>, bool) {
     let mut index = index();
     let policy = json!({
+        "apiVersion": "security.istio.io/v1beta1",
         "metadata": {"namespace": "shop", "name": "p", "generation": 3, "resourceVersion": "70"},
         "spec": spec, "status": {"conditions": conditions},
     });
@@ -15,6 +16,7 @@ fn verdict(kind: Kind, spec: Value, conditions: Value) -> (Vec<Value>, bool) {
     assert_eq!(verdicts.len(), usize::from(told));
     let Some(verdict) = verdicts.into_iter().next() else { return (Vec::new(), told) };
     assert_eq!((verdict.kind, &*verdict.resource_version), (kind, "70"));
+    assert_eq!(verdict.api_version, "security.istio.io/v1beta1");
     assert_eq!(verdict.name, ObjectName::new("shop", "p"));
     (verdict.conditions, told)
 }
@@ -87,6 +89,27 @@ fn what_is_not() {
     apply(&mut index, Kind::PeerAuthentication, of_the_mesh);
     let message = index.verdicts()[0].conditions[0]["message"].clone();
     assert!(message.as_str().unwrap().contains("selects nothing"), "{message}");
+}
+
+/// Whoever may write a policy can neither fill the log with it nor make its status too large to be written.
+#[test]
+fn what_is_wrong_is_told_once_and_briefly() {
+    let mut index = index();
+    let policy = |generation: u32, rules: Value| json!({"metadata": {"namespace": "shop", "name": "p", "generation": generation}, "spec": {"rules": rules}});
+    let long = "é".repeat(5000);
+    let rules = json!(vec![json!({"from": [{"source": {"ipBlocks": [long]}}]}); 500]);
+    let changes = apply(&mut index, Kind::AuthorizationPolicy, policy(1, rules.clone()));
+    let length: usize = changes.problems.iter().map(|problem| problem.reason.chars().count()).sum();
+    assert!(changes.problems.len() == 11 && length < 4000, "{} of {length}", changes.problems.len());
+    assert_eq!(changes.problems[10].reason, "and 490 more");
+    let again = apply(&mut index, Kind::AuthorizationPolicy, policy(2, rules));
+    assert!(
+        again.problems.is_empty() && again.verdicts,
+        "the same of a new generation: {:?}",
+        again.problems
+    );
+    let other = json!([{"from": [{"source": {"ipBlocks": ["x"]}}]}]);
+    assert_eq!(apply(&mut index, Kind::AuthorizationPolicy, policy(3, other)).problems.len(), 1);
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! The server, with a client of the generated kind.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use mesh_core::proto::discovery::DeltaDiscoveryRequest;
 use mesh_core::proto::discovery::DeltaDiscoveryResponse;
 use mesh_core::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use mesh_core::proto::security::{Authorization, Scope};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,7 +18,6 @@ use tonic::{Code, Streaming};
 
 use super::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ack, sent, subscribe, workload};
 use crate::xds::server::{Publisher, bind, feed, serve};
-use crate::xds::snapshot::Type;
 
 struct World {
     directory: PathBuf,
@@ -44,7 +45,7 @@ impl World {
 
     fn publish(&self, uid: &str, content: &str) {
         let resource = (!content.is_empty()).then(|| workload(uid, content));
-        self.publisher.publish(Type::Address, [(uid.to_owned(), resource)]);
+        self.publisher.publish([(uid.to_owned(), resource)], []);
     }
 }
 
@@ -122,6 +123,37 @@ async fn a_change_reaches_every_client_within_milliseconds() {
     }
     // A poll would take its period; a busy machine slows some rounds, not all of them.
     assert!(fastest < Duration::from_millis(20), "{fastest:?}");
+}
+
+/// A policy that is about fewer than before comes after the workloads that name it: in between it would be about nobody.
+#[tokio::test]
+async fn one_change_is_told_in_the_order_that_its_parts_need() {
+    let world = World::new("order");
+    let policy = |scope: Scope| {
+        let policy = Authorization { scope: scope.into(), ..Default::default() };
+        ("p".to_owned(), Some(Arc::new(policy)))
+    };
+    world.publisher.publish([], [policy(Scope::Namespace)]);
+    world.publisher.complete();
+    let mut client = world.client().await;
+    for r#type in [ADDRESS_TYPE, AUTHORIZATION_TYPE] {
+        client.send(subscribe(r#type)).await;
+        let response = client.receive().await;
+        client.send(ack(&response)).await;
+    }
+    for round in 0..50 {
+        let names =
+            |scope| (("a".to_owned(), Some(workload("a", &format!("{round} {scope:?}")))), policy(scope));
+        for (scope, order) in [(Scope::WorkloadSelector, ["a", "p"]), (Scope::Namespace, ["p", "a"])] {
+            let (address, policy) = names(scope);
+            world.publisher.publish([address], [policy]);
+            for expected in order {
+                let response = client.receive().await;
+                assert_eq!(sent(&response), [expected].into(), "{scope:?}");
+                client.send(ack(&response)).await;
+            }
+        }
+    }
 }
 
 #[tokio::test]
