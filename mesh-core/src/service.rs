@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -46,6 +47,8 @@ pub struct Service {
     pub canonical: bool,
     /// Only clients of its own namespace see it.
     pub namespace_only: bool,
+    /// A client keeps its endpoint until it has made no connection for so long; None: each connection is chosen anew.
+    pub affinity: Option<Duration>,
 }
 
 /// A virtual address or a whole prefix of them.
@@ -135,6 +138,20 @@ pub enum Scope {
     Node,
     Cluster,
     Network,
+}
+
+impl Scope {
+    /// In a sentence.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Region => "region",
+            Self::Zone => "zone",
+            Self::Subzone => "subzone",
+            Self::Node => "node",
+            Self::Cluster => "cluster",
+            Self::Network => "network",
+        }
+    }
 }
 
 /// IP families of a service's endpoints.

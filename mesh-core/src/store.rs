@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
-pub use endpoints::{Endpoint, PickError, ServiceEntry};
+pub use endpoints::{Endpoint, PickError, Picked, ServiceEntry};
 pub use refused::{Claims, Refused};
 use sharded::{Shards, ShardsWriter};
 

@@ -130,10 +130,13 @@ impl WorkloadType {
 
 /// What the control plane says about an endpoint's readiness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the names say it")]
 pub enum Health {
+    /// It is.
     Healthy,
+    /// It is not.
     Unhealthy,
+    /// It is being ended and still serves: where nothing else does.
+    Draining,
 }
 
 /// Membership in a service and the ports this endpoint serves it on.

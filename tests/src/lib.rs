@@ -28,6 +28,7 @@ pub mod lab;
 pub mod netns;
 pub mod node;
 pub mod peer;
+pub mod picks;
 pub mod raw_bpf;
 pub mod reuse;
 pub mod rootfs;

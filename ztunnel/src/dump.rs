@@ -58,7 +58,11 @@ fn workload_json(workload: &Workload) -> Value {
         "network": workload.network.as_str(),
         "identity": workload.identity.to_string(),
         "protocol": match workload.tunnel { Tunnel::Hbone => "HBONE", Tunnel::Plain => "TCP" },
-        "status": match workload.health { Health::Healthy => "Healthy", Health::Unhealthy => "Unhealthy" },
+        "status": match workload.health {
+            Health::Healthy => "Healthy",
+            Health::Unhealthy => "Unhealthy",
+            Health::Draining => "Draining",
+        },
         "node": &*workload.node,
         "cluster": &*workload.cluster,
         "workloadName": &*workload.workload_name,

@@ -2,12 +2,14 @@
 //!
 //! Read `outbound` and `inbound` first: one connection each, top to bottom.
 
+pub mod affinity;
 pub mod app;
 pub mod budget;
 pub mod config;
 pub mod connections;
 pub mod dial;
 pub mod dump;
+pub mod eyeballs;
 pub mod inbound;
 pub mod metrics;
 pub mod neighbours;

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use crate::affinity::Affinities;
 use crate::budget::{self, Budget};
 use crate::connections::Connections;
 use crate::dial::{self, Dialer};
@@ -67,6 +68,8 @@ pub struct Pod {
     pub pool: Pool<Dialer>,
     /// Its address pairs in use.
     pub tuples: Tuples,
+    /// The endpoints that its connections go to again.
+    pub affinities: Affinities,
     /// What it may have.
     pub budget: Budget,
     /// The process.
@@ -90,7 +93,8 @@ impl Pod {
         let config = PoolConfig { window: budget.window(), ..PoolConfig::default() };
         let pool = Pool::new(dialer, proxy.certificates.clone(), config);
         let policy = proxy.policy.of(&described.uid);
-        Self { uid, sockets, pool, tuples: Tuples::default(), budget, proxy, policy, described }
+        let (tuples, affinities) = (Tuples::default(), Affinities::default());
+        Self { uid, sockets, pool, tuples, affinities, budget, proxy, policy, described }
     }
 
     /// The pod as a workload: what the mesh knows (locality, services), if it is the same identity; until then what

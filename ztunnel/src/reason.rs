@@ -193,6 +193,19 @@ impl ProxyError {
         }
     }
 
+    /// Whether another endpoint of the service may do better: this one did not take the connection, for a reason that is
+    /// its own. What policy or the client's own node refuses, others would refuse too, or must not be asked.
+    pub fn is_endpoints(&self) -> bool {
+        match &*self.cause {
+            Cause::Tunnel(error) => is_endpoints(error),
+            Cause::Refusal(refusal) => matches!(refusal, Refusal::OtherWorkload { .. }),
+            // Where both pods are this process's, the endpoint's own words.
+            Cause::Exhausted(_) | Cause::NoPort | Cause::NoAddress(_) | Cause::Cut => true,
+            Cause::Io { .. } => self.side == Side::Upstream,
+            _ => false,
+        }
+    }
+
     /// The answer to a CONNECT that failed so (the ones of Istio's ztunnel).
     pub fn status(&self) -> StatusCode {
         match &*self.cause {
@@ -211,6 +224,21 @@ impl ProxyError {
     /// A failure on one side.
     pub fn new(phase: Phase, side: Side, cause: impl Into<Cause>) -> Self {
         Self { phase, side, cause: Box::new(cause.into()) }
+    }
+}
+
+fn is_endpoints(error: &ConnectError) -> bool {
+    match error {
+        // 421: it is another workload. 503: its application does not answer, or it has too many connections.
+        ConnectError::Refused { status, .. } => {
+            [StatusCode::MISDIRECTED_REQUEST, StatusCode::SERVICE_UNAVAILABLE].contains(status)
+        }
+        ConnectError::Dial(DialError::Certificate(_)) | ConnectError::Request(_) => false,
+        ConnectError::Dial(_)
+        | ConnectError::NotTaken(_)
+        | ConnectError::Broken(_)
+        | ConnectError::Tls(_)
+        | ConnectError::Timeout => true,
     }
 }
 

@@ -76,6 +76,8 @@ pub struct Facts {
     pub service: Option<Arc<Service>>,
     /// How its bytes are carried.
     pub security: Security,
+    /// How many endpoints of the service were tried, the one that is told of being the last.
+    pub tried: usize,
     /// Why policies on trial would deny it.
     pub dry_run: Option<Box<Denial>>,
 }
@@ -127,6 +129,16 @@ impl Report {
         tracing::debug!(target: "access", direction = self.facts.direction.as_str(), "connection opened");
     }
 
+    /// An endpoint did not answer, and another one will be tried: it is counted as a connection that failed.
+    pub fn gave_up(&mut self, error: &ProxyError) {
+        if let Some(place) = self.place.take() {
+            place.entry().counters.closed.inc();
+        }
+        self.pod.proxy.metrics.fail(&self.labels(error.reason().flag()));
+        let endpoint = self.facts.destination.address.map(display);
+        tracing::debug!(target: "access", endpoint, %error, "the endpoint does not answer, trying another");
+    }
+
     /// Writes the line and counts the outcome.
     pub fn finish(mut self, result: &Result<(), ProxyError>) {
         self.write(result.as_ref().err());
@@ -161,7 +173,7 @@ impl Report {
     }
 
     fn log(&self, error: Option<&ProxyError>, from_client: u64, to_client: u64) {
-        let Facts { direction, source, destination, hbone_target, service, dry_run, .. } = &self.facts;
+        let Facts { direction, source, destination, hbone_target, service, tried, dry_run, .. } = &self.facts;
         // From the view of the workload whose proxy this is.
         let (bytes_sent, bytes_recv) = match direction {
             Direction::Outbound => (from_client, to_client),
@@ -186,6 +198,7 @@ impl Report {
                     dst.cluster = destination.cluster(),
                     direction = direction.as_str(),
                     bytes_sent, bytes_recv, duration,
+                    tried = (*tried > 1).then_some(*tried),
                     dry_run = dry_run.as_ref().map(display),
                     error = error.map(display),
                     reason = error.map(|error| error.reason().flag()),
@@ -266,6 +279,7 @@ impl Facts {
             hbone_target: None,
             service: None,
             security: Security::default(),
+            tried: 0,
             dry_run: None,
         }
     }

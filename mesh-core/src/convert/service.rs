@@ -1,5 +1,7 @@
 //! `istio.workload.Service` to [`Service`].
 
+use std::time::Duration;
+
 use ipnet::IpNet;
 
 use super::{InvalidPart, Names, gateway, ip, known, optional_port, port, required};
@@ -41,6 +43,10 @@ pub fn convert(message: &wire::Service, names: &mut Names) -> Result<Service, In
         canonical: message.canonical,
         // Unknown values count as PUBLIC, as in Istio.
         namespace_only: message.visibility == wire::Visibility::Namespace as i32,
+        affinity: match message.session_affinity_seconds {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds.into())),
+        },
     })
 }
 

@@ -60,7 +60,7 @@ pub fn convert(message: &wire::Workload, names: &mut Names) -> Result<Workload, 
         workload_name: names.share(&message.workload_name),
         workload_type: workload_type(message.workload_type)?,
         authorization_policies: message.authorization_policies.iter().map(|name| names.share(name)).collect(),
-        health: health(message.status)?,
+        health: health(message)?,
         cluster: names.share(or_default(&message.cluster_id, "Kubernetes")),
         network_gateway: message.network_gateway.as_ref().map(|g| gateway(g, names)).transpose()?,
         hostname: names.share(&message.hostname),
@@ -113,9 +113,10 @@ fn tunnel(value: i32) -> Result<Tunnel, InvalidWorkload> {
     }
 }
 
-fn health(value: i32) -> Result<Health, InvalidPart> {
-    Ok(match known("status", value)? {
+fn health(message: &wire::Workload) -> Result<Health, InvalidPart> {
+    Ok(match known("status", message.status)? {
         wire::WorkloadStatus::Healthy => Health::Healthy,
+        wire::WorkloadStatus::Unhealthy if message.draining => Health::Draining,
         wire::WorkloadStatus::Unhealthy => Health::Unhealthy,
     })
 }

@@ -155,6 +155,14 @@ impl<D: Dial> Pool<D> {
         }
     }
 
+    /// Sees to it that there is a tunnel with a place for one more connection.
+    ///
+    /// # Errors
+    /// When there is none and none can be made.
+    pub async fn prepare(&self, key: &Key) -> Result<(), DialError> {
+        self.checkout(key).await.map(drop)
+    }
+
     /// Cuts all tunnels, and waits until their sockets are closed: an open one would hold its network namespace.
     pub async fn close(&self) {
         self.inner.stop.cancel();

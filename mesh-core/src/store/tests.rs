@@ -1,5 +1,6 @@
 //! Lookups, precedence, staging and removal; each case looks at what a reader sees after a commit.
 
+mod choice;
 mod endpoints;
 mod policies;
 
@@ -74,6 +75,7 @@ fn service(namespace: &str, hostname: &str, vip: &str) -> Service {
         families: Default::default(),
         canonical: false,
         namespace_only: false,
+        affinity: None,
     }
 }
 

@@ -29,22 +29,30 @@ impl Node {
 }
 
 impl Index {
+    /// Where a node is, as far as its labels say.
+    pub(super) fn locality(&self, node: &str) -> Option<proto::Locality> {
+        let locality = &self.nodes.get(node)?.locality;
+        (*locality != proto::Locality::default()).then(|| locality.clone())
+    }
+
     pub(super) fn apply_node(&mut self, name: &ObjectName, object: &api::Node, changes: &mut Changes) {
         let node = Node::read(object);
         let before = self.nodes.insert(name.name.clone(), node.clone()).unwrap_or_default();
         if before != node {
-            self.touch_pods_of_node(name, changes);
+            self.touch_node(name, changes);
         }
     }
 
     pub(super) fn delete_node(&mut self, name: &ObjectName, changes: &mut Changes) {
         if self.nodes.remove(&name.name).is_some_and(|node| node != Node::default()) {
-            self.touch_pods_of_node(name, changes);
+            self.touch_node(name, changes);
         }
     }
 
-    fn touch_pods_of_node(&self, node: &ObjectName, changes: &mut Changes) {
+    /// What runs there is somewhere else now.
+    fn touch_node(&self, node: &ObjectName, changes: &mut Changes) {
         let pods = self.pods_of_node.get(&node.name).into_iter().flatten();
         changes.keys.extend(pods.cloned().map(Key::Pod));
+        changes.keys.extend(self.slices.addresses_of_node(node));
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct Service {
     pub(super) ports: Vec<Port>,
     pub(super) families: proto::IpFamilies,
     pub(super) load_balancing: Option<proto::LoadBalancing>,
+    /// How long a client keeps its endpoint; 0: it does not.
+    pub(super) affinity_seconds: u32,
 }
 
 /// One TCP port of a service.
@@ -50,6 +52,7 @@ impl Service {
                 .collect::<Result<_, _>>()?,
             families: families(spec),
             load_balancing: load_balancing(spec),
+            affinity_seconds: affinity_seconds(spec),
         }))
     }
 }
@@ -115,18 +118,21 @@ fn families(spec: &api::ServiceSpec) -> proto::IpFamilies {
     }
 }
 
+/// `sessionAffinity: ClientIP`, for three hours unless the service says how long (the API's default).
+fn affinity_seconds(spec: &api::ServiceSpec) -> u32 {
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return 0;
+    }
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    config.and_then(|config| config.timeout_seconds?.try_into().ok()).unwrap_or(10_800)
+}
+
 /// As istiod maps it: `internalTrafficPolicy` first, then `trafficDistribution`.
 fn load_balancing(spec: &api::ServiceSpec) -> Option<proto::LoadBalancing> {
     let (mode, scopes): (Mode, &[Scope]) =
         match (spec.internal_traffic_policy.as_deref(), spec.traffic_distribution.as_deref()) {
             (Some("Local"), _) => (Mode::Strict, &[Scope::Node]),
-            (_, Some("PreferClose" | "PreferSameZone")) => {
-                (Mode::Failover, &[Scope::Network, Scope::Region, Scope::Zone])
-            }
-            (_, Some("PreferSameNode")) => {
-                (Mode::Failover, &[Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node])
-            }
-            _ => (Mode::UnspecifiedMode, &[]),
+            (_, preferred) => distribution(preferred).unwrap_or((Mode::UnspecifiedMode, &[])),
         };
     let unready = spec.publish_not_ready_addresses.unwrap_or_default();
     if mode == Mode::UnspecifiedMode && !unready {
@@ -138,6 +144,19 @@ fn load_balancing(spec: &api::ServiceSpec) -> Option<proto::LoadBalancing> {
         mode: mode.into(),
         health_policy: health.into(),
     })
+}
+
+/// `trafficDistribution`; none: anywhere.
+pub(super) fn distribution(preferred: Option<&str>) -> Option<(Mode, &'static [Scope])> {
+    match preferred? {
+        "PreferClose" | "PreferSameZone" => {
+            Some((Mode::Failover, &[Scope::Network, Scope::Region, Scope::Zone]))
+        }
+        "PreferSameNode" => {
+            Some((Mode::Failover, &[Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node]))
+        }
+        _ => None,
+    }
 }
 
 impl Index {

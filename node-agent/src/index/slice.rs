@@ -22,6 +22,8 @@ pub(super) struct Slice {
 pub(super) struct Endpoint {
     pub(super) target: Target,
     pub(super) ready: bool,
+    /// Being ended, and serving still.
+    pub(super) draining: bool,
     pub(super) node: String,
 }
 
@@ -82,13 +84,21 @@ impl Endpoint {
                     .collect::<Result<_, _>>()?,
             ),
         };
-        let conditions = object.conditions.as_ref();
+        let conditions = object.conditions.clone().unwrap_or_default();
+        // Absent means unknown: to be taken as ready, as serving if it is ready, and as not terminating (API reference of
+        // EndpointConditions).
+        let ready = conditions.ready.unwrap_or(true);
+        let serving = conditions.serving.unwrap_or(ready);
         Ok(Self {
             target,
-            // Absent means unknown, which is to be taken as ready (API reference of EndpointConditions).
-            ready: conditions.and_then(|conditions| conditions.ready).unwrap_or(true),
+            ready,
+            draining: !ready && serving && conditions.terminating.unwrap_or_default(),
             node: object.node_name.clone().unwrap_or_default(),
         })
+    }
+
+    fn is_on(&self, node: &str) -> bool {
+        matches!(self.target, Target::Addresses(_)) && self.node == node
     }
 
     fn keys(&self, slice: &ObjectName) -> Vec<Key> {
@@ -99,12 +109,13 @@ impl Endpoint {
     }
 }
 
-/// All slices, found by name, service or pod.
+/// All slices, found by name, service, pod, or the node of an endpoint that is no pod.
 #[derive(Debug, Default)]
 pub(super) struct Slices {
     by_name: HashMap<ObjectName, Slice>,
     of_service: HashMap<ObjectName, BTreeSet<ObjectName>>,
     of_pod: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    of_node: HashMap<ObjectName, BTreeSet<ObjectName>>,
 }
 
 impl Slices {
@@ -129,9 +140,22 @@ impl Slices {
             .flat_map(|(name, slice)| slice.keys(name))
     }
 
+    /// What is behind the services on this node and is no pod.
+    pub(super) fn addresses_of_node(&self, node: &ObjectName) -> impl Iterator<Item = Key> {
+        let names = self.of_node.get(node).into_iter().flatten();
+        let slices = names.filter_map(|name| self.by_name.get(name).map(|slice| (name, slice)));
+        slices.flat_map(|(name, slice)| {
+            let here = slice.endpoints.iter().filter(|endpoint| endpoint.is_on(&node.name));
+            here.flat_map(move |endpoint| endpoint.keys(name))
+        })
+    }
+
     fn insert(&mut self, name: &ObjectName, slice: Slice) -> Option<Slice> {
         let before = self.remove(name);
         self.of_service.entry(slice.service.clone()).or_default().insert(name.clone());
+        for node in nodes(&slice) {
+            self.of_node.entry(node).or_default().insert(name.clone());
+        }
         for pod in pods(&slice) {
             self.of_pod.entry(pod.clone()).or_default().insert(name.clone());
         }
@@ -142,6 +166,9 @@ impl Slices {
     fn remove(&mut self, name: &ObjectName) -> Option<Slice> {
         let slice = self.by_name.remove(name)?;
         unlink(&mut self.of_service, &slice.service, name);
+        for node in nodes(&slice) {
+            unlink(&mut self.of_node, &node, name);
+        }
         for pod in pods(&slice) {
             unlink(&mut self.of_pod, pod, name);
         }
@@ -154,6 +181,13 @@ fn pods(slice: &Slice) -> impl Iterator<Item = &ObjectName> {
         Target::Pod(name, _) => Some(name),
         Target::Addresses(_) => None,
     })
+}
+
+/// The nodes of endpoints that are no pods: pods say themselves where they are.
+fn nodes(slice: &Slice) -> BTreeSet<ObjectName> {
+    let placed = slice.endpoints.iter().filter(|endpoint| !endpoint.node.is_empty());
+    let addresses = placed.filter(|endpoint| endpoint.is_on(&endpoint.node));
+    addresses.map(|endpoint| ObjectName::new("", &endpoint.node)).collect()
 }
 
 fn unlink(links: &mut HashMap<ObjectName, BTreeSet<ObjectName>>, from: &ObjectName, to: &ObjectName) {

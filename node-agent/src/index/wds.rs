@@ -49,7 +49,6 @@ impl Index {
             return None;
         }
         let node = pod.node.as_ref();
-        let locality = node.and_then(|node| self.nodes.get(node)).map(|node| node.locality.clone());
         let healthy = pod.ready && !pod.terminating;
         let tunnel = if pod.captured { proto::TunnelProtocol::Hbone } else { proto::TunnelProtocol::None };
         let mode =
@@ -69,9 +68,10 @@ impl Index {
             workload_type: pod.owner.kind.into(),
             workload_name: pod.owner.name.clone(),
             status: status(healthy).into(),
+            draining: pod.ready && pod.terminating,
             services: self.services_of_pod(pod, healthy),
             authorization_policies: self.policies_of(&pod.name.namespace, &pod.labels),
-            locality: locality.filter(|locality| *locality != proto::Locality::default()),
+            locality: node.and_then(|node| self.locality(node)),
             network_mode: mode.into(),
             shortcut: pod.node.as_deref() == Some(&*self.config.node_name) && self.network.leaves_alone(pod),
             ..Default::default()
@@ -97,6 +97,8 @@ impl Index {
             workload_type: proto::WorkloadType::Pod.into(),
             workload_name: name.name.to_string(),
             status: status(endpoint.ready).into(),
+            draining: endpoint.draining,
+            locality: self.locality(&endpoint.node),
             services: self.ports_in(slice).into_iter().collect(),
             network_mode: proto::NetworkMode::HostNetwork.into(),
             ..Default::default()
@@ -140,6 +142,7 @@ impl Index {
                 .map(|port| wire_port(port.number, port.target, port.protocol))
                 .collect(),
             load_balancing: service.load_balancing.clone(),
+            session_affinity_seconds: service.affinity_seconds,
             ip_families: service.families.into(),
             canonical: true,
             ..Default::default()

@@ -1,7 +1,7 @@
 //! The lab on the command line: the demo, a lab to play with, and the removal of what dead runs left behind.
 
 use clap::{Parser, Subcommand};
-use mesh_tests::{bench, crash, crowd, demo, reuse};
+use mesh_tests::{bench, crash, crowd, demo, picks, reuse};
 
 /// A Kubernetes cluster of network namespaces, with the mesh in it. Needs root.
 #[derive(Debug, Parser)]
@@ -23,6 +23,8 @@ enum Act {
     Reuse(reuse::Config),
     /// Measure how long enrolment takes for each of many pods that are created at once.
     Crowd(crowd::Config),
+    /// Measure how long a proxy takes to choose an endpoint, by how many there are. Needs no root.
+    Picks(picks::Config),
     /// Remove what runs left behind whose process is gone.
     Sweep,
 }
@@ -34,6 +36,7 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         Act::Crashes(config) => crash::run(&config),
         Act::Reuse(config) => reuse::run(&config),
         Act::Crowd(config) => crowd::run(&config),
+        Act::Picks(config) => picks::run(&config),
         Act::Sweep => {
             let swept = mesh_tests::run::sweep()?;
             println!("removed {} dead runs {}", swept.len(), swept.join(" "));

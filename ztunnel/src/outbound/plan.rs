@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use mesh_core::addr::{HBONE_PORT, NetworkAddress, NextHop, OrigDst, Target};
 use mesh_core::identity::Identity;
-use mesh_core::service::{Gateway, Mode};
-use mesh_core::store::{Found, PickError, Reader, ServiceEntry};
-use mesh_core::workload::{Tunnel, Workload};
+use mesh_core::service::{Gateway, Mode, Service};
+use mesh_core::store::{Endpoint, Found, PickError, Picked, Reader, ServiceEntry};
+use mesh_core::workload::{Tunnel, Workload, WorkloadUid};
 
 /// Where a connection goes.
 #[derive(Debug, Clone)]
@@ -20,10 +20,24 @@ pub struct Plan {
     pub route: Route,
     /// What it finally has to reach.
     pub target: Target,
+    /// The same in the other IP family, if the endpoint has it and the client can go there.
+    pub other_target: Option<Target>,
     /// Who that is, if it is in the mesh.
     pub destination: Option<Arc<Workload>>,
+    /// The endpoint of the service that was chosen.
+    pub endpoint: Option<WorkloadUid>,
     /// The service that was meant.
     pub service: Option<Arc<ServiceEntry>>,
+}
+
+/// What decides among the endpoints of a service.
+pub struct Choose<'a> {
+    /// Any number.
+    pub random: usize,
+    /// Those that did not answer.
+    pub tried: &'a [WorkloadUid],
+    /// The endpoint that the client's last connection to the service and port had, if that is to count.
+    pub remembered: &'a dyn Fn(&Service, u16) -> Option<WorkloadUid>,
 }
 
 /// How to reach the target.
@@ -42,6 +56,14 @@ pub enum Route {
     Plain,
     /// The pod's own application, without leaving the pod.
     Own,
+}
+
+impl Plan {
+    /// Whether the service has another endpoint for the client than those that were tried.
+    pub fn has_another(&self, source: &Workload, dst: OrigDst, tried: &[WorkloadUid]) -> bool {
+        let chosen = self.service.as_ref().filter(|_| self.endpoint.is_some());
+        chosen.is_some_and(|service| service.pick_other(source, dst, 0, tried).is_some())
+    }
 }
 
 /// Why there is no way.
@@ -96,17 +118,22 @@ pub enum PlanError {
     },
 }
 
-/// Plans the connection of `source` to `dst`. `random` chooses among equal endpoints.
+/// Plans the connection of `source` to `dst`.
 ///
 /// # Errors
 /// When the connection has to be refused.
-pub fn outbound(mesh: &Reader, source: &Workload, dst: OrigDst, random: usize) -> Result<Plan, PlanError> {
+pub fn outbound(
+    mesh: &Reader,
+    source: &Workload,
+    dst: OrigDst,
+    choose: &Choose<'_>,
+) -> Result<Plan, PlanError> {
     if dst.ip().is_loopback() && dst.port() == HBONE_PORT {
         return Err(PlanError::Recursive(dst));
     }
     let address = NetworkAddress::new(source.network.clone(), dst.ip());
     match mesh.find(&address, &source.namespace) {
-        Some(Found::Service(service)) => to_service(source, service, dst, random),
+        Some(Found::Service(service)) => to_service(mesh, source, service, dst, choose),
         Some(Found::Workload(workload)) => to_workload(source, workload, dst),
         // Not as if it were unknown: it may be of the mesh, and would be dialled in the clear.
         Some(Found::Refused(refused)) => Err(PlanError::InvalidResource {
@@ -119,10 +146,11 @@ pub fn outbound(mesh: &Reader, source: &Workload, dst: OrigDst, random: usize) -
 }
 
 fn to_service(
+    mesh: &Reader,
     source: &Workload,
     service: Arc<ServiceEntry>,
     dst: OrigDst,
-    random: usize,
+    choose: &Choose<'_>,
 ) -> Result<Plan, PlanError> {
     if let Some((waypoint, _)) = service.service.waypoints.first() {
         return Err(needs_waypoint(service.service.key.to_string(), waypoint));
@@ -130,16 +158,51 @@ fn to_service(
     if service.service.balancing.mode == Mode::Passthrough {
         return Ok(plain(Target::from(dst.get()), Some(service)));
     }
-    let (endpoint, port) = service
-        .pick(source, dst, random)
+    let (endpoint, port) = pick(source, &service, dst, choose)
         .map_err(|cause| PlanError::NoEndpoint { service: service.service.key.to_string(), cause })?;
     same_network(source, &endpoint.workload)?;
+    let families = service.service.families;
     let ip = endpoint
-        .address(dst.ip(), service.service.families)
+        .address(dst.ip(), families)
         .ok_or_else(|| PlanError::NoAddress { endpoint: endpoint.workload.uid.to_string() })?;
+    let workload = who_is_at(mesh, &endpoint, ip);
     let mut expected = service.service.identities.to_vec();
-    expected.push(endpoint.workload.identity.clone());
-    Ok(direct(source, endpoint.workload.clone(), ip, port, expected, Some(service)))
+    expected.push(workload.identity.clone());
+    let other = endpoint.other_address(ip, families).filter(|other| has_family(source, *other));
+    Ok(Plan {
+        other_target: other.map(|other| Target::from((other, port))),
+        endpoint: Some(endpoint.workload.uid.clone()),
+        ..direct(source, workload, ip, port, expected, Some(service))
+    })
+}
+
+fn pick(
+    source: &Workload,
+    service: &ServiceEntry,
+    dst: OrigDst,
+    choose: &Choose<'_>,
+) -> Result<Picked, PickError> {
+    if !choose.tried.is_empty() {
+        let other = service.pick_other(source, dst, choose.random, choose.tried);
+        return other.ok_or(PickError::NoneReady);
+    }
+    let remembered = (choose.remembered)(&service.service, dst.port());
+    match remembered.and_then(|uid| service.keep(source, dst, &uid)) {
+        Some(kept) => Ok(kept),
+        None => service.pick(source, dst, choose.random),
+    }
+}
+
+/// An endpoint of which only an address is known, as in a slice that somebody wrote, is who has the address.
+fn who_is_at(mesh: &Reader, endpoint: &Endpoint, ip: IpAddr) -> Arc<Workload> {
+    let named = &endpoint.workload;
+    let only_an_address = named.host_network && !named.is_pod();
+    let known = || mesh.workload_at(&NetworkAddress::new(named.network.clone(), ip));
+    only_an_address.then(known).flatten().unwrap_or_else(|| named.clone())
+}
+
+fn has_family(source: &Workload, ip: IpAddr) -> bool {
+    source.addresses.iter().any(|own| own.is_ipv4() == ip.is_ipv4())
 }
 
 fn to_workload(source: &Workload, workload: Arc<Workload>, dst: OrigDst) -> Result<Plan, PlanError> {
@@ -169,7 +232,8 @@ fn direct(
         },
         Tunnel::Plain => Route::Plain,
     };
-    Plan { route, target: Target::from((ip, port)), destination: Some(destination), service }
+    let target = Target::from((ip, port));
+    Plan { route, target, other_target: None, destination: Some(destination), endpoint: None, service }
 }
 
 fn is_near(source: &Workload, destination: &Workload) -> bool {
@@ -177,7 +241,7 @@ fn is_near(source: &Workload, destination: &Workload) -> bool {
 }
 
 fn plain(target: Target, service: Option<Arc<ServiceEntry>>) -> Plan {
-    Plan { route: Route::Plain, target, destination: None, service }
+    Plan { route: Route::Plain, target, other_target: None, destination: None, endpoint: None, service }
 }
 
 fn same_network(source: &Workload, endpoint: &Workload) -> Result<(), PlanError> {

@@ -44,7 +44,7 @@ pub(crate) fn no_client(name: &str) -> mesh_core::proto::discovery::Resource {
 }
 
 /// The server's workload, subject to these policies.
-fn subject(world: &World, policies: &[&str]) -> mesh_core::proto::discovery::Resource {
+pub(crate) fn subject(world: &World, policies: &[&str]) -> mesh_core::proto::discovery::Resource {
     let Type::Workload(workload) = world.workload(SERVER) else { unreachable!() };
     let authorization_policies = policies.iter().map(|name| (*name).to_owned()).collect();
     address(Type::Workload(workload::Workload { authorization_policies, ..workload }))

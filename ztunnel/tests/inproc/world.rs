@@ -62,6 +62,8 @@ pub(crate) struct TestPod {
 
 pub(crate) const CLIENT: TestPod = TestPod { name: "client", last: 10 };
 pub(crate) const SERVER: TestPod = TestPod { name: "server", last: 20 };
+/// For tests that want another server.
+pub(crate) const SECOND: TestPod = TestPod { name: "second", last: 30 };
 
 impl TestPod {
     pub(crate) fn uid(self) -> String {
@@ -227,7 +229,8 @@ impl World {
         // Each pod dials the other's service, and its own.
         let (outbound, own) = match pod.name {
             "client" => (self.vip(SERVER), self.vip(CLIENT)),
-            _ => ((self.ip(pod.last + 1), SERVICE).into(), self.outside()),
+            "server" => ((self.ip(pod.last + 1), SERVICE).into(), self.outside()),
+            _ => ((self.ip(pod.last + 1), SERVICE).into(), (self.ip(pod.last + 2), SERVICE).into()),
         };
         let fds = vec![
             (Fd::Netns, self.netns(pod)),

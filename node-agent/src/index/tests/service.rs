@@ -44,6 +44,26 @@ fn a_service_with_its_ways_to_choose() {
 }
 
 #[test]
+fn a_client_keeps_its_endpoint_for_as_long_as_the_service_says() {
+    for (affinity, config, expect) in [
+        (json!(null), json!(null), 0),
+        (json!("None"), json!({"clientIP": {"timeoutSeconds": 60}}), 0),
+        (json!("ClientIP"), json!(null), 10_800),
+        (json!("ClientIP"), json!({"clientIP": {"timeoutSeconds": 60}}), 60),
+    ] {
+        let mut index = index();
+        let object = with(service("cart", "10.96.0.7"), "/spec/sessionAffinity", affinity.clone());
+        apply(&mut index, Kind::Service, with(object, "/spec/sessionAffinityConfig", config));
+        match index.resource(&service_key("cart")).unwrap().r#type {
+            Some(proto::address::Type::Service(service)) => {
+                assert_eq!(service.session_affinity_seconds, expect, "{affinity}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn services_without_an_address_and_aliases() {
     let mut index = index();
     apply(&mut index, Kind::Service, service("headless", "None"));
@@ -110,6 +130,88 @@ fn readiness_of_pod_and_slice() {
             "{pod_ready} {slice_ready}"
         );
     }
+}
+
+#[test]
+fn what_is_being_ended_says_whether_it_serves() {
+    use proto::WorkloadStatus::{Healthy, Unhealthy};
+    for (ready, terminating, expect) in [
+        (true, false, (Healthy, false)),
+        (true, true, (Unhealthy, true)),
+        (false, true, (Unhealthy, false)),
+        (false, false, (Unhealthy, false)),
+    ] {
+        let mut index = index();
+        let condition = json!([{"type": "Ready", "status": if ready { "True" } else { "False" }}]);
+        let mut object = with(pod("p", "10.0.0.9"), "/status/conditions", condition);
+        if terminating {
+            object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        }
+        apply(&mut index, Kind::Pod, object);
+        apply(&mut index, Kind::Service, service("cart", "10.96.0.7"));
+        let conditions =
+            json!({"ready": ready && !terminating, "serving": ready, "terminating": terminating});
+        let endpoint = with(endpoint("p", true), "/conditions", conditions);
+        apply(&mut index, Kind::EndpointSlice, slice("cart-1", "cart", json!([endpoint])));
+        let workload = workload(&index, "p").unwrap();
+        assert_eq!(
+            (workload.status(), workload.draining),
+            expect,
+            "ready {ready}, terminating {terminating}"
+        );
+        assert_eq!(workload.services.len(), 1);
+    }
+}
+
+fn outside(index: &Index, slice: &str, ip: &str) -> proto::Workload {
+    let key = Key::Endpoint(ObjectName::new("shop", slice), ip.parse().unwrap());
+    match index.resource(&key).unwrap().r#type {
+        Some(proto::address::Type::Workload(workload)) => workload,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn conditions_of_an_endpoint_that_is_no_pod() {
+    use proto::WorkloadStatus::{Healthy, Unhealthy};
+    for (conditions, expect) in [
+        (json!(null), (Healthy, false)),
+        (json!({"ready": false}), (Unhealthy, false)),
+        (json!({"ready": false, "terminating": true}), (Unhealthy, false)),
+        (json!({"ready": false, "serving": true, "terminating": true}), (Unhealthy, true)),
+        (json!({"ready": false, "serving": true}), (Unhealthy, false)),
+        (json!({"ready": true, "serving": true, "terminating": true}), (Healthy, false)),
+    ] {
+        let mut index = index();
+        apply(&mut index, Kind::Service, service("db", "10.96.0.1"));
+        let endpoints = json!([{"addresses": ["172.30.0.1"], "conditions": conditions}]);
+        apply(&mut index, Kind::EndpointSlice, slice("db", "db", endpoints));
+        let workload = outside(&index, "db", "172.30.0.1");
+        assert_eq!((workload.status(), workload.draining), expect, "{conditions}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_is_no_pod_is_where_its_node_is() {
+    let mut index = index();
+    apply(&mut index, Kind::Service, service("db", "10.96.0.1"));
+    let endpoints = json!([{"addresses": ["172.30.0.1"], "nodeName": "node-9"},
+                           {"addresses": ["172.30.0.2"]}]);
+    apply(&mut index, Kind::EndpointSlice, slice("db", "db", endpoints));
+    let zone = |index: &Index, ip| outside(index, "db", ip).locality.map(|locality| locality.zone);
+    assert_eq!(zone(&index, "172.30.0.1"), None);
+    let node =
+        |zone: &str| json!({"metadata": {"name": "node-9", "labels": {"topology.kubernetes.io/zone": zone}}});
+    let key = Key::Endpoint(ObjectName::new("shop", "db"), "172.30.0.1".parse().unwrap());
+    for (name, keys) in
+        [("z1", BTreeSet::from([key.clone()])), ("z1", BTreeSet::new()), ("z2", BTreeSet::from([key]))]
+    {
+        assert_eq!(apply(&mut index, Kind::Node, node(name)).keys, keys);
+        assert_eq!(zone(&index, "172.30.0.1").as_deref(), Some(name));
+    }
+    assert_eq!(zone(&index, "172.30.0.2"), None);
+    index.handle(Event::Deleted(Kind::EndpointSlice, ObjectName::new("shop", "db")));
+    assert_eq!(apply(&mut index, Kind::Node, node("z3")).keys, BTreeSet::new());
 }
 
 #[test]

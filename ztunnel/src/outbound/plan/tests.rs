@@ -7,6 +7,9 @@ use wire::gateway_address::Destination;
 
 use super::*;
 
+/// The first of equal ones.
+const ANY: Choose<'static> = Choose { random: 0, tried: &[], remembered: &|_, _| None };
+
 /// The dialling pod.
 const CLIENT: &str = "c//Pod/shop/client";
 
@@ -134,7 +137,7 @@ fn an_address_of_a_refused_resource_is_not_the_outside() {
     writer.commit();
     for dst in ["10.0.0.20:80", "[::ffff:10.0.0.20]:80", "[fd00::20]:80"] {
         let dst = OrigDst::from(dst.parse::<std::net::SocketAddr>().unwrap());
-        let error = outbound(&reader, &client, dst, 0).unwrap_err().to_string();
+        let error = outbound(&reader, &client, dst, &ANY).unwrap_err().to_string();
         assert_eq!(
             error,
             format!("{dst} belongs to c//Pod/shop/bad, of which only an invalid form is known: it is odd")
@@ -146,7 +149,7 @@ fn an_address_of_a_refused_resource_is_not_the_outside() {
 fn plan(dst: &str) -> String {
     let (reader, client) = world();
     let dst = OrigDst::from(dst.parse::<std::net::SocketAddr>().unwrap());
-    match outbound(&reader, &client, dst, 0) {
+    match outbound(&reader, &client, dst, &ANY) {
         Ok(plan) => {
             let who = plan.destination.map_or("-".into(), |workload| workload.name.to_string());
             match plan.route {
@@ -231,7 +234,9 @@ fn a_service_may_vouch_for_other_identities() {
     web.subject_alt_names = vec!["spiffe://cluster.local/ns/shop/sa/extra".into(), "not-spiffe".into()];
     let (reader, client) = mesh(vec![member(pod("web", "10.0.0.2"), "web")], vec![web]);
     let dst = OrigDst::from(std::net::SocketAddr::from(([10, 96, 0, 2], 80)));
-    let Route::Hbone { expected, .. } = outbound(&reader, &client, dst, 0).unwrap().route else { panic!() };
+    let Route::Hbone { expected, .. } = outbound(&reader, &client, dst, &ANY).unwrap().route else {
+        panic!()
+    };
     let names: Vec<&str> = expected.iter().map(Identity::service_account).collect();
     assert_eq!(names, ["extra", "web"]);
 }
@@ -257,7 +262,98 @@ fn near_is_one_node_without_network_policies() {
         let (reader, _) = mesh(workloads, vec![]);
         let source = reader.workload("c//Pod/shop/source").unwrap();
         let dst = OrigDst::from("10.0.0.2:80".parse::<std::net::SocketAddr>().unwrap());
-        let Route::Hbone { near, .. } = outbound(&reader, &source, dst, 0).unwrap().route else { panic!() };
+        let Route::Hbone { near, .. } = outbound(&reader, &source, dst, &ANY).unwrap().route else {
+            panic!()
+        };
         assert_eq!(near, expected, "{source:?} to {destination:?}");
+    }
+}
+
+fn to_web(reader: &Reader, client: &Workload, choose: &Choose<'_>) -> Result<Plan, PlanError> {
+    outbound(reader, client, OrigDst::from(std::net::SocketAddr::from(([10, 96, 0, 2], 80))), choose)
+}
+
+#[test]
+fn what_was_tried_is_not_tried_again() {
+    let endpoints = ["a", "b", "c"].into_iter().zip(["10.0.0.2", "10.0.0.3", "10.0.0.4"]);
+    let endpoints = endpoints.map(|(name, ip)| member(pod(name, ip), "web")).collect();
+    let (reader, client) = mesh(endpoints, vec![service("web", "10.96.0.2")]);
+    let dst = OrigDst::from(std::net::SocketAddr::from(([10, 96, 0, 2], 80)));
+    let mut tried = Vec::new();
+    for left in [2, 1, 0] {
+        let plan = to_web(&reader, &client, &Choose { tried: &tried, ..ANY }).unwrap();
+        let uid = plan.endpoint.clone().unwrap();
+        assert_eq!(plan.destination.as_ref().unwrap().uid, uid);
+        assert!(!tried.contains(&uid), "{uid} again");
+        tried.push(uid);
+        assert_eq!(plan.has_another(&client, dst, &tried), left > 0, "{left} are left");
+    }
+    let error = to_web(&reader, &client, &Choose { tried: &tried, ..ANY }).unwrap_err();
+    assert!(matches!(error, PlanError::NoEndpoint { cause: PickError::NoneReady, .. }), "{error}");
+    let direct = OrigDst::from(std::net::SocketAddr::from(([10, 0, 0, 2], 80)));
+    let plan = outbound(&reader, &client, direct, &ANY).unwrap();
+    assert!(!plan.has_another(&client, direct, &[]), "an address has no other endpoint");
+}
+
+#[test]
+fn a_client_that_comes_back_gets_the_endpoint_that_it_had() {
+    let endpoints = vec![member(pod("a", "10.0.0.2"), "web"), member(pod("b", "10.0.0.3"), "web")];
+    let web = wire::Service { session_affinity_seconds: 60, ..service("web", "10.96.0.2") };
+    let (reader, client) = mesh(endpoints, vec![web]);
+    for name in ["a", "b"] {
+        let uid = WorkloadUid::from(format!("c//Pod/shop/{name}").as_str());
+        let remembered = |service: &Service, port: u16| {
+            assert_eq!((&*service.name, port), ("web", 80));
+            Some(uid.clone())
+        };
+        for random in 0..8 {
+            let plan = to_web(&reader, &client, &Choose { random, tried: &[], remembered: &remembered });
+            assert_eq!(plan.unwrap().endpoint, Some(uid.clone()));
+        }
+        let tried = [uid.clone()];
+        let plan = to_web(&reader, &client, &Choose { random: 0, tried: &tried, remembered: &remembered });
+        assert_ne!(plan.unwrap().endpoint, Some(uid), "it did not answer");
+    }
+    let gone = |_: &Service, _: u16| Some(WorkloadUid::from("c//Pod/shop/gone"));
+    let plan = to_web(&reader, &client, &Choose { remembered: &gone, ..ANY });
+    assert!(plan.unwrap().endpoint.is_some(), "another takes the place of one that is gone");
+}
+
+#[test]
+fn the_other_family_is_for_clients_that_have_it() {
+    for (client, endpoint, families, other) in [
+        ("10.0.0.1,fd00::1", "10.0.0.2,fd00::2", 3, Some("[fd00::2]:8080")),
+        ("10.0.0.1,fd00::1", "fd00::2,10.0.0.2", 3, Some("[fd00::2]:8080")),
+        ("10.0.0.1", "10.0.0.2,fd00::2", 3, None),
+        ("10.0.0.1,fd00::1", "10.0.0.2", 3, None),
+        ("10.0.0.1,fd00::1", "10.0.0.2,fd00::2", 1, None),
+    ] {
+        let web = wire::Service { ip_families: families, ..service("web", "10.96.0.2") };
+        let (reader, _) = mesh(vec![member(pod("web", endpoint), "web"), pod("source", client)], vec![web]);
+        let source = reader.workload("c//Pod/shop/source").unwrap();
+        let plan = to_web(&reader, &source, &ANY).unwrap();
+        assert_eq!(plan.target.to_string(), "10.0.0.2:8080");
+        let found = plan.other_target.map(|target| target.to_string());
+        assert_eq!(found.as_deref(), other, "{client} to {endpoint}, families {families}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_is_only_an_address_is_who_has_it() {
+    let slice = |ip: &str| wire::Workload {
+        uid: format!("c/discovery.k8s.io/EndpointSlice/shop/manual/{ip}"),
+        tunnel_protocol: 0,
+        network_mode: 1,
+        ..member(pod("manual", ip), "web")
+    };
+    for (ip, expect) in [
+        ("10.0.0.2", "c//Pod/shop/web"),
+        ("10.0.0.9", "c/discovery.k8s.io/EndpointSlice/shop/manual/10.0.0.9"),
+    ] {
+        let (reader, client) =
+            mesh(vec![slice(ip), pod("web", "10.0.0.2")], vec![service("web", "10.96.0.2")]);
+        let plan = to_web(&reader, &client, &ANY).unwrap();
+        assert_eq!(plan.destination.unwrap().uid.as_str(), expect);
+        assert_eq!(matches!(plan.route, Route::Hbone { .. }), ip == "10.0.0.2");
     }
 }
