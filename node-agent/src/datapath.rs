@@ -39,6 +39,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use mesh_ebpf_abi::event::{Counter, DropEvent};
+use mesh_ebpf_abi::program;
 use tracing::{info, warn};
 
 pub use error::{DatapathError, PodError};
@@ -190,7 +191,8 @@ impl Datapath {
     /// seconds.
     pub fn follow_kubelet(&mut self) {
         let attached = self.probes.follow(&self.config, &self.pins, &self.programs, &self.root);
-        if attached && let Err(error) = self.held.refresh(self.pins.root()) {
+        let pins = [program::PROBES, program::BYSTANDERS].map(|name| self.pins.link(name));
+        if attached && let Err(error) = pins.iter().try_for_each(|pin| self.held.hold(pin)) {
             warn!(%error, "cannot hold what records the kubelet's connections");
         }
     }
@@ -223,7 +225,7 @@ impl Datapath {
     /// When there is no bpffs to pin in.
     pub fn keep_pins(&mut self) -> io::Result<usize> {
         Pins::create(&self.config.bpffs)?;
-        self.held.restore()
+        self.held.restore(self.pins.root())
     }
 
     /// Makes routes, rules and listeners in the pod's network namespace; nothing is captured yet.
@@ -249,9 +251,11 @@ impl Datapath {
     /// live on, and everything else that is TCP is dropped.
     ///
     /// # Errors
-    /// When a hook cannot be attached; a pod that was not captured is then as it was.
+    /// When a hook cannot be attached, or there is no bpffs to pin it in; a pod that was not captured is then as it was.
     pub fn capture(&mut self, uid: &str) -> Result<(), PodError> {
         let hook = self.hook().map_err(|failed| failed.of(uid))?;
+        let whole = Pins::create(&self.config.bpffs).and_then(|pins| self.held.restore(&pins.pod(uid)));
+        pod::step("pin its hooks", whole).map_err(|failed| failed.of(uid))?;
         // Before the pod's first connection.
         foreign::told(self.look_around(uid));
         let unknown = || Failed { step: "capture it", source: io::ErrorKind::NotFound.into() };

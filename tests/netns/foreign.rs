@@ -24,7 +24,7 @@ fn service(world: &World) -> SocketAddr {
 }
 
 /// Like a replacement of kube-proxy: every connection goes to pod b.
-fn load_balancer(world: &World, cgroup: &Path) -> Result<Foreign> {
+pub(crate) fn load_balancer(world: &World, cgroup: &Path) -> Result<Foreign> {
     Ok(foreign::redirect(&File::open(cgroup)?, "cil_lb", world.b.address)?)
 }
 

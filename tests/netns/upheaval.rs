@@ -9,8 +9,9 @@ use mesh_ebpf_abi::HBONE_PORT;
 use mesh_tests::raw_bpf::{self, Kind};
 use node_agent::datapath::GuardHook;
 
+use crate::foreign::load_balancer;
 use crate::lifecycle::{Traces, nothing_pinned};
-use crate::packets::Sniffer;
+use crate::packets::{SYN, Sniffer, segment, send_raw};
 use crate::world::{PATIENCE, PORT, World, accept, converse, enrol};
 
 /// The next boot finds neither pins nor network namespaces, and the pod in a new one under its old UID.
@@ -73,6 +74,48 @@ fn an_unmounted_bpffs_detaches_nothing_and_is_filled_again() -> Result<()> {
     datapath.leave(&world.a.uid)?;
     ensure!(Traces::of(&world.a)? == before);
     nothing_pinned(&world)
+}
+
+/// Nothing is taken off because its pin is not there: neither when hooks of the node change, nor when the pod is captured
+/// anew or gets an interface.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn what_changes_without_bpffs_leaves_pods_captured() -> Result<()> {
+    let world = World::new()?;
+    let lb = load_balancer(&world, &world.cgroup)?;
+    let (mut datapath, mut listeners) = world.enrolled(&[&world.a])?;
+    let kept = listeners.remove(0);
+    let app = world.a.serve()?;
+    app.set_nonblocking(true)?;
+    let captured = || -> Result<()> {
+        let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+        converse(&client, &accept(&kept.outbound_v4)?).context("outbound")?;
+        // The other one sends those of its cgroup elsewhere.
+        let client = world.outside(|| world.b.dial(world.a.at(PORT), PATIENCE))?;
+        converse(&client, &accept(&kept.inbound_v4)?).context("inbound")?;
+        let mut sniffer = Sniffer::new(&world)?;
+        send_raw(&world.a, &segment(world.a.at(5000), world.b.at(PORT), SYN), 0)?;
+        ensure!(sniffer.tcp_from(&world.a, world.b.address)?.is_empty(), "a raw socket's packet");
+        Ok(())
+    };
+    captured()?;
+    world.unmount_bpffs()?;
+    drop(lb);
+    ensure!(datapath.foreign()?.is_empty());
+    captured().context("the last program of others is gone")?;
+    let again = datapath.prepare(&world.a.spec()?, Some(kept.try_clone()?))?;
+    let error = datapath.capture(&world.a.uid).expect_err("there is no bpffs");
+    ensure!(error.source.to_string().contains("bpf"), "{error:?}");
+    captured().context("captured anew")?;
+    world.second_network(&world.a, "net1", 1)?;
+    datapath.upkeep();
+    captured().context("another interface")?;
+
+    world.mount_bpffs()?;
+    ensure!(datapath.keep_pins()? > 10, "nothing was put back");
+    datapath.upkeep();
+    drop((datapath, again));
+    captured().context("after the agent")
 }
 
 /// Links are moved to this agent's programs where they are: they are never off.

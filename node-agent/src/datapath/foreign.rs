@@ -202,10 +202,18 @@ impl Datapath {
         }
         if !keep && switched {
             for connect in self.programs.on_connect() {
-                attach::detach(&self.pins.link(connect.last.0))?;
+                let pin = self.pins.link(connect.last.0);
+                attach::detach(&pin)?;
+                // One whose pin is gone.
+                self.held.detach(&pin);
             }
         }
-        if changed || switched { self.held.refresh(self.pins.root()) } else { Ok(()) }
+        if changed || switched {
+            let pins =
+                |connect: Connect<'_>| [connect.first.0, connect.last.0].map(|name| self.pins.link(name));
+            self.programs.on_connect().map(pins).iter().flatten().try_for_each(|pin| self.held.hold(pin))?;
+        }
+        Ok(())
     }
 
     /// Puts our sk_lookup behind others' in a pod, and says which these are.

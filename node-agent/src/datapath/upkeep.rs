@@ -79,8 +79,7 @@ impl Datapath {
         for (uid, pod) in self.pods.iter_mut().filter(|(_, pod)| pod.captured()) {
             let directory = self.pins.pod(uid);
             let result = match pod.upkeep(&self.pins, &self.programs, hook) {
-                // Without the directory bpffs is not there: what is held from it is all there is.
-                Ok(true) if directory.exists() => step("hold its pins", self.held.refresh(&directory)),
+                Ok(true) => step("hold its pins", self.held.refresh(&directory)),
                 other => other.map(drop),
             };
             if let Err(failed) = result {
