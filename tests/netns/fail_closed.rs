@@ -72,9 +72,10 @@ fn everything_but_the_connect_hook_is_gone() -> Result<()> {
         remove_rules(&world.a)?;
         // The agent would hold what is pinned, and detach nothing.
         drop(datapath);
+        let filters = world.guard_pin(&world.a, GuardHook::Clsact)?.exists();
         std::fs::remove_dir_all(world.pod_pins(&world.a))?;
-        if world.guard_hook == GuardHook::Clsact {
-            // Filters need no pins.
+        if filters {
+            // They need no pins.
             shell::run("tc", ["-n", world.a.netns.name(), "qdisc", "del", "dev", "eth0", "clsact"])?;
         }
         // Once neither sk_lookup nor the guard is there any more, the app answers whoever is outside.

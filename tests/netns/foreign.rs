@@ -53,7 +53,9 @@ fn told(datapath: &mut Datapath, pod: &Pod) -> Result<Vec<String>> {
     Ok(own.iter().map(tell).collect())
 }
 
-/// On the cgroup of all pods, above it, and on the pod's own; there before the agent, and after it.
+/// On the cgroup of all pods, above it, and on the pod's own; there before the agent, and after it. A kernel that gives
+/// nobody a place before others' programs leaves it to the order of attachment and, from the inside to the outside, of
+/// cgroups.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn the_proxy_hears_the_service_although_another_program_chose_an_endpoint() -> Result<()> {
@@ -64,10 +66,13 @@ fn the_proxy_hears_the_service_although_another_program_chose_an_endpoint() -> R
         let pod = pods.join("burstable").join(format!("pod{UID}"));
         let own = pod.join("container");
         fs::create_dir_all(&own)?;
+        let ordered = foreign::places_are_given(&File::open(&own)?)?;
         for place in [&world.cgroup, &pods, &pod, &own] {
             for first in [true, false] {
-                let what = || format!("{family:?}, {}, first: {first}", place.display());
-                hears_the_service(&world, &pods, &own, place, first).with_context(what)?;
+                let what = || format!("{family:?}, {}, first: {first}, {ordered}", place.display());
+                let later = *place == world.cgroup || (*place == pods && !first);
+                let scene = Scene { world: &world, pods: &pods, own: &own, place, first };
+                scene.hears_the_service(ordered || later).with_context(what)?;
                 world.unmount_bpffs()?;
                 world.mount_bpffs()?;
             }
@@ -76,42 +81,66 @@ fn the_proxy_hears_the_service_although_another_program_chose_an_endpoint() -> R
     Ok(())
 }
 
-fn hears_the_service(world: &World, pods: &Path, own: &Path, place: &Path, first: bool) -> Result<()> {
-    let open = || {
-        let config = Config { cgroup_root: Some(pods.to_owned()), ..world.config() };
-        world.router.run(|| Ok(Datapath::open(&config)?))
-    };
-    let before = first.then(|| load_balancer(world, place)).transpose()?;
-    let mut datapath = open()?;
-    let listeners = enrol(&mut datapath, &world.a)?;
-    let outbound = world.family.outbound(&listeners);
-    let foreign = match before {
-        // Found as the pod is enrolled.
-        Some(foreign) => foreign,
-        None => {
-            let foreign = load_balancer(world, place)?;
-            ensure!(heard(world, outbound, own)?.ip() == world.b.address, "a test that proves nothing");
-            datapath.foreign()?;
-            foreign
-        }
-    };
-    ensure!(heard(world, outbound, own)? == service(world), "enrolled");
-    let expect = format!("{} cil_lb {} harmless", world.family.pick("connect4", "connect6"), foreign.id);
-    ensure!(told(&mut datapath, &world.a)? == std::slice::from_ref(&expect));
-    // The next agent takes over without a gap.
-    drop(datapath);
-    ensure!(heard(world, outbound, own)? == service(world), "without an agent");
-    let mut datapath = open()?;
-    ensure!(heard(world, outbound, own)? == service(world), "a new agent");
-    datapath.prepare(&world.a.spec()?, Some(listeners.try_clone()?))?;
-    datapath.capture(&world.a.uid)?;
-    ensure!(heard(world, outbound, own)? == service(world), "taken over");
-    ensure!(told(&mut datapath, &world.a)? == [expect]);
-    drop(foreign);
-    ensure!(told(&mut datapath, &world.a)?.is_empty(), "it is gone");
-    ensure!(heard(world, outbound, own)? == service(world), "it is gone");
-    datapath.leave(&world.a.uid)?;
-    nothing_pinned(world)
+/// Where a program of somebody else is, and the process that dials.
+struct Scene<'a> {
+    world: &'a World,
+    pods: &'a Path,
+    own: &'a Path,
+    place: &'a Path,
+    first: bool,
+}
+
+impl Scene<'_> {
+    fn open(&self) -> Result<Datapath> {
+        let config = Config { cgroup_root: Some(self.pods.to_owned()), ..self.world.config() };
+        self.world.router.run(|| Ok(Datapath::open(&config)?))
+    }
+
+    /// The proxy hears of the service, or of the endpoint that the program chose, and either is told.
+    fn hears(&self, outbound: &OwnedFd, undone: bool) -> Result<()> {
+        let world = self.world;
+        let expect = if undone { service(world) } else { world.b.at(PORT) };
+        let heard = heard(world, outbound, self.own)?;
+        ensure!(heard == expect, "{heard}");
+        Ok(())
+    }
+
+    fn hears_the_service(&self, undone: bool) -> Result<()> {
+        let world = self.world;
+        let before = self.first.then(|| load_balancer(world, self.place)).transpose()?;
+        let mut datapath = self.open()?;
+        let listeners = enrol(&mut datapath, &world.a)?;
+        let outbound = world.family.outbound(&listeners);
+        let foreign = match before {
+            // Found as the pod is enrolled.
+            Some(foreign) => foreign,
+            None => {
+                let foreign = load_balancer(world, self.place)?;
+                self.hears(outbound, false).context("a test that proves nothing")?;
+                datapath.foreign()?;
+                foreign
+            }
+        };
+        self.hears(outbound, undone).context("enrolled")?;
+        let hook = world.family.pick("connect4", "connect6");
+        let expect =
+            format!("{hook} cil_lb {} {}", foreign.id, if undone { "harmless" } else { "not harmless" });
+        ensure!(told(&mut datapath, &world.a)? == std::slice::from_ref(&expect));
+        // The next agent takes over without a gap.
+        drop(datapath);
+        self.hears(outbound, undone).context("without an agent")?;
+        let mut datapath = self.open()?;
+        self.hears(outbound, undone).context("a new agent")?;
+        datapath.prepare(&world.a.spec()?, Some(listeners.try_clone()?))?;
+        datapath.capture(&world.a.uid)?;
+        self.hears(outbound, undone).context("taken over")?;
+        ensure!(told(&mut datapath, &world.a)? == [expect]);
+        drop(foreign);
+        ensure!(told(&mut datapath, &world.a)?.is_empty(), "it is gone");
+        self.hears(outbound, true).context("it is gone")?;
+        datapath.leave(&world.a.uid)?;
+        nothing_pinned(world)
+    }
 }
 
 /// What takes connections to any address, as the proxy's does.

@@ -68,6 +68,17 @@ pub fn take_all(netns: &impl AsFd, name: &str, listener: &impl AsFd) -> io::Resu
     attach(Kind::SkLookup, name, &program, netns)
 }
 
+/// Whether the kernel runs a program before others on request (BPF_F_PREORDER, 6.15): the order could not be helped else.
+pub fn places_are_given(cgroup: &impl AsFd) -> io::Result<bool> {
+    const BPF_F_PREORDER: u32 = 1 << 6;
+    let program = raw_bpf::load(Kind::Connect4, "", &[mov(0, 1), EXIT])?;
+    match raw_bpf::attach_as(&program, cgroup.as_fd(), Kind::Connect4, BPF_F_PREORDER) {
+        Ok(_link) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn attach(kind: Kind, name: &str, program: &[u64], target: &impl AsFd) -> io::Result<Foreign> {
     let program = raw_bpf::load(kind, name, program)?;
     let link = raw_bpf::attach(&program, target.as_fd(), kind)?;

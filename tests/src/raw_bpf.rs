@@ -96,7 +96,12 @@ pub fn load(kind: Kind, name: &str, instructions: &[u64]) -> io::Result<OwnedFd>
 
 /// Attaches a program behind what is there.
 pub fn attach(program: &OwnedFd, target: BorrowedFd<'_>, kind: Kind) -> io::Result<OwnedFd> {
-    let attr = [program.as_raw_fd() as u32, target.as_raw_fd() as u32, kind.attach_type(), 0];
+    attach_as(program, target, kind, 0)
+}
+
+/// The same with flags of its link.
+pub fn attach_as(program: &OwnedFd, target: BorrowedFd<'_>, kind: Kind, flags: u32) -> io::Result<OwnedFd> {
+    let attr = [program.as_raw_fd() as u32, target.as_raw_fd() as u32, kind.attach_type(), flags];
     Ok(owned(call(LINK_CREATE, attr)?))
 }
 
