@@ -269,7 +269,8 @@ impl Pod {
                 routes.and(sysctls::restore(&config.proc, self.record.sysctls))
             })
         };
-        let inside = self.netns.as_ref().map_or(Ok(()), inside);
+        // Once more: the record goes, and what is left would pass for the pod's own settings when it comes back.
+        let inside = self.netns.as_ref().map_or(Ok(()), |netns| inside(netns).or_else(|_| inside(netns)));
         // Last: it is what an agent that dies meanwhile leaves to the next.
         let forgotten = step("remove its record", maps.forget(self.slot, &self.record));
         step("restore its routes and sysctls", inside).and(forgotten)
