@@ -3,6 +3,7 @@
 //! The machine is noisy, so every round measures both, in turns, and what counts is the median of the rounds' ratios;
 //! absolute numbers are printed for orientation only.
 
+use std::num::NonZero;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -22,14 +23,14 @@ use statistics::Comparison;
 #[derive(Debug, clap::Args)]
 pub struct Config {
     /// Rounds; each measures both sides once.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    #[arg(long, default_value = "5")]
+    rounds: NonZero<usize>,
     /// Seconds of each throughput measurement.
-    #[arg(long, default_value_t = 5)]
-    seconds: u32,
+    #[arg(long, default_value = "5")]
+    seconds: NonZero<u32>,
     /// New connections in each latency measurement.
-    #[arg(long, default_value_t = 500)]
-    connections: usize,
+    #[arg(long, default_value = "500")]
+    connections: NonZero<usize>,
     /// Idle connections of the memory measurement.
     #[arg(long, default_value_t = 1000)]
     parked: usize,
@@ -56,11 +57,11 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         (Pair::start(&lab, "plain-near", false, 1)?, Pair::start(&lab, "mesh-near", true, 1)?);
     // Tunnels, certificates and caches are warm in all.
     for pair in [&plain, &mesh, &plain_near, &mesh_near] {
-        pair.measure(1, config.connections / 5)?;
+        pair.measure(1, (config.connections.get() / 5).max(1))?;
     }
     let (mut samples, mut near) = (Vec::new(), Vec::new());
-    for round in 0..config.rounds.max(1) {
-        progress(&format!("round {} of {}", round + 1, config.rounds.max(1)));
+    for round in 0..config.rounds.get() {
+        progress(&format!("round {} of {}", round + 1, config.rounds.get()));
         samples.push(both(config, round, &plain, &mesh)?);
         near.push(both(config, round, &plain_near, &mesh_near)?);
     }
@@ -82,7 +83,7 @@ fn both(
     plain: &Pair<'_>,
     mesh: &Pair<'_>,
 ) -> anyhow::Result<(Sample, Sample)> {
-    let measure = |pair: &Pair<'_>| pair.measure(config.seconds, config.connections);
+    let measure = |pair: &Pair<'_>| pair.measure(config.seconds.get(), config.connections.get());
     Ok(if round.is_multiple_of(2) {
         let plain = measure(plain)?;
         (plain, measure(mesh)?)

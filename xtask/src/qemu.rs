@@ -19,6 +19,7 @@ use serde::Deserialize;
 use crate::ebpf;
 use crate::process::{self, step};
 use crate::setup::{self, Need};
+use crate::test;
 use crate::workspace::Workspace;
 
 /// Names the package of the newest kernel of this Debian.
@@ -47,6 +48,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    test::are_binaries(workspace, &args.suites)?;
     setup::require_root("reading all of this machine's files")?;
     setup::ensure(workspace, &[Need::Build, Need::Lab, Need::Machine])?;
     let files = Files::at(&workspace.target.join("qemu"));

@@ -96,12 +96,24 @@ fn lint(workspace: &Workspace) -> Result<()> {
 
 /// All suites, in the order in which they run.
 fn suites(workspace: &Workspace) -> Result<Vec<String>> {
+    let mut binaries = binaries(workspace)?;
+    binaries.sort_by_key(|name| LAST.iter().position(|last| last == name).map_or(0, |place| place + 1));
+    Ok([STATIC, UNIT, PRIVILEGED].map(str::to_owned).into_iter().chain(binaries).collect())
+}
+
+fn binaries(workspace: &Workspace) -> Result<Vec<String>> {
     let metadata =
         process::output(workspace.cargo("metadata").args(["--locked", "--no-deps", "--format-version=1"]))
             .context("cargo metadata failed; run it to see why")?;
-    let mut binaries = test_binaries(&metadata)?;
-    binaries.sort_by_key(|name| LAST.iter().position(|last| last == name).map_or(0, |place| place + 1));
-    Ok([STATIC, UNIT, PRIVILEGED].map(str::to_owned).into_iter().chain(binaries).collect())
+    test_binaries(&metadata)
+}
+
+/// Whether each of these suites is a test binary of its own.
+///
+/// # Errors
+/// When one is not: it names those that are.
+pub(crate) fn are_binaries(workspace: &Workspace, suites: &[String]) -> Result<()> {
+    choose(&binaries(workspace)?, suites).map(drop)
 }
 
 /// The test binaries of all packages, each name once.
