@@ -10,6 +10,7 @@ mod family;
 mod faults;
 mod foreign;
 mod guard;
+mod handover;
 mod inbound;
 mod kinds;
 mod lifecycle;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::Parser as _;
 use mesh_core::pod_link::Listener;
 use mesh_core::proto::pods::{self as wire, Fd};
@@ -14,6 +14,7 @@ use mesh_core::telemetry::Levels;
 use mesh_core::test_ca::TestCa;
 use node_agent::datapath::{Datapath, Listeners};
 use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use ztunnel::app::{self, Surroundings};
 use ztunnel::config::Config;
@@ -31,8 +32,9 @@ pub(crate) struct Proxy {
     pub(crate) xds: Xds,
     runtime: Runtime,
     serving: JoinHandle<Result<()>>,
+    shutdown: Option<oneshot::Sender<&'static str>>,
     run_dir: PathBuf,
-    _talk: Talk,
+    talk: Talk,
 }
 
 impl Proxy {
@@ -49,6 +51,7 @@ impl Proxy {
             format!("--admin-address={status}"),
             format!("--metrics-address={status}"),
             format!("--readiness-address={status}"),
+            "--drain-deadline=60".to_owned(),
         ])?;
         let runtime = Runtime::new()?;
         let _inside = runtime.enter();
@@ -58,7 +61,9 @@ impl Proxy {
         xds.serve(&run_dir.join("xds.sock"));
         let mut surroundings = Surroundings::real(&config, Levels::fixed("info"))?;
         surroundings.authority = Arc::new(TestCa::new());
-        let serving = runtime.spawn(app::run(config, surroundings, std::future::pending()));
+        let (shutdown, signal) = oneshot::channel();
+        let serving =
+            runtime.spawn(app::run(config, surroundings, async { signal.await.unwrap_or("dropped") }));
         let talk = runtime.block_on(async {
             let (mut talk, _) = Talk::accept(&agent).await;
             talk.welcome_with(Some(datapath.skproxy_map().try_clone_to_owned()?)).await;
@@ -69,7 +74,15 @@ impl Proxy {
             talk.snapshot_end().await;
             Ok(talk)
         })?;
-        Ok(Self { xds, runtime, serving, run_dir, _talk: talk })
+        Ok(Self { xds, runtime, serving, shutdown: Some(shutdown), run_dir, talk })
+    }
+
+    /// From now on it takes no connections, and goes on with those that it has.
+    pub(crate) fn drain(&mut self) -> Result<()> {
+        let shutdown = self.shutdown.take().context("it drains already")?;
+        shutdown.send("SIGTERM").ok().context("ztunnel has ended")?;
+        self.runtime.block_on(self.talk.draining());
+        Ok(())
     }
 }
 

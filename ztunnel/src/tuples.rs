@@ -22,7 +22,11 @@ use mesh_core::addr::{ClientAddr, Target};
 const PORTS: RangeInclusive<u16> = 10_000..=32_767;
 
 /// Ports tried before giving up: with fewer than 20,000 in use the chance to find none is negligible.
-const TRIES: u16 = 64;
+const TRIES: u32 = 64;
+
+/// From one port to the next that is tried: far, since a client's own ports may be a block (those that a translator of
+/// addresses gives to one host are), and without a divisor of the range's size, so that none is tried twice.
+const STRIDE: u32 = 7_919;
 
 /// The live connections of one pod that arrived in the clear, and those that the proxy opened to its application.
 /// Clones are the same table.
@@ -56,14 +60,11 @@ impl Tuples {
         Tuple { pair, live: self.live.clone() }
     }
 
-    /// A free port to connect from `client`'s address to `target`; `random` is where the search starts. None: no
-    /// port nearby is free.
+    /// A free port to connect from `client`'s address to `target`; `random` is where the search starts. None: none of
+    /// those that were tried is free.
     pub fn choose(&self, client: ClientAddr, target: Target, random: u16) -> Option<(ClientAddr, Tuple)> {
-        let (first, last) = (*PORTS.start(), *PORTS.end());
-        let size = last - first + 1;
         let mut pairs = self.live.pairs();
-        for step in 0..TRIES {
-            let port = first + (random % size + step) % size;
+        for port in ports(random) {
             let from = SocketAddr::new(client.ip(), port);
             let pair = self.live.hash(from, target.get());
             if port != client.port() && !pairs.contains_key(&pair) {
@@ -73,6 +74,12 @@ impl Tuples {
         }
         None
     }
+}
+
+/// What is tried, in order.
+fn ports(random: u16) -> impl Iterator<Item = u16> {
+    let (first, size) = (*PORTS.start(), PORTS.len() as u32);
+    (0..TRIES).map(move |step| first + ((u32::from(random) + step * STRIDE) % size) as u16)
 }
 
 impl Live {
@@ -109,32 +116,47 @@ mod tests {
         SocketAddr::from(([10, 0, 0, 2], port)).into()
     }
 
+    /// The nth port that is tried for this number.
+    fn tried(random: u16, nth: usize) -> u16 {
+        ports(random).nth(nth).unwrap()
+    }
+
     #[test]
     fn never_the_clients_port_nor_one_in_use() {
         let tuples = Tuples::default();
-        let accepted = tuples.accepted(client(10_001), target(80));
-        let (from, first) = tuples.choose(client(10_000), target(80), 0).unwrap();
-        assert_eq!(from, client(10_002), "10000 is the client's, 10001 is in use");
-        let (from, _second) = tuples.choose(client(9), target(80), 2).unwrap();
-        assert_eq!(from, client(10_003));
-        let (from, _other) = tuples.choose(client(9), target(81), 2).unwrap();
-        assert_eq!(from, client(10_002), "another target is another connection");
+        let accepted = tuples.accepted(client(tried(0, 1)), target(80));
+        let (from, first) = tuples.choose(client(tried(0, 0)), target(80), 0).unwrap();
+        assert_eq!(from, client(tried(0, 2)), "the first is the client's, the second is in use");
+        let (from, _second) = tuples.choose(client(9), target(80), tried(0, 2) - tried(0, 0)).unwrap();
+        assert_eq!(from, client(tried(0, 3)));
+        let (from, _other) = tuples.choose(client(9), target(81), tried(0, 2) - tried(0, 0)).unwrap();
+        assert_eq!(from, client(tried(0, 2)), "another target is another connection");
         drop((accepted, first));
-        let (from, _) = tuples.choose(client(9), target(80), 1).unwrap();
-        assert_eq!(from, client(10_001), "given back");
+        let (from, _) = tuples.choose(client(9), target(80), tried(0, 1) - tried(0, 0)).unwrap();
+        assert_eq!(from, client(tried(0, 1)), "given back");
     }
 
     #[test]
     fn stays_in_the_range_and_gives_up() {
         let tuples = Tuples::default();
-        let size = PORTS.end() - PORTS.start() + 1;
         let kept: Vec<_> =
-            (0..TRIES).filter_map(|_| tuples.choose(client(9), target(80), size - 10)).collect();
-        assert!(kept.iter().all(|(from, _)| PORTS.contains(&from.port())));
-        assert_eq!(kept.len(), usize::from(TRIES));
-        assert!(tuples.choose(client(9), target(80), size - 10).is_none());
+            (0..TRIES).filter_map(|_| tuples.choose(client(9), target(80), u16::MAX)).collect();
+        let all: std::collections::BTreeSet<u16> = kept.iter().map(|(from, _)| from.port()).collect();
+        assert!(all.len() == TRIES as usize && all.iter().all(|port| PORTS.contains(port)), "{all:?}");
+        assert!(tuples.choose(client(9), target(80), u16::MAX).is_none());
         drop(kept);
         assert!(tuples.live.pairs().is_empty());
+    }
+
+    #[test]
+    fn a_client_that_has_a_block_of_ports_leaves_some() {
+        let tuples = Tuples::default();
+        let block: Vec<_> =
+            (0..2_000).map(|n| tuples.accepted(client(PORTS.start() + n), target(80))).collect();
+        for random in 0..2_000 {
+            tuples.choose(client(9), target(80), random).expect("there is a free port");
+        }
+        drop(block);
     }
 
     #[test]
@@ -144,7 +166,7 @@ mod tests {
         let new = tuples.accepted(client(10_000), target(80));
         drop(old);
         let (from, _) = tuples.choose(client(9), target(80), 0).unwrap();
-        assert_eq!(from.port(), 10_001);
+        assert_eq!(from.port(), tried(0, 1));
         drop(new);
     }
 }
