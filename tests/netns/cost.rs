@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::sys::{Stats, enable_stats};
+use mesh_tests::kernel;
 use mesh_tests::raw_bpf::{self, Kind};
 use node_agent::datapath::Datapath;
 
@@ -81,6 +82,10 @@ fn send_dropped(world: &World) -> Result<()> {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn the_guard_costs_little() -> Result<()> {
+    if !kernel::names("tcx_link_attach")? {
+        kernel::skipped("the_guard_costs_little", "tcx (Linux 6.6), whose links tell what they run");
+        return Ok(());
+    }
     over_both(|world| {
         let (datapath, _listeners) = world.enrolled(&[&world.a])?;
         let guard = guard(world)?;
