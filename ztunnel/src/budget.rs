@@ -5,10 +5,11 @@
 //!
 //! **Invariant:** who has proved nothing takes nothing away from those who have: handshakes are counted apart, and what
 //! comes in the clear gets at most half of the connections. Neither does who has proved an identity, but may not be
-//! allowed anything: tunnels get at most half as well, and those of one client an eighth.
+//! allowed anything: tunnels get at most half as well. Both together get three quarters: there is room for the pod's own
+//! connections, and for those in the tunnels. No client gets all that is for its kind.
 
+mod clients;
 mod handshakes;
-mod tunnels;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,17 +18,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use mesh_core::hbone::window::{LARGEST, SMALLEST, Window};
 use tokio::sync::watch;
 
+use self::clients::{Clients, Full};
 pub use self::handshakes::Handshake;
 use self::handshakes::Handshakes;
-use self::tunnels::Tunnels;
 
 /// Limits of each pod.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(skip)]
 pub struct Config {
     /// Connections that one pod may have at once, opened by it and to it; a tunnel and each connection in it count as
-    /// one. At most half of them in the clear from outside the mesh; at most half tunnels, and an eighth those of one
-    /// client. More are refused (POD_LIMIT)
+    /// one. At most half of them in the clear from outside the mesh, a quarter those of one client; at most half tunnels,
+    /// an eighth those of one client; and at most three quarters both of these. More are refused (POD_LIMIT)
     #[arg(long, env = "ZTUNNEL_MAX_POD_CONNECTIONS", default_value_t = 4096, value_parser = positive)]
     pub max_pod_connections: usize,
     /// TLS handshakes with one pod that may be unfinished at once; for more, the oldest of the busiest client is closed
@@ -57,12 +58,24 @@ pub enum Exhausted {
         "{0} clients outside the mesh are connected to the pod, which is their limit (half of --max-pod-connections)"
     )]
     Clear(usize),
+    /// Those for one such client are.
+    #[error(
+        "the client is outside the mesh and has {0} connections to the pod, which is its limit (a quarter of \
+         --max-pod-connections)"
+    )]
+    ClearOfClient(usize),
     /// Those for tunnels are.
     #[error("the pod's clients have {0} tunnels, which is their limit (half of --max-pod-connections)")]
     Tunnels(usize),
     /// Those for one client's tunnels are.
     #[error("the client has {0} tunnels to the pod, which is its limit (an eighth of --max-pod-connections)")]
-    Client(usize),
+    TunnelsOfClient(usize),
+    /// Those for tunnels and for clients outside the mesh together are.
+    #[error(
+        "the pod's clients have {0} tunnels and connections in the clear, which is their limit (three quarters of \
+         --max-pod-connections)"
+    )]
+    Unproved(usize),
 }
 
 /// One pod's.
@@ -76,8 +89,10 @@ pub struct Budget {
 #[derive(Debug)]
 struct Shared {
     connections: Places,
-    clear: Places,
-    tunnels: Tunnels,
+    /// Of `clear` and `tunnels`.
+    unproved: Places,
+    clear: Clients,
+    tunnels: Clients,
     /// Bytes, divided evenly among the connections.
     memory: usize,
     window: watch::Sender<u32>,
@@ -94,19 +109,22 @@ pub struct Share {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Proved,
-    Clear,
     /// Of this client.
+    Clear(IpAddr),
+    /// The same.
     Tunnel(IpAddr),
 }
 
 impl Budget {
     /// Nothing is taken.
     pub fn new(limits: Config) -> Self {
-        let half = limits.max_pod_connections.div_ceil(2);
+        let all = limits.max_pod_connections;
+        let half = all.div_ceil(2);
         let shared = Shared {
-            connections: Places::new(limits.max_pod_connections),
-            clear: Places::new(half),
-            tunnels: Tunnels::new(half, limits.max_pod_connections / 8),
+            connections: Places::new(all),
+            unproved: Places::new(all - all / 4),
+            clear: Clients::new(half, all / 4),
+            tunnels: Clients::new(half, all / 8),
             memory: limits.pod_memory_mib.saturating_mul(1 << 20),
             window: watch::Sender::new(LARGEST),
         };
@@ -121,15 +139,16 @@ impl Budget {
         self.share(Kind::Proved)
     }
 
-    /// A place for a client that has proved nothing.
+    /// A place for `client`, which has proved nothing.
     ///
     /// # Errors
-    /// When all are taken, or half of them by such clients.
-    pub fn clear(&self) -> Result<Share, Exhausted> {
-        if !self.shared.clear.take() {
-            return Err(Exhausted::Clear(self.shared.clear.most));
-        }
-        self.share(Kind::Clear)
+    /// When all are taken, half of them by such clients, or a quarter by this one.
+    pub fn clear(&self, client: IpAddr) -> Result<Share, Exhausted> {
+        self.shared.clear.take(client).map_err(|full| match full {
+            Full::All(most) => Exhausted::Clear(most),
+            Full::OfClient(most) => Exhausted::ClearOfClient(most),
+        })?;
+        self.unproved(Kind::Clear(client))
     }
 
     /// A place for a tunnel of `client`, which has proved who it is; whether policy allows it anything is asked for each
@@ -138,11 +157,23 @@ impl Budget {
     /// # Errors
     /// When all are taken, half of them by tunnels, or an eighth by this client's.
     pub fn tunnel(&self, client: IpAddr) -> Result<Share, Exhausted> {
-        self.shared.tunnels.take(client)?;
-        self.share(Kind::Tunnel(client))
+        self.shared.tunnels.take(client).map_err(|full| match full {
+            Full::All(most) => Exhausted::Tunnels(most),
+            Full::OfClient(most) => Exhausted::TunnelsOfClient(most),
+        })?;
+        self.unproved(Kind::Tunnel(client))
     }
 
     /// With a place of its kind taken already.
+    fn unproved(&self, kind: Kind) -> Result<Share, Exhausted> {
+        if !self.shared.unproved.take() {
+            self.shared.give_back_of_client(kind);
+            return Err(Exhausted::Unproved(self.shared.unproved.most));
+        }
+        self.share(kind)
+    }
+
+    /// With all places but its own taken already.
     fn share(&self, kind: Kind) -> Result<Share, Exhausted> {
         if !self.shared.connections.take() {
             self.shared.give_back(kind);
@@ -165,9 +196,16 @@ impl Budget {
 
 impl Shared {
     fn give_back(&self, kind: Kind) {
+        if !matches!(kind, Kind::Proved) {
+            self.unproved.give_back();
+        }
+        self.give_back_of_client(kind);
+    }
+
+    fn give_back_of_client(&self, kind: Kind) {
         match kind {
             Kind::Proved => {}
-            Kind::Clear => self.clear.give_back(),
+            Kind::Clear(client) => self.clear.give_back(client),
             Kind::Tunnel(client) => self.tunnels.give_back(client),
         }
     }
@@ -244,24 +282,42 @@ mod tests {
         let budget = budget(3);
         let mut taken: Vec<_> = (0..3).map(|_| budget.connection().unwrap()).collect();
         assert_eq!(budget.connection().unwrap_err(), Exhausted::Connections(3));
-        for _ in 0..2 {
-            assert_eq!(budget.clear().unwrap_err(), Exhausted::Connections(3));
+        for _ in 0..3 {
+            assert_eq!(budget.clear(client(1)).unwrap_err(), Exhausted::Connections(3));
         }
         taken.pop();
         budget.connection().unwrap();
         drop(taken);
-        let _clear = [budget.clear().unwrap(), budget.clear().expect("a refusal takes no place")];
+        let clear = || budget.clear(client(1));
+        let _clear = [clear().unwrap(), clear().expect("a refusal takes no place")];
     }
 
     #[test]
     fn what_comes_in_the_clear_leaves_half() {
-        let budget = budget(4);
-        let clear: Vec<_> = (0..2).map(|_| budget.clear().unwrap()).collect();
-        assert_eq!(budget.clear().unwrap_err(), Exhausted::Clear(2));
-        let _others: Vec<_> = (0..2).map(|_| budget.connection().unwrap()).collect();
-        drop(clear);
-        let _again = budget.clear().unwrap();
-        self::budget(1).clear().expect("half of one is one");
+        let budget = budget(32);
+        let clear = |last: u8| budget.clear(client(last));
+        let first: Vec<_> = (0..8).map(|_| clear(1).unwrap()).collect();
+        assert_eq!(clear(1).unwrap_err(), Exhausted::ClearOfClient(8));
+        let _second: Vec<_> = (0..8).map(|_| clear(2).unwrap()).collect();
+        assert_eq!(clear(3).unwrap_err(), Exhausted::Clear(16));
+        let _others: Vec<_> = (0..16).map(|_| budget.connection().unwrap()).collect();
+        drop(first);
+        let _again = clear(3).unwrap();
+        self::budget(1).clear(client(1)).expect("half of one is one");
+    }
+
+    #[test]
+    fn strangers_of_both_kinds_leave_a_quarter() {
+        let budget = budget(32);
+        let mut strangers: Vec<Share> = (0..16).map(|last| budget.clear(client(last)).unwrap()).collect();
+        strangers.extend((0..8).map(|last| budget.tunnel(client(last)).unwrap()));
+        for _ in 0..9 {
+            assert_eq!(budget.tunnel(client(9)).unwrap_err(), Exhausted::Unproved(24));
+        }
+        let _own: Vec<_> = (0..8).map(|_| budget.connection().unwrap()).collect();
+        assert_eq!(budget.connection().unwrap_err(), Exhausted::Connections(32));
+        strangers.pop();
+        let _tunnel = budget.tunnel(client(9)).expect("a refusal takes no place");
     }
 
     #[test]
@@ -272,7 +328,7 @@ mod tests {
             clients.into_iter().map(|client| budget.tunnel(client).unwrap()).collect()
         };
         let first = take(of(1, 8));
-        assert_eq!(budget.tunnel(client(1)).unwrap_err(), Exhausted::Client(8));
+        assert_eq!(budget.tunnel(client(1)).unwrap_err(), Exhausted::TunnelsOfClient(8));
         let mut others = take([of(2, 8), of(3, 8), of(4, 8)].concat());
         assert_eq!(budget.tunnel(client(5)).unwrap_err(), Exhausted::Tunnels(32));
         let connections: Vec<_> = (0..32).map(|_| budget.connection().unwrap()).collect();
@@ -287,10 +343,10 @@ mod tests {
     fn a_client_of_a_small_pod_has_room_for_tunnels_that_follow_each_other() {
         let budget = budget(16);
         let _tunnels: Vec<_> = (0..4).map(|_| budget.tunnel(client(1)).unwrap()).collect();
-        assert_eq!(budget.tunnel(client(1)).unwrap_err(), Exhausted::Client(4));
+        assert_eq!(budget.tunnel(client(1)).unwrap_err(), Exhausted::TunnelsOfClient(4));
         let budget = self::budget(2);
         let _only = budget.tunnel(client(1)).unwrap();
-        assert_eq!(budget.tunnel(client(1)).unwrap_err(), Exhausted::Client(1));
+        assert_eq!(budget.tunnel(client(1)).unwrap_err(), Exhausted::TunnelsOfClient(1));
     }
 
     #[test]

@@ -35,7 +35,8 @@ pub async fn admit(
     let proved = connection.peer.is_some();
     let (permit, on_trial) = Permit::ask(pod, connection)?;
     report.facts.dry_run = on_trial;
-    let share = if proved { pod.budget.connection() } else { pod.budget.clear() }.map_err(exhausted)?;
+    let share =
+        if proved { pod.budget.connection() } else { pod.budget.clear(client.ip()) }.map_err(exhausted)?;
     report.open();
     let others = report.facts.source.workload.as_ref().map_or(&[][..], |peer| &peer.addresses);
     let (upstream, tuple) = pod.connect_application(client, others, target).await?;

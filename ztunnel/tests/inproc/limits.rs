@@ -56,7 +56,7 @@ async fn a_loop_ends_at_the_limit_and_leaves_half() {
     let world = World::with(&["--max-pod-connections=8"]).await;
     let mut stream = world.dial(CLIENT, (world.pod_ip(SERVER), 8999).into()).await.unwrap();
     assert!(is_reset(&mut stream).await);
-    world.logged(&["POD_LIMIT", "4 clients outside the mesh are connected"]).await;
+    world.logged(&["POD_LIMIT", "the client is outside the mesh and has 4 connections"]).await;
     assert_eq!(refused(&world, "reporter=\"destination\"").await, 1);
 }
 
