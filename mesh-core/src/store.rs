@@ -143,7 +143,8 @@ impl Writer {
         }
         let subject = match &old {
             Some(old) => judged(old) != judged(&workload),
-            None => !workload.authorization_policies.is_empty(),
+            // Until now what the agent said of it counted.
+            None => true,
         };
         if subject {
             self.changes.workloads.push(workload.uid.clone());

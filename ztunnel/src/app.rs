@@ -83,7 +83,9 @@ pub async fn run(
     let session = Session::new(node(&config), &[AUTHORIZATION_TYPE, ADDRESS_TYPE]);
     let xds_socket = config.run_dir.join("xds.sock");
     let (policy, xds_metrics) = (proxy.policy.clone(), proxy.metrics.xds.clone());
-    let handler = Mesh::new(writer, &config.root_namespace, move |changes: &Changes| policy.tell(changes));
+    let mesh = proxy.mesh.clone();
+    let tell = move |changes: &Changes| policy.tell(changes, &mesh);
+    let handler = Mesh::new(writer, &config.root_namespace, tell);
     servers.spawn(async move {
         let complete = || {
             mesh_known.send_replace(true);

@@ -7,34 +7,40 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use mesh_core::authz::{self, Applying, Connection, Decision, Denial};
-use mesh_core::store::Changes;
-use mesh_core::workload::WorkloadUid;
+use mesh_core::store::{Changes, Reader};
+use mesh_core::workload::{Workload, WorkloadUid};
 use tokio::sync::watch;
 
 use crate::proxy::Pod;
 use crate::reason::{Cause, Phase, ProxyError, Side};
 
+/// What is known of one pod, with what selects it; changes when policy has to be asked again. It outlives what the mesh
+/// tells: a pod that is gone from there has the policies that it had, until its last connection ends.
+pub(crate) type Known = watch::Sender<Arc<Workload>>;
+
 /// The pods of this process whose policies may change; clones are the same.
 #[derive(Clone, Debug, Default)]
-pub struct PolicyChanges(Arc<Mutex<HashMap<WorkloadUid, Weak<watch::Sender<()>>>>>);
+pub struct PolicyChanges(Arc<Mutex<HashMap<WorkloadUid, Weak<Known>>>>);
 
 impl PolicyChanges {
-    /// What a pod hears of; forgotten when the last one of the pod is dropped.
-    pub fn of(&self, uid: &WorkloadUid) -> Arc<watch::Sender<()>> {
+    /// What is known of a pod, at first what the agent says of it; forgotten when the last one of the pod is dropped.
+    pub(crate) fn of(&self, described: &Arc<Workload>, mesh: &Reader) -> Arc<Known> {
         let mut pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pods.retain(|_, pod| pod.strong_count() > 0);
-        let known = pods.get(uid).and_then(Weak::upgrade);
-        known.unwrap_or_else(|| {
-            let pod = Arc::new(watch::Sender::new(()));
-            pods.insert(uid.clone(), Arc::downgrade(&pod));
+        let known = pods.get(&described.uid).and_then(Weak::upgrade);
+        let pod = known.filter(|known| known.borrow().identity == described.identity).unwrap_or_else(|| {
+            let pod = Arc::new(Known::new(described.clone()));
+            pods.insert(described.uid.clone(), Arc::downgrade(&pod));
             pod
-        })
+        });
+        learn(&pod, mesh);
+        pod
     }
 
     /// Tells the pods concerned.
-    pub fn tell(&self, changes: &Changes) {
+    pub fn tell(&self, changes: &Changes, mesh: &Reader) {
         let pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let tell = |pod: &Weak<watch::Sender<()>>| pod.upgrade().iter().for_each(|pod| pod.send_replace(()));
+        let tell = |pod: &Weak<Known>| pod.upgrade().iter().for_each(|pod| learn(pod, mesh));
         if changes.policies {
             pods.values().for_each(tell);
         } else {
@@ -43,11 +49,19 @@ impl PolicyChanges {
     }
 }
 
+/// What the mesh knows counts, if it is the same identity.
+fn learn(pod: &Known, mesh: &Reader) {
+    pod.send_modify(|known| {
+        let told = mesh.workload(known.uid.as_str()).filter(|told| told.identity == known.identity);
+        *known = told.unwrap_or_else(|| known.clone());
+    });
+}
+
 /// A connection that policy allows, until it does not any more.
 pub struct Permit {
     pod: Arc<Pod>,
     connection: Connection,
-    changes: watch::Receiver<()>,
+    changes: watch::Receiver<Arc<Workload>>,
 }
 
 impl Permit {
@@ -56,7 +70,7 @@ impl Permit {
     /// # Errors
     /// When it may not.
     pub fn ask(pod: &Arc<Pod>, connection: Connection) -> Result<(Self, Option<Box<Denial>>), ProxyError> {
-        let permit = Self { pod: pod.clone(), connection, changes: pod.policy.subscribe() };
+        let permit = Self { pod: pod.clone(), connection, changes: pod.known.subscribe() };
         let denied = |denial| ProxyError::new(Phase::Authorize, Side::Downstream, Cause::Denied(denial));
         let applying = permit.applying().map_err(denied)?;
         if let Decision::Deny(denial) = authz::decide(&applying, &permit.connection) {

@@ -16,7 +16,6 @@ use mesh_core::store::Reader;
 use mesh_core::workload::Workload;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 
 use crate::affinity::Affinities;
 use crate::budget::{self, Budget};
@@ -24,7 +23,7 @@ use crate::connections::Connections;
 use crate::dial::{self, Dialer};
 use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
-use crate::policy::{self, Permit, PolicyChanges};
+use crate::policy::{self, Known, Permit, PolicyChanges};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::Report;
 use crate::sockets::{self, Sockets};
@@ -75,7 +74,7 @@ pub struct Pod {
     /// The process.
     pub proxy: Arc<Proxy>,
     /// Changes when policy has to be asked again about its connections.
-    pub(crate) policy: Arc<watch::Sender<()>>,
+    pub(crate) known: Arc<Known>,
     /// As the agent described it.
     described: Arc<Workload>,
 }
@@ -92,19 +91,19 @@ impl Pod {
         let budget = Budget::new(proxy.limits);
         let config = PoolConfig { window: budget.window(), ..PoolConfig::default() };
         let pool = Pool::new(dialer, proxy.certificates.clone(), config);
-        let policy = proxy.policy.of(&described.uid);
+        let known = proxy.policy.of(&described, &proxy.mesh);
         let (tuples, affinities) = (Tuples::default(), Affinities::default());
-        Self { uid, sockets, pool, tuples, affinities, budget, proxy, policy, described }
+        Self { uid, sockets, pool, tuples, affinities, budget, proxy, known, described }
     }
 
     /// The pod as a workload: what the mesh knows (locality, services), if it is the same identity; until then what
-    /// the agent said when it added the pod.
+    /// the agent said when it added the pod, and once the mesh has forgotten it what it knew last.
     pub fn workload(&self) -> Arc<Workload> {
         self.proxy
             .mesh
             .workload(self.described.uid.as_str())
             .filter(|known| known.identity == self.described.identity)
-            .unwrap_or_else(|| self.described.clone())
+            .unwrap_or_else(|| self.known.borrow().clone())
     }
 
     /// The pod as the agent described it.

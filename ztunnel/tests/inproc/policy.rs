@@ -2,9 +2,9 @@
 
 use std::io::ErrorKind;
 
-use mesh_core::proto::AUTHORIZATION_TYPE;
 use mesh_core::proto::security::{self, string_match::MatchType};
 use mesh_core::proto::workload::{self, address::Type};
+use mesh_core::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -128,6 +128,23 @@ async fn an_open_connection_that_policy_no_longer_allows_is_cut() {
     })]);
     assert_eq!(open.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
     world.logged(&["policy has changed: policy istio-system/nothing does not allow it"]).await;
+}
+
+/// A pod may outlive its object in the API server, when that is deleted by force: its policies go on.
+#[tokio::test]
+async fn what_selected_a_pod_selects_it_when_the_mesh_has_forgotten_it() {
+    let world = World::new().await;
+    let _application = world.application(SERVER).await;
+    world.xds.put([strict(), subject(&world, &[STRICT])]);
+    is_subject(&world, STRICT).await;
+    world.xds.remove(ADDRESS_TYPE, &SERVER.workload_uid());
+    eventually("it is forgotten", async || {
+        let dump = world.dump().await;
+        dump["workloads"].as_array().unwrap().iter().all(|workload| workload["name"] != SERVER.name)
+    })
+    .await;
+    assert_eq!(plaintext(&world, SERVER).await, ErrorKind::ConnectionReset);
+    world.logged(&[&format!("policy {STRICT} denies it"), "direction=\"inbound\""]).await;
 }
 
 #[tokio::test]

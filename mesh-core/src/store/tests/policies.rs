@@ -61,7 +61,7 @@ fn a_commit_tells_whose_policies_changed() {
     let (a, b) = ("c//Pod/shop/a", "c//Pod/shop/b");
     let other = Names::default().identity("cluster.local", "shop", "other").unwrap();
     for (what, workloads, expected) in [
-        ("new ones", vec![named("a", &[]), named("b", &["shop/p"])], vec![b]),
+        ("new ones", vec![named("a", &[]), named("b", &["shop/p"])], vec![a, b]),
         ("one more policy", vec![named("a", &["shop/p"]), named("b", &["shop/p"])], vec![a]),
         ("another capacity", vec![Workload { capacity: 2, ..named("a", &["shop/p"]) }], vec![]),
         ("none any more", vec![named("a", &[])], vec![a]),
