@@ -84,9 +84,13 @@ impl Source for Script {
 }
 
 fn pod(captured: bool, ready: &str) -> Event {
+    named("web", "uid", captured, ready)
+}
+
+fn named(name: &str, uid: &str, captured: bool, ready: &str) -> Event {
     let annotations = if captured { json!({"ambient.istio.io/redirection": "enabled"}) } else { json!({}) };
     let pod = json!({
-        "metadata": {"namespace": "shop", "name": "web", "uid": "uid", "labels": {"app": "web"},
+        "metadata": {"namespace": "shop", "name": name, "uid": uid, "labels": {"app": "web"},
                      "annotations": annotations},
         "spec": {"nodeName": "node-1", "containers": []},
         "status": {"podIP": "10.0.0.9", "conditions": [{"type": "Ready", "status": ready}]},
@@ -114,7 +118,9 @@ async fn older_connections_are_asked_about_when_their_pods_policies_change() {
         tokio::time::timeout(PATIENCE, asked.recv()).await.expect("nothing happens").expect("it has ended")
     };
     let strict = json!({"mtls": {"mode": "STRICT"}});
-    for event in [pod(true, "False"), policy(strict.clone()), pod(false, "False")] {
+    // The other one is never captured: its older connections are not known.
+    let other = named("other", "uid-2", false, "True");
+    for event in [other, pod(true, "False"), policy(strict.clone()), pod(false, "False")] {
         events.send(event).await.unwrap();
     }
     // What is said before everything is listed is not the last word.

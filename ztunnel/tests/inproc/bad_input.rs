@@ -8,6 +8,7 @@ use mesh_core::hbone::pool::{Config, Dial, Key, Pool};
 use mesh_core::hbone::{ConnectError, ConnectRequest};
 use mesh_core::identity::Identity;
 use mesh_core::test_ca::TestCa;
+use mesh_core::workload::WorkloadType;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -45,6 +46,16 @@ async fn connect(
     authority: &str,
     workload_uid: Option<&str>,
 ) -> Result<(), ConnectError> {
+    let mut request = ConnectRequest::new(authority.parse().unwrap());
+    request.workload_uid = workload_uid.map(str::to_owned);
+    open(world, certificate, request).await
+}
+
+async fn open(
+    world: &World,
+    certificate: fn(&TestCa) -> WorkloadCert,
+    request: ConnectRequest,
+) -> Result<(), ConnectError> {
     let fetch = Given(certificate, world.ca.clone());
     let pool = Pool::new(Peer, Certificates::new(Arc::new(fetch)), Config::default());
     let key = Key {
@@ -54,8 +65,6 @@ async fn connect(
         expected: vec![SERVER.identity().parse().unwrap()],
         workload_uid: None,
     };
-    let mut request = ConnectRequest::new(authority.parse().unwrap());
-    request.workload_uid = workload_uid.map(str::to_owned);
     pool.connect(&key, &request).await.map(drop)
 }
 
@@ -105,6 +114,20 @@ async fn requests_that_are_refused() {
     }
     failed(&world, "WRONG_WORKLOAD", 1).await;
     failed(&world, "BAD_REQUEST", 3).await;
+}
+
+/// Its address is the client's, its words are its own; its namespace is the one that it proved.
+#[tokio::test]
+async fn what_a_peer_is_called_is_what_it_proved_or_its_own_word() {
+    let world = World::new().await;
+    let _application = world.application(SERVER).await;
+    let mut request = ConnectRequest::new(format!("{}:{APP}", world.pod_ip(SERVER)).parse().unwrap());
+    request.baggage.workload = Some((WorkloadType::Deployment, "said-so".into()));
+    request.baggage.namespace = Some("elsewhere".into());
+    open(&world, |ca| ca.issue("spiffe://cluster.local/ns/proved/sa/other"), request).await.unwrap();
+    let proved = "src.identity=spiffe://cluster.local/ns/proved/sa/other";
+    let called = ["src.workload=\"said-so\"", "src.namespace=\"proved\""];
+    world.logged(&["direction=\"inbound\"", proved, called[0], called[1]]).await;
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Two pods of one node: connected in this process, without a tunnel, and with all that a tunnel's end would check.
 
+use std::net::IpAddr;
+
 use mesh_core::proto::workload::{Workload, address::Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -99,6 +101,32 @@ async fn a_pod_that_another_process_serves_is_no_neighbour() {
     let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
     stream.read(&mut [0; 1]).await.unwrap_err();
     world.logged(&["connection failed", &format!("dst.addr={}", world.tunnel_address(SERVER))]).await;
+}
+
+/// What the mesh says of the server is not what this process serves: a tunnel would end at somebody else.
+#[tokio::test]
+async fn a_pod_that_is_not_as_the_mesh_knows_it_is_no_neighbour() {
+    for (service_account, last) in [("other", SERVER.last), (SERVER.name, SERVER.last + 1)] {
+        let world = World::without_mesh().await;
+        let Type::Workload(server) = world.workload(SERVER) else { unreachable!() };
+        let IpAddr::V4(ip) = world.ip(last) else { unreachable!() };
+        let server = Workload {
+            service_account: service_account.into(),
+            addresses: vec![ip.octets().to_vec()],
+            node: "node-1".into(),
+            shortcut: true,
+            ..server
+        };
+        let told = [on_node(&world, CLIENT, "node-1", true), address(Type::Workload(server))];
+        world.xds.put(told.into_iter().chain([address(world.service(SERVER))]));
+        let world = world.with_pods(&[CLIENT, SERVER]).await;
+        let _application = world.application(SERVER).await;
+        let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+        stream.read(&mut [0; 1]).await.unwrap_err();
+        let meant = format!("dst.addr={ip}:15008");
+        world.logged(&["connection failed", "direction=\"outbound\"", &meant]).await;
+        assert_eq!(opened(&world, "none").await, 0);
+    }
 }
 
 #[tokio::test]

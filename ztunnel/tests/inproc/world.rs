@@ -57,7 +57,7 @@ impl Drop for World {
 #[derive(Clone, Copy)]
 pub(crate) struct TestPod {
     pub(crate) name: &'static str,
-    last: u8,
+    pub(crate) last: u8,
 }
 
 pub(crate) const CLIENT: TestPod = TestPod { name: "client", last: 10 };

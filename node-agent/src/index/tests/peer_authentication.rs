@@ -114,6 +114,18 @@ fn precedence() {
 }
 
 #[test]
+fn a_selector_of_the_root_namespace_does_not_select_its_own_pods_either() {
+    let mut index = world(&[policy("istio-system/web", 9, web("STRICT"))]);
+    let mut own = pod("gateway", "10.0.0.8");
+    own["metadata"]["namespace"] = json!("istio-system");
+    own["metadata"]["labels"] = json!({"app": "web"});
+    apply(&mut index, Kind::Pod, own);
+    let resource = index.resource(&Key::Pod(ObjectName::new("istio-system", "gateway"))).unwrap();
+    let Some(proto::address::Type::Workload(gateway)) = resource.r#type else { unreachable!() };
+    assert!(gateway.authorization_policies.is_empty(), "{gateway:?}");
+}
+
+#[test]
 fn ports() {
     let ports = |base: &str, ports: Value| {
         let mut spec = web(base);
