@@ -47,6 +47,8 @@ pub const NACK_NAMES: usize = 10;
 pub struct Session {
     subscriptions: BTreeMap<Type, Subscription>,
     nonces: u64,
+    /// The client has answered before it asked for workloads, so it will not: clients say at once what they want.
+    policies_alone: bool,
 }
 
 #[derive(Debug)]
@@ -101,6 +103,7 @@ impl Session {
         if let Some(name) = request.resource_names_subscribe.iter().find(|name| *name != "*") {
             return Err(BadRequest::Names(name.chars().take(253).collect()));
         }
+        let asked_for_addresses = self.subscriptions.contains_key(&Type::Address);
         let Some(subscription) = self.subscriptions.get_mut(&r#type) else {
             self.subscriptions.insert(r#type, Subscription::new(request.initial_resource_versions));
             return Ok(Received::Subscribed(r#type));
@@ -109,6 +112,7 @@ impl Session {
         let Some(outstanding) = subscription.outstanding.take_if(answers) else {
             return Ok(Received::Ignored);
         };
+        self.policies_alone |= !asked_for_addresses;
         Ok(match request.error_detail {
             None => Received::Acked(r#type),
             Some(error) => Received::Nacked { r#type, names: outstanding.names, message: error.message },
@@ -130,9 +134,10 @@ impl Session {
     /// name a policy that its proxy does not know, and no policy may be about nobody in between: policies that are new
     /// come before the workloads; those that are gone, or are from now on about those alone that name them, after them.
     pub fn next(&mut self, snapshot: &Snapshot) -> Option<DeltaDiscoveryResponse> {
-        let Self { subscriptions, nonces } = self;
+        let Self { subscriptions, nonces, policies_alone } = self;
         let [addresses, policies] = [Type::Address, Type::Authorization];
-        let naming = subscriptions.get(&addresses).is_some_and(Subscription::is_pending);
+        // A client that comes back asks for policies first, and may have had others than these with its workloads.
+        let naming = subscriptions.get(&addresses).map_or(!*policies_alone, Subscription::is_pending);
         if let Some(subscription) = subscriptions.get_mut(&policies) {
             let last = if naming { Last::Held } else { Last::Told };
             let next = subscription.next(policies, snapshot, nonces, last);

@@ -249,19 +249,30 @@ fn a_policy_is_never_about_nobody() {
     );
     assert_eq!(change(&mut session, Scope::Global, "1"), ["p", "a"]);
     assert_eq!(change(&mut session, Scope::WorkloadSelector, "names p again"), ["a", "p"]);
-    // A client from before, of which only the names are known: it may have it at large.
-    let initial = [("p".to_owned(), "0".to_owned())].into();
+    // A client from before, of which only the names are known: it may have p at large, and has one that is gone. It asks
+    // for policies first and is answered at once.
+    let before = || DeltaDiscoveryRequest {
+        initial_resource_versions: [("p".to_owned(), "0".to_owned()), ("gone".to_owned(), "0".to_owned())]
+            .into(),
+        ..subscribe(AUTHORIZATION_TYPE)
+    };
+    let told = |response: DeltaDiscoveryResponse| {
+        let names = response.resources.into_iter().map(|resource| resource.name);
+        names.chain(response.removed_resources.into_iter().map(|name| format!("-{name}"))).collect::<Vec<_>>()
+    };
     let mut session = Session::default();
-    session
-        .receive(DeltaDiscoveryRequest {
-            initial_resource_versions: initial,
-            ..subscribe(AUTHORIZATION_TYPE)
-        })
-        .unwrap();
+    session.receive(before()).unwrap();
+    let first = session.next(&snapshot).unwrap();
+    assert_eq!(told(first.clone()), Vec::<String>::new(), "the workloads have to come first");
     session.receive(subscribe(ADDRESS_TYPE)).unwrap();
-    let order: Vec<String> = std::iter::from_fn(|| session.next(&snapshot))
-        .flat_map(|response| response.resources)
-        .map(|resource| resource.name)
-        .collect();
-    assert_eq!(order, ["a"], "what comes first is not answered yet");
+    assert_eq!(told(session.next(&snapshot).unwrap()), ["a"]);
+    session.receive(ack(&first)).unwrap();
+    assert_eq!(told(session.next(&snapshot).unwrap()), ["p", "-gone"]);
+    // One that wants no workloads does not wait for them.
+    let mut session = Session::default();
+    session.receive(before()).unwrap();
+    let first = session.next(&snapshot).unwrap();
+    assert_eq!(session.next(&snapshot), None);
+    session.receive(ack(&first)).unwrap();
+    assert_eq!(told(session.next(&snapshot).unwrap()), ["p", "-gone"]);
 }
