@@ -156,12 +156,16 @@ impl Index {
             Event::Deleted(kind, name) => self.delete(kind, &name, &mut changes),
             Event::Unreadable { kind, name, reason } => {
                 self.relist.saw(kind, &name);
-                match kind {
-                    Kind::NetworkPolicy => self.unreadable_network_policy(&name, &mut changes),
+                let denies = match kind {
                     Kind::AuthorizationPolicy => self.unreadable_authorization_policy(&name, &mut changes),
-                    _ => {}
+                    _ => false,
+                };
+                if kind == Kind::NetworkPolicy {
+                    self.unreadable_network_policy(&name, &mut changes);
                 }
-                changes.problems.push(Problem { kind, name, skipped: true, reason });
+                let denied = if denies { ": everything that it may be about is denied" } else { "" };
+                let reason = format!("{reason}{denied}");
+                changes.problems.push(Problem { kind, name, skipped: !denies, reason });
             }
             Event::ApiGroups(groups) => self.api_groups(&groups, &mut changes),
             Event::Listed(kind) => {

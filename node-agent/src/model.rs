@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::index::event::ObjectName;
+use crate::index::event::{Kind, ObjectName};
 use crate::index::local::LocalPod;
 use crate::index::verdict::Verdict;
 use crate::index::{Changes, Config, Index, Invalid};
@@ -125,9 +125,14 @@ impl Reader {
         self.verdicts.changed().await
     }
 
-    /// What is to be written.
-    pub fn verdicts(&self) -> Vec<Verdict> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).verdicts()
+    /// The policies whose status is to be written.
+    pub fn unsaid(&self) -> Vec<(Kind, ObjectName)> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).unsaid()
+    }
+
+    /// What is to be written into the status of a policy, as of now.
+    pub fn verdict(&self, policy: &(Kind, ObjectName)) -> Option<Verdict> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).verdict(policy)
     }
 
     /// How many nodes there are.

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use rand::seq::SliceRandom as _;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -21,6 +22,13 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// Writes until `shutdown`.
 pub async fn run(mut model: Reader, cluster: ApiServer, shutdown: CancellationToken) {
     let mut failing = false;
+    // How many agents there are is known then.
+    while !model.is_synced() {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = model.changed() => if changed.is_err() { return },
+        }
+    }
     loop {
         let spread = SPREAD.saturating_mul(model.node_count().try_into().unwrap_or(u32::MAX)).min(MAX_SPREAD);
         let pause = async {
@@ -42,7 +50,11 @@ pub async fn run(mut model: Reader, cluster: ApiServer, shutdown: CancellationTo
 /// Whether all that was to be written is: what cannot be keeps nothing else from being written.
 async fn write(model: &Reader, cluster: &ApiServer, failing: &mut bool) -> bool {
     let mut failed = None;
-    for verdict in model.verdicts() {
+    let mut unsaid = model.unsaid();
+    // Of many, each agent begins elsewhere, and leaves out what others have written meanwhile.
+    unsaid.shuffle(&mut rand::rng());
+    for policy in unsaid {
+        let Some(verdict) = model.verdict(&policy) else { continue };
         match cluster.judge(&verdict).await {
             // Another agent was faster, or the policy has changed: the watch will tell.
             Ok(()) | Err(ClusterError::Gone) => {}

@@ -118,7 +118,7 @@ fn strict_refuses_whoever_is_outside_the_mesh_and_serves_the_others() {
         sealed.apply("server", ports)?;
         sealed.refuses("plain/client", OF_PORTS)?;
         sealed.serves("mesh/client")?;
-        sealed.told("server", "True", "in force")?;
+        sealed.told("server", "True", "accepted by ztunnel")?;
         sealed.apply("default", "{ portLevelMtls: { 8080: { mode: PERMISSIVE } } }")?;
         sealed.told("default", "False", "needs a selector")
     });

@@ -91,14 +91,19 @@ impl Index {
         }
     }
 
-    /// What was known of it stays; else everything is denied that it may be about.
-    pub(super) fn unreadable_authorization_policy(&mut self, name: &ObjectName, changes: &mut Changes) {
+    /// What was known of it stays; else everything is denied that it may be about, and the answer is true.
+    pub(super) fn unreadable_authorization_policy(
+        &mut self,
+        name: &ObjectName,
+        changes: &mut Changes,
+    ) -> bool {
         if self.authorization_policies.0.get(name).is_some() {
-            return;
+            return false;
         }
         let policy = read::unreadable(&self.config.root_namespace, name);
         self.touch_authorization_policy(name, &policy, changes);
         self.authorization_policies.0.put(name, policy);
+        true
     }
 
     pub(super) fn delete_authorization_policy(&mut self, name: &ObjectName, changes: &mut Changes) {

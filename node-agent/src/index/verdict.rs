@@ -7,6 +7,8 @@ use super::{Changes, Index, Problem};
 
 /// The condition's type.
 pub const CONDITION: &str = "ZtunnelAccepted";
+/// What is said where nothing is wrong. Whether it has a say is another question: it may be on trial, or another counts.
+const ACCEPTED: &str = "accepted by ztunnel, for layer 4";
 /// So many faults are told; more are counted. Whoever may write a policy has a say in their number and length.
 const MOST: usize = 10;
 /// So many characters of each.
@@ -55,8 +57,9 @@ impl Reading {
         let wanted = self.faults.as_deref().map(|faults| self.condition(faults));
         let told = self.conditions.iter().find(ours);
         let same = match (&wanted, told) {
+            // Agents of two versions may put it in other words: whose are there first stay.
             (Some(wanted), Some(told)) => {
-                wanted.as_object().is_some_and(|wanted| wanted.iter().all(|(key, value)| told[key] == *value))
+                ["status", "observedGeneration"].iter().all(|key| told[*key] == wanted[*key])
             }
             (None, None) => true,
             _ => false,
@@ -74,7 +77,7 @@ impl Reading {
 
     fn condition(&self, faults: &[String]) -> Value {
         let (status, reason, message) = match faults {
-            [] => ("True", "Accepted", "in force at layer 4, by ztunnel".to_owned()),
+            [] => ("True", "Accepted", ACCEPTED.to_owned()),
             faults => ("False", "UnsupportedValue", faults.join("; ")),
         };
         json!({
@@ -114,17 +117,22 @@ impl Index {
     }
 
     /// The policies whose status is to be written. Takes time in proportion to the number of policies.
-    pub fn verdicts(&self) -> Vec<Verdict> {
-        let verdict = |((kind, name), reading): (&(Kind, ObjectName), &Reading)| {
-            Some(Verdict {
-                kind: *kind,
-                name: name.clone(),
-                api_version: reading.api_version.clone(),
-                resource_version: reading.resource_version.clone(),
-                conditions: reading.verdict()?,
-            })
-        };
-        self.readings.iter().filter_map(verdict).collect()
+    pub fn unsaid(&self) -> Vec<(Kind, ObjectName)> {
+        let unsaid = self.readings.iter().filter(|(_, reading)| reading.verdict().is_some());
+        unsaid.map(|(policy, _)| policy.clone()).collect()
+    }
+
+    /// What is to be written into the status of a policy; none if it is there.
+    pub fn verdict(&self, policy: &(Kind, ObjectName)) -> Option<Verdict> {
+        let reading = self.readings.get(policy)?;
+        let (kind, name) = policy.clone();
+        Some(Verdict {
+            kind,
+            name,
+            api_version: reading.api_version.clone(),
+            resource_version: reading.resource_version.clone(),
+            conditions: reading.verdict()?,
+        })
     }
 
     /// How many nodes there are, each with an agent that writes verdicts.

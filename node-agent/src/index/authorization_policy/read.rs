@@ -33,10 +33,18 @@ pub(super) fn read(
     }
     let selector = reader.selector(&spec["selector"]["matchLabels"]);
     let Some(action) = reader.action(&spec["action"]) else {
-        return (AuthorizationPolicy { selector, enforced: None }, reader.faults);
+        return (
+            AuthorizationPolicy { selector: selector.unwrap_or_default(), enforced: None },
+            reader.faults,
+        );
     };
     reader.action = action;
-    let rules = reader.rules(&spec["rules"]);
+    let rules = match (&selector, action) {
+        // It may be about fewer than all: whom its rules let in is not to be let in to the others.
+        (None, wire::Action::Allow) => Vec::new(),
+        _ => reader.rules(&spec["rules"]),
+    };
+    let selector = selector.unwrap_or_default();
     let enforced = wire::Authorization {
         dry_run: reader.dry_run(object),
         action: action.into(),
@@ -92,15 +100,17 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn selector(&mut self, labels: &Value) -> Labels {
-        match labels {
-            Value::Null => Labels::new(),
-            labels => serde_json::from_value(labels.clone()).unwrap_or_else(|_| {
-                let fault = "spec.selector.matchLabels is no map of texts: the policy is about all pods";
-                self.faults.push(fault.to_owned());
-                Labels::new()
-            }),
+    /// None: it cannot be read.
+    fn selector(&mut self, labels: &Value) -> Option<Labels> {
+        if labels.is_null() {
+            return Some(Labels::new());
         }
+        let read = serde_json::from_value(labels.clone()).ok();
+        if read.is_none() {
+            let fault = "spec.selector.matchLabels is no map of texts: the policy is about all pods, and allows nothing";
+            self.faults.push(fault.to_owned());
+        }
+        read
     }
 
     /// None: it neither allows nor denies.
@@ -196,6 +206,7 @@ impl Reader<'_> {
                         let set = attribute(set, &mut attributes, field, values, self.namespace);
                         faults.extend(set.err().map(|reason| format!("{path}.{field} {reason}")));
                     }
+                    self.futile(&path, &attributes);
                 }
                 _ => faults.push(format!("{path} is missing, or not alone")),
             }
@@ -218,7 +229,10 @@ impl Reader<'_> {
         let (mut clauses, mut result) = (Vec::new(), Ok(()));
         for (i, one) in self.list(path, list)?.iter().enumerate() {
             match condition(one, self.namespace) {
-                Ok(attributes) => clauses.push(wire::Clause { matches: vec![attributes] }),
+                Ok(attributes) => {
+                    self.futile(&format!("{path}[{i}]"), &attributes);
+                    clauses.push(wire::Clause { matches: vec![attributes] });
+                }
                 Err(reason) => result = self.fault(&format!("{path}[{i}] {reason}")),
             }
         }
@@ -231,6 +245,23 @@ impl Reader<'_> {
             Value::Array(list) => Ok(list),
             _ => self.fault(&format!("{path} is no list")).map(|()| [].as_slice()),
         }
+    }
+
+    /// Notes patterns that match nobody, in Istio neither: most likely something else was meant.
+    fn futile(&mut self, path: &str, attributes: &wire::Match) {
+        let wire::Match { principals, not_principals, service_accounts, not_service_accounts, .. } =
+            attributes;
+        let odd = |text: &&str| text.contains('*') || text.starts_with("spiffe://");
+        let principals = principals.iter().chain(not_principals).filter_map(text_of);
+        let accounts = service_accounts.iter().chain(not_service_accounts);
+        let accounts = accounts.flat_map(|account| [account.namespace.as_str(), &account.service_account]);
+        let fault = |text| {
+            format!(
+                "{path} has {text:?}, which matches nobody: a * is understood at one end of a principal only, and no \
+                 principal has a scheme"
+            )
+        };
+        self.faults.extend(principals.chain(accounts).filter(odd).map(fault));
     }
 
     /// Notes what cannot be decided; of an ALLOW policy it takes the rule along.
@@ -327,6 +358,14 @@ fn destination(set: &mut wire::Match, field: &str, values: &[&str], _: &str) -> 
 }
 
 const NEEDS_WAYPOINT: &str = "cannot be decided without a waypoint";
+
+/// What is left of a pattern without its `*` at one end.
+fn text_of(pattern: &wire::StringMatch) -> Option<&str> {
+    match pattern.match_type.as_ref()? {
+        MatchType::Exact(text) | MatchType::Prefix(text) | MatchType::Suffix(text) => Some(text),
+        MatchType::Presence(_) => None,
+    }
+}
 
 /// `*` is anything, `*x` ends in x, `x*` begins with x.
 fn patterns(values: &[&str]) -> Result<Vec<wire::StringMatch>, String> {

@@ -58,7 +58,6 @@ fn what_a_policy_means() {
         ("no rules are the same", json!({"rules": []}), none),
         ("a rule that says nothing", json!({"rules": [{}]}), all),
         ("a principal", from(json!({"principals": [web]})), "shop/web:80 shop/web:81"),
-        ("a principal never has a scheme", from(json!({"principals": [format!("spiffe://{web}")]})), none),
         ("whoever proves who it is", from(json!({"principals": ["*"]})), &all[..all.len() - 9]),
         ("the beginning", from(json!({"principals": ["cluster.local/ns/shop/*"]})), shop),
         (
@@ -265,6 +264,38 @@ fn whom_it_is_about() {
         );
     }
     assert!(policy(json!({"targetRefs": []})).0.enforced.is_some());
+}
+
+/// Whom it lets in there it may not be meant to let in elsewhere.
+#[test]
+fn an_allow_of_which_it_is_not_known_whom_it_is_about_allows_nothing() {
+    let selector = json!({"matchLabels": {"app": 1}});
+    let (allow, _) = policy(json!({"selector": selector, "rules": [{}]}));
+    let (deny, _) = policy(json!({"selector": selector, "action": "DENY", "rules": [{}]}));
+    for policy in [allow, deny] {
+        assert_eq!(served(&policy), Vec::<String>::new());
+    }
+}
+
+/// As in Istio they are matched all the same: nobody who is not refused there is here.
+#[test]
+fn patterns_that_match_nobody_are_reported() {
+    let web = "cluster.local/ns/shop/sa/web";
+    for source in [
+        json!({"principals": [format!("spiffe://{web}")]}),
+        json!({"notPrincipals": ["*/ns/shop/*"]}),
+        json!({"principals": ["cluster.local/*/sa/web"]}),
+        json!({"serviceAccounts": ["shop/*"]}),
+        json!({"notServiceAccounts": ["*/web"]}),
+    ] {
+        let negative = source.as_object().unwrap().keys().all(|key| key.starts_with("not"));
+        let (read, faults) = policy(json!({"rules": [{"from": [{"source": source}]}]}));
+        assert!(faults.len() == 1 && faults[0].contains("matches nobody"), "{source}: {faults:?}");
+        assert_eq!(served(&read).len(), if negative { CLIENTS.len() } else { 0 }, "{source}");
+    }
+    let when = json!({"rules": [{"when": [{"key": "source.principal", "values": ["*/ns/*/sa/web"]}]}]});
+    let (_, faults) = policy(when);
+    assert!(faults.len() == 1 && faults[0].starts_with("spec.rules[0].when[0] has"), "{faults:?}");
 }
 
 #[test]
