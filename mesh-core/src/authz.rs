@@ -4,6 +4,7 @@
 //! **Invariant:** fails closed. A policy that could not be read denies whatever it may select, and so does one that a
 //! workload names and that is not known.
 
+mod denial;
 mod rule;
 #[cfg(test)]
 mod tests;
@@ -11,7 +12,8 @@ mod tests;
 use std::fmt;
 use std::sync::Arc;
 
-pub use rule::{Clause, Match, Rule, ServiceAccount, Text, Values};
+pub use denial::{Denial, Nearest};
+pub use rule::{Attribute, Clause, Match, Rule, ServiceAccount, Text, Values};
 
 use crate::addr::{ClientAddr, Target};
 use crate::identity::Identity;
@@ -51,6 +53,8 @@ pub enum Rules {
     Allow(Box<[Rule]>),
     /// What one of them matches may not come.
     Deny(Box<[Rule]>),
+    /// What one of them matches is to be noted, whether it may come or not.
+    Audit(Box<[Rule]>),
     /// The resource was refused, for this reason: nothing may come.
     Refused(Arc<str>),
 }
@@ -84,72 +88,6 @@ pub enum Decision {
     Deny(Denial),
 }
 
-/// Why a connection is denied. Policies are named as in xDS, `<namespace>/<name>`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Denial {
-    /// A DENY policy matches.
-    Denied {
-        /// Which.
-        policy: Arc<str>,
-        /// Which of its rules, from 0.
-        rule: usize,
-        /// The client did not prove who it is, which is what such rules are mostly about.
-        plaintext: bool,
-    },
-    /// There are ALLOW policies, and none of them matches.
-    NotAllowed {
-        /// One of them.
-        policy: Arc<str>,
-        /// How many there are besides.
-        others: usize,
-        /// The client did not prove who it is.
-        plaintext: bool,
-    },
-    /// A policy that could not be read: what it may have selected is denied.
-    Refused {
-        /// Which.
-        policy: Arc<str>,
-        /// What is wrong with it.
-        reason: Arc<str>,
-    },
-    /// The destination names a policy that is not known.
-    UnknownPolicy(Arc<str>),
-    /// The destination's own resource was refused, so which policies select it is not known.
-    UnknownSelection {
-        /// What is wrong with it.
-        reason: Arc<str>,
-    },
-}
-
-impl fmt::Display for Denial {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unproved = |plaintext: &bool| if *plaintext { "; the client did not use mutual TLS" } else { "" };
-        match self {
-            Self::Denied { policy, rule, plaintext } => {
-                write!(f, "policy {policy} denies it by its rule {rule}{}", unproved(plaintext))
-            }
-            Self::NotAllowed { policy, others: 0, plaintext } => {
-                write!(f, "policy {policy} does not allow it{}", unproved(plaintext))
-            }
-            Self::NotAllowed { policy, others, plaintext } => {
-                write!(f, "neither policy {policy} nor {others} more allow it{}", unproved(plaintext))
-            }
-            Self::Refused { policy, reason } => write!(
-                f,
-                "policy {policy} is not valid ({reason}), so everything that it may select is denied until it is \
-                 corrected or removed"
-            ),
-            Self::UnknownPolicy(policy) => {
-                write!(f, "the pod is subject to policy {policy}, which is not known")
-            }
-            Self::UnknownSelection { reason } => write!(
-                f,
-                "the pod's own resource is not valid ({reason}), so it is not known which policies select it"
-            ),
-        }
-    }
-}
-
 /// Decides about a connection to the destination that these policies are about.
 pub fn decide(applying: &Applying, connection: &Connection) -> Decision {
     decide_by(applying, connection, |policy| !policy.dry_run)
@@ -165,6 +103,31 @@ pub fn rehearse(applying: &Applying, connection: &Connection) -> Option<Denial> 
     match decide_by(applying, connection, |policy| !policy.dry_run || on_trial(policy)) {
         Decision::Allow => None,
         Decision::Deny(denial) => Some(denial),
+    }
+}
+
+/// The first of the AUDIT policies that match, and which of its rules does; there may be others.
+pub fn audited(applying: &Applying, connection: &Connection) -> Option<Audited> {
+    let asked = rule::Asked::new(connection);
+    applying.policies.iter().find_map(|policy| {
+        let Rules::Audit(rules) = &policy.rules else { return None };
+        let rule = rules.iter().position(|rule| rule.matches(&asked))?;
+        Some(Audited { policy: policy.key.clone(), rule })
+    })
+}
+
+/// A policy wants a connection to be noted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audited {
+    /// Its name in xDS, `<namespace>/<name>`.
+    pub policy: Arc<str>,
+    /// Which of its rules matches, from 0.
+    pub rule: usize,
+}
+
+impl fmt::Display for Audited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "policy {}, rule {}", self.policy, self.rule)
     }
 }
 
@@ -190,12 +153,25 @@ fn decide_by(
                     return Decision::Deny(Denial::Denied { policy: policy.key.clone(), rule, plaintext });
                 }
             }
-            Rules::Allow(rules) => allows.push((policy, rules)),
+            Rules::Allow(rules) => allows.push((policy, &**rules)),
+            Rules::Audit(_) => {}
         }
     }
     let Some((first, _)) = allows.first() else { return Decision::Allow };
     if allows.iter().any(|(_, rules)| rules.iter().any(|rule| rule.matches(&asked))) {
         return Decision::Allow;
     }
-    Decision::Deny(Denial::NotAllowed { policy: first.key.clone(), others: allows.len() - 1, plaintext })
+    let (policy, others) = (first.key.clone(), allows.len() - 1);
+    let nearest = nearest(&allows, &asked).map(Arc::new);
+    Decision::Deny(Denial::NotAllowed { policy, others, plaintext, nearest })
+}
+
+/// Of all rules the first that misses the least; one that nothing matches is near to nobody.
+fn nearest(allows: &[(&Arc<Authorization>, &[Rule])], asked: &rule::Asked<'_>) -> Option<Nearest> {
+    let rules = allows
+        .iter()
+        .flat_map(|(policy, rules)| rules.iter().enumerate().map(move |(i, rule)| (policy, i, rule)));
+    let missing = rules.filter_map(|(policy, i, rule)| Some((policy, i, rule.misses(asked)?)));
+    let (policy, rule, misses) = missing.min_by_key(|(_, _, misses)| misses.len())?;
+    Some(Nearest { policy: policy.key.clone(), rule, misses })
 }

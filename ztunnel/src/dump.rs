@@ -81,6 +81,7 @@ fn policy_json(policy: &Authorization) -> Value {
     let (action, rules, invalid) = match &policy.rules {
         Rules::Allow(rules) => ("ALLOW", rules.len(), None),
         Rules::Deny(rules) => ("DENY", rules.len(), None),
+        Rules::Audit(rules) => ("AUDIT", rules.len(), None),
         Rules::Refused(reason) => ("DENY", 0, Some(reason)),
     };
     json!({

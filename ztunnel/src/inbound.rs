@@ -134,7 +134,8 @@ impl Arrival {
                 Err(_) => ProxyError::new(Phase::Connect, Side::Downstream, Cause::Abandoned),
             },
             Err(error) => {
-                incoming.refuse(error.status(), &error.cause.to_string());
+                let policy = error.denial().and_then(|denial| denial.policy());
+                incoming.refuse(error.status(), &error.cause.to_string(), policy.map(|policy| &**policy));
                 error
             }
         };

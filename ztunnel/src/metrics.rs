@@ -2,6 +2,8 @@
 //!
 //! Labels are resolved to counters once a connection; what is kept for its life are the counters.
 
+mod policies;
+
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +19,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+pub use self::policies::Policies;
 use crate::report::Direction;
 
 /// A label that may be unknown.
@@ -199,6 +202,8 @@ pub struct Metrics {
     refused: Gauge,
     unreadable: Gauge,
     denying: Gauge,
+    /// What policies did.
+    pub policies: Policies,
     /// Of the talk with the agent.
     pub xds: xds::metrics::Metrics,
     /// Label sets that peers made up.
@@ -249,6 +254,7 @@ impl Metrics {
             "Policies that are not valid: connections to everything that they may select are denied",
             denying.clone(),
         );
+        let policies = Policies::register(&mut root);
         let xds = xds::metrics::Metrics::register(&mut root);
         root.register_collector(Box::new(Process));
         let istio = root.sub_registry_with_prefix("istio");
@@ -275,6 +281,7 @@ impl Metrics {
             refused,
             unreadable,
             denying,
+            policies,
             xds,
             said: Arc::default(),
             registry: Arc::new(root),

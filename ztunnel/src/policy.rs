@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use mesh_core::authz::{self, Applying, Connection, Decision, Denial};
+use mesh_core::authz::{self, Applying, Audited, Connection, Decision, Denial};
 use mesh_core::store::{Changes, Reader};
 use mesh_core::workload::{Workload, WorkloadUid};
 use tokio::sync::watch;
@@ -57,6 +57,15 @@ fn learn(pod: &Known, mesh: &Reader) {
     });
 }
 
+/// What policies say of a connection beside whether it may be.
+#[derive(Debug, Default)]
+pub struct Remarks {
+    /// Why those that are on trial would deny it.
+    pub dry_run: Option<Box<Denial>>,
+    /// It is to be noted.
+    pub audit: Option<Box<Audited>>,
+}
+
 /// A connection that policy allows, until it does not any more.
 pub struct Permit {
     pod: Arc<Pod>,
@@ -65,19 +74,20 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Asks policy whether a connection to the pod may be. Beside the permit, why policies on trial would deny it.
+    /// Asks policy whether a connection to the pod may be. What else policies say of it is noted in `remarks`.
     ///
     /// # Errors
     /// When it may not.
-    pub fn ask(pod: &Arc<Pod>, connection: Connection) -> Result<(Self, Option<Box<Denial>>), ProxyError> {
+    pub fn ask(pod: &Arc<Pod>, connection: Connection, remarks: &mut Remarks) -> Result<Self, ProxyError> {
         let permit = Self { pod: pod.clone(), connection, changes: pod.known.subscribe() };
         let denied = |denial| ProxyError::new(Phase::Authorize, Side::Downstream, Cause::Denied(denial));
         let applying = permit.applying().map_err(denied)?;
+        remarks.audit = authz::audited(&applying, &permit.connection).map(Box::new);
         if let Decision::Deny(denial) = authz::decide(&applying, &permit.connection) {
             return Err(denied(denial));
         }
-        let on_trial = authz::rehearse(&applying, &permit.connection).map(Box::new);
-        Ok((permit, on_trial))
+        remarks.dry_run = authz::rehearse(&applying, &permit.connection).map(Box::new);
+        Ok(permit)
     }
 
     fn decide(&self) -> Decision {

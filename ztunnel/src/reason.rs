@@ -206,6 +206,14 @@ impl ProxyError {
         }
     }
 
+    /// What policy says against it.
+    pub fn denial(&self) -> Option<&Denial> {
+        match &*self.cause {
+            Cause::Denied(denial) | Cause::Revoked(denial) => Some(denial),
+            _ => None,
+        }
+    }
+
     /// The answer to a CONNECT that failed so (the ones of Istio's ztunnel).
     pub fn status(&self) -> StatusCode {
         match &*self.cause {
@@ -244,6 +252,8 @@ fn is_endpoints(error: &ConnectError) -> bool {
 
 fn tunnel_reason(error: &ConnectError) -> Reason {
     match error {
+        // Policy's answer, also of other proxies.
+        ConnectError::Refused { status: StatusCode::UNAUTHORIZED, .. } => Reason::Denied,
         ConnectError::Dial(DialError::Certificate(_)) => Reason::Identity,
         ConnectError::Dial(DialError::ConnectTimeout(_)) => Reason::NetworkPolicy,
         ConnectError::Dial(DialError::Tls(_)) | ConnectError::Tls(_) => Reason::Tls,

@@ -10,7 +10,7 @@ use std::time::Instant;
 use mesh_core::addr::{ClientAddr, Target};
 use mesh_core::authz::Denial;
 use mesh_core::copy::{Meter, Side, Traffic};
-use mesh_core::hbone::Baggage;
+use mesh_core::hbone::{Baggage, ConnectError};
 use mesh_core::identity::Identity;
 use mesh_core::service::Service;
 use mesh_core::workload::Workload;
@@ -18,6 +18,7 @@ use tracing::field::{DisplayValue, display};
 
 use crate::connections::{Entry, Place};
 use crate::metrics::{Label, PeerLabels, Principal, Security, ServiceLabels, TrafficLabels};
+use crate::policy::Remarks;
 use crate::proxy::Pod;
 use crate::reason::{Cause, Phase, ProxyError, Side as Fault};
 
@@ -78,8 +79,8 @@ pub struct Facts {
     pub security: Security,
     /// How many endpoints of the service were tried, the one that is told of being the last.
     pub tried: usize,
-    /// Why policies on trial would deny it.
-    pub dry_run: Option<Box<Denial>>,
+    /// What policies say of it beside whether it may be.
+    pub remarks: Remarks,
 }
 
 /// The account of one connection.
@@ -160,7 +161,33 @@ impl Report {
         if let Some(error) = error {
             self.pod.proxy.metrics.fail(&self.labels(error.reason().flag()));
         }
+        self.count_policies(error);
         self.log(error, from_client, to_client);
+    }
+
+    /// What policies did to it, and would have done.
+    fn count_policies(&self, error: Option<&ProxyError>) {
+        let policies = &self.pod.proxy.metrics.policies;
+        let (direction, remarks) = (self.facts.direction, &self.facts.remarks);
+        let denied_by = |denial: &Denial, outcome| {
+            if let Some(policy) = denial.policy() {
+                policies.count(direction, policy, outcome);
+            }
+        };
+        match error.map(|error| &*error.cause) {
+            Some(Cause::Denied(denial)) => denied_by(denial, "denied"),
+            Some(Cause::Revoked(denial)) => denied_by(denial, "cut"),
+            Some(Cause::Tunnel(ConnectError::Refused { policy: Some(policy), .. })) => {
+                policies.said(direction, policy, "denied");
+            }
+            _ => {}
+        }
+        if let Some(denial) = &remarks.dry_run {
+            denied_by(denial, "dry_run");
+        }
+        if let Some(audited) = &remarks.audit {
+            policies.count(direction, &audited.policy, "audit");
+        }
     }
 
     /// The facts' labels; what a peer says of itself is bounded.
@@ -173,7 +200,7 @@ impl Report {
     }
 
     fn log(&self, error: Option<&ProxyError>, from_client: u64, to_client: u64) {
-        let Facts { direction, source, destination, hbone_target, service, tried, dry_run, .. } = &self.facts;
+        let Facts { direction, source, destination, hbone_target, service, tried, remarks, .. } = &self.facts;
         // From the view of the workload whose proxy this is.
         let (bytes_sent, bytes_recv) = match direction {
             Direction::Outbound => (from_client, to_client),
@@ -199,8 +226,10 @@ impl Report {
                     direction = direction.as_str(),
                     bytes_sent, bytes_recv, duration,
                     tried = (*tried > 1).then_some(*tried),
-                    dry_run = dry_run.as_ref().map(display),
+                    dry_run = remarks.dry_run.as_ref().map(display),
+                    audit = remarks.audit.as_ref().map(display),
                     error = error.map(display),
+                    nearest = error.and_then(|error| error.denial()?.nearest()).map(display),
                     reason = error.map(|error| error.reason().flag()),
                     $message
                 )
@@ -280,7 +309,7 @@ impl Facts {
             service: None,
             security: Security::default(),
             tried: 0,
-            dry_run: None,
+            remarks: Remarks::default(),
         }
     }
 

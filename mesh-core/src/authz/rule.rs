@@ -4,6 +4,7 @@
 //! match it, what excludes some does.
 
 use std::cell::OnceCell;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -97,6 +98,51 @@ impl Rule {
     pub(super) fn matches(&self, asked: &Asked<'_>) -> bool {
         self.0.iter().all(|clause| clause.0.iter().any(|one| one.matches(asked)))
     }
+
+    /// The attributes that would have to be others for it to match, as few as can be; none if nothing could.
+    pub(super) fn misses(&self, asked: &Asked<'_>) -> Option<BTreeSet<Attribute>> {
+        let mut all = BTreeSet::new();
+        for clause in &self.0 {
+            all.extend(clause.0.iter().map(|one| one.misses(asked)).min_by_key(Vec::len)?);
+        }
+        Some(all)
+    }
+}
+
+/// What a match is about, named as in the specification of AuthorizationPolicy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the names are those of the specification")]
+pub enum Attribute {
+    Ports,
+    IpBlocks,
+    DestinationIp,
+    Namespaces,
+    ServiceAccounts,
+    Principals,
+}
+
+impl Attribute {
+    /// The cheap ones first.
+    const ALL: [Self; 6] = [
+        Self::Ports,
+        Self::IpBlocks,
+        Self::DestinationIp,
+        Self::Namespaces,
+        Self::ServiceAccounts,
+        Self::Principals,
+    ];
+
+    /// As in the specification.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ports => "ports",
+            Self::IpBlocks => "ipBlocks",
+            Self::DestinationIp => "destination.ip",
+            Self::Namespaces => "namespaces",
+            Self::ServiceAccounts => "serviceAccounts",
+            Self::Principals => "principals",
+        }
+    }
 }
 
 impl Match {
@@ -106,13 +152,27 @@ impl Match {
     }
 
     fn matches(&self, asked: &Asked<'_>) -> bool {
+        Attribute::ALL.into_iter().all(|attribute| self.holds(attribute, asked))
+    }
+
+    fn misses(&self, asked: &Asked<'_>) -> Vec<Attribute> {
+        Attribute::ALL.into_iter().filter(|attribute| !self.holds(*attribute, asked)).collect()
+    }
+
+    fn holds(&self, attribute: Attribute, asked: &Asked<'_>) -> bool {
         let peer = asked.peer;
-        self.destination_ports.hold(|port| *port == asked.port)
-            && self.source_ips.hold(|prefix| prefix.contains(&asked.source))
-            && self.destination_ips.hold(|prefix| prefix.contains(&asked.destination))
-            && self.namespaces.hold(|text| text.matches(peer.map(Identity::namespace)))
-            && self.service_accounts.hold(|account| peer.is_some_and(|peer| account.is(peer)))
-            && self.principals.hold(|text| text.matches(asked.principal()))
+        match attribute {
+            Attribute::Ports => self.destination_ports.hold(|port| *port == asked.port),
+            Attribute::IpBlocks => self.source_ips.hold(|prefix| prefix.contains(&asked.source)),
+            Attribute::DestinationIp => {
+                self.destination_ips.hold(|prefix| prefix.contains(&asked.destination))
+            }
+            Attribute::Namespaces => self.namespaces.hold(|text| text.matches(peer.map(Identity::namespace))),
+            Attribute::ServiceAccounts => {
+                self.service_accounts.hold(|account| peer.is_some_and(|peer| account.is(peer)))
+            }
+            Attribute::Principals => self.principals.hold(|text| text.matches(asked.principal())),
+        }
     }
 }
 

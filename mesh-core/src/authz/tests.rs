@@ -191,6 +191,77 @@ fn order_of_actions() {
 }
 
 #[test]
+fn what_is_audited() {
+    let yes = || one(wire::Match { destination_ports: vec![8080], ..Default::default() });
+    let audit = |name: &str, rules| wire::Authorization {
+        dry_run: true,
+        extensions: vec![wire::Extension { name: convert::authz::AUDIT.to_owned(), config: None }],
+        ..policy(name, wire::Action::Deny, rules)
+    };
+    let no = || one(wire::Match { destination_ports: vec![1], ..Default::default() });
+    let audits = applying(&[audit("a", no()), audit("b", [no(), yes()].concat()), audit("c", yes())]);
+    let found = audited(&audits, &connection(false)).unwrap();
+    assert_eq!(found.to_string(), "policy shop/b, rule 1");
+    assert_eq!(decide(&audits, &connection(false)), Decision::Allow, "nobody is refused");
+    assert_eq!(rehearse(&audits, &connection(false)), None, "it is no DENY on trial");
+    let none = applying(&[audit("a", no()), policy("d", wire::Action::Deny, yes())]);
+    assert_eq!(audited(&none, &connection(false)), None);
+}
+
+#[test]
+fn the_rule_that_almost_allows() {
+    use wire::Action::Allow;
+    let m = wire::Match::default;
+    let port = || vec![m_port(1)];
+    let who = || vec![wire::Match { principals: vec![exact("x")], namespaces: vec![exact("shop")], ..m() }];
+    for (what, policies, expect) in [
+        ("no rule", vec![policy("a", Allow, vec![])], ""),
+        ("one that nothing matches", vec![policy("a", Allow, vec![rule(vec![vec![m()]])])], ""),
+        ("one", vec![policy("a", Allow, vec![rule(vec![port()])])], "rule 0 of policy shop/a, but for ports"),
+        (
+            "what holds is not told",
+            vec![policy("a", Allow, vec![rule(vec![who()])])],
+            "rule 0 of policy shop/a, but for principals",
+        ),
+        (
+            "all that does not hold is told",
+            vec![policy("a", Allow, vec![rule(vec![port(), who()])])],
+            "rule 0 of policy shop/a, but for ports and principals",
+        ),
+        (
+            "the match that misses least",
+            vec![policy(
+                "a",
+                Allow,
+                vec![rule(vec![vec![
+                    wire::Match { destination_ports: vec![1], ..who()[0].clone() },
+                    m_port(1),
+                ]])],
+            )],
+            "rule 0 of policy shop/a, but for ports",
+        ),
+        (
+            "the rule that misses least, of all policies",
+            vec![
+                policy("a", Allow, vec![rule(vec![port(), who()])]),
+                policy("b", Allow, vec![rule(vec![vec![m()]]), rule(vec![who()])]),
+            ],
+            "rule 1 of policy shop/b, but for principals",
+        ),
+    ] {
+        let Decision::Deny(denial) = decide(&applying(&policies), &connection(false)) else {
+            panic!("{what}")
+        };
+        assert_eq!(denial.nearest().map(ToString::to_string).unwrap_or_default(), expect, "{what}");
+        assert!(!denial.to_string().contains("but for"), "the client is not told: {denial}");
+    }
+}
+
+fn m_port(port: u32) -> wire::Match {
+    wire::Match { destination_ports: vec![port], ..Default::default() }
+}
+
+#[test]
 fn policies_on_trial() {
     use wire::Action::{Allow, Deny};
     let all = || vec![rule(vec![])];

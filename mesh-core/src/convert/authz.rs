@@ -31,17 +31,23 @@ pub fn convert(
     let namespace = required("namespace", &message.namespace)?;
     let name = required("name", &message.name)?;
     let rules = message.rules.iter().map(|message| rule(message, names)).collect::<Result<_, _>>()?;
+    let audit = message.extensions.iter().any(|extension| extension.name == AUDIT);
     Ok(Authorization {
         key: format!("{namespace}/{name}").into(),
         namespace: names.share(namespace),
         scope: scope(message)?,
-        dry_run: message.dry_run,
+        dry_run: message.dry_run && !audit,
         rules: match known("action", message.action)? {
+            _ if audit => Rules::Audit(rules),
             wire::Action::Allow => Rules::Allow(rules),
             wire::Action::Deny => Rules::Deny(rules),
         },
     })
 }
+
+/// The extension that says that a policy is an AUDIT one. The wire has no such action: to proxies that do not know the
+/// extension it is a DENY on trial, which refuses nobody.
+pub const AUDIT: &str = "ambit.io/audit";
 
 /// What stands for a policy that was refused: it denies whatever the policy may have selected, and no more. Its name
 /// is the resource's, since its own may be what is wrong with it; `message` is None when nothing of it could be read.

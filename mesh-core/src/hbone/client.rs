@@ -13,7 +13,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::request::{Baggage, ConnectRequest, REASON, text};
+use super::request::{Baggage, ConnectRequest, POLICY, REASON, text};
 use super::settings::{self, HANDSHAKE_TIMEOUT, KeepAlive};
 use super::stream::HboneStream;
 use super::window::{Resizing, Window};
@@ -57,6 +57,8 @@ pub enum ConnectError {
         status: StatusCode,
         /// What the peer says about it.
         reason: Option<String>,
+        /// The policy for which it refuses, `<namespace>/<name>`, as it says.
+        policy: Option<String>,
     },
     /// The request cannot be sent.
     #[error("the request cannot be written: {0}")]
@@ -238,8 +240,8 @@ impl Tunnel {
         let status = answer.status();
         let (head, receive) = answer.into_parts();
         if status != StatusCode::OK {
-            let reason = text(&head.headers, &REASON).map(str::to_owned);
-            return Err(ConnectError::Refused { status, reason });
+            let told = |header| text(&head.headers, header).map(str::to_owned);
+            return Err(ConnectError::Refused { status, reason: told(&REASON), policy: told(&POLICY) });
         }
         let baggage = Baggage::parse(&head.headers);
         let stream = HboneStream::new(send, receive, self.window.clone(), Some(lease));

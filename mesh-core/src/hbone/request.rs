@@ -23,6 +23,10 @@ pub use self::trace::TraceParent;
 pub const WORKLOAD_UID: HeaderName = HeaderName::from_static("ambit-workload-uid");
 /// Why a connection was refused, for people; our own header.
 pub const REASON: HeaderName = HeaderName::from_static("ambit-reason");
+/// The policy, `<namespace>/<name>`, for which a connection was refused; our own header.
+pub const POLICY: HeaderName = HeaderName::from_static("ambit-policy");
+/// Two names of Kubernetes and what is between them.
+pub(super) const MAX_POLICY: usize = 2 * 253 + 1;
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Longest value taken over from a peer into logs and labels, in bytes; twice that of a Kubernetes name.
 const MAX_VALUE: usize = 512;

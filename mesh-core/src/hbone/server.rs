@@ -13,7 +13,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
-use super::request::{Baggage, ConnectRequest, InvalidRequest, REASON};
+use super::request::{Baggage, ConnectRequest, InvalidRequest, MAX_POLICY, POLICY, REASON};
 use super::settings::{self, HANDSHAKE_TIMEOUT, KeepAlive, MAX_STREAMS};
 use super::stream::HboneStream;
 use super::window::{Resizing, Window};
@@ -216,20 +216,23 @@ fn answer(
             streams.spawn(handler.clone().connect(incoming));
         }
         Err(error) => {
-            refuse(respond, StatusCode::BAD_REQUEST, &error.to_string());
+            refuse(respond, StatusCode::BAD_REQUEST, &error.to_string(), None);
             handler.malformed(&error);
         }
     }
 }
 
-fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, reason: &str) {
+fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, reason: &str, policy: Option<&str>) {
     let mut response = Response::new(());
     *response.status_mut() = status;
-    let short: String = reason.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(256).collect();
-    if let Ok(value) = HeaderValue::from_str(&short)
-        && !short.is_empty()
-    {
-        response.headers_mut().insert(REASON, value);
+    for (name, text, most) in [(REASON, Some(reason), 256), (POLICY, policy, MAX_POLICY)] {
+        let text = text.unwrap_or_default().chars();
+        let short: String = text.filter(|c| c.is_ascii_graphic() || *c == ' ').take(most).collect();
+        if let Ok(value) = HeaderValue::from_str(&short)
+            && !short.is_empty()
+        {
+            response.headers_mut().insert(name, value);
+        }
     }
     // The client may have gone; then there is nobody to tell.
     let _ = respond.send_response(response, true);
@@ -268,9 +271,9 @@ impl Incoming {
         Ok(HboneStream::new(send, self.receive, self.window, None))
     }
 
-    /// Answers with another status, and says why in words for the client's log.
-    pub fn refuse(self, status: StatusCode, reason: &str) {
-        refuse(self.respond, status, reason);
+    /// Answers with another status, says why in words for the client's log, and which policy it is if one is.
+    pub fn refuse(self, status: StatusCode, reason: &str, policy: Option<&str>) {
+        refuse(self.respond, status, reason, policy);
     }
 
     /// Completes when the client gives up before it is answered.

@@ -33,8 +33,7 @@ pub async fn admit(
 ) -> Result<Admitted, ProxyError> {
     let (client, target) = (connection.client, connection.target);
     let proved = connection.peer.is_some();
-    let (permit, on_trial) = Permit::ask(pod, connection)?;
-    report.facts.dry_run = on_trial;
+    let permit = Permit::ask(pod, connection, &mut report.facts.remarks)?;
     let share =
         if proved { pod.budget.connection() } else { pod.budget.clear(client.ip()) }.map_err(exhausted)?;
     report.open();

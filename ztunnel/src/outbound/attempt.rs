@@ -134,8 +134,7 @@ async fn reach(
         Route::Own => {
             // The kernel vouches for both ends, they are one pod; still its policy is asked.
             let connection = Connection { peer: Some(source.identity.clone()), client, target: plan.target };
-            let (permit, on_trial) = Permit::ask(pod, connection)?;
-            report.facts.dry_run = on_trial;
+            let permit = Permit::ask(pod, connection, &mut report.facts.remarks)?;
             // From the pod's address to itself, as it would dial itself: bound to lo, as connections to the application
             // are, the answer would not find the socket, since the route to a local address is not lo's.
             let (stream, tuple) = Box::pin(pod.connect_plain(client, plan.target)).await?;

@@ -101,7 +101,7 @@ async fn requests_that_are_refused() {
         (loops.as_str(), None, 503, "port 15008 is the tunnel's own"),
     ] {
         match connect(&world, good, authority, uid).await {
-            Err(ConnectError::Refused { status: actual, reason }) => {
+            Err(ConnectError::Refused { status: actual, reason, .. }) => {
                 assert_eq!(actual, status, "{authority}");
                 assert!(
                     reason.as_ref().is_some_and(|reason| reason.contains(why)),

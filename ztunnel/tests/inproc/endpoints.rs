@@ -138,7 +138,7 @@ async fn what_policy_refuses_is_not_tried_elsewhere() {
         }
         assert!(open + closed < 64, "{open} served, {closed} refused");
     }
-    eventually("each refusal is told", async || count(&world, "failed", "server", "CONNECT").await == closed)
+    eventually("each refusal is told", async || count(&world, "failed", "server", "DENY").await == closed)
         .await;
     assert_eq!(count(&world, "opened", "second", "-").await, open, "and nobody else was asked");
 }

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 
+use mesh_core::convert::authz::AUDIT;
 use mesh_core::proto::security::{self, string_match::MatchType};
 use mesh_core::proto::workload::{self, address::Type};
 use mesh_core::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
@@ -9,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::agent::{address, authorization};
-use crate::world::{CLIENT, SERVER, TestPod, World, eventually, line};
+use crate::world::{APP, CLIENT, SERVER, TestPod, World, eventually, line};
 
 /// Istio's converted PeerAuthentication.
 const STRICT: &str = "istio-system/istio_converted_static_strict";
@@ -128,6 +129,69 @@ async fn an_open_connection_that_policy_no_longer_allows_is_cut() {
     })]);
     assert_eq!(open.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
     world.logged(&["policy has changed: policy istio-system/nothing does not allow it"]).await;
+}
+
+/// What a policy did, and would have done, by its name at both ends; who was nearly let in; who is to be noted.
+#[tokio::test]
+async fn what_policies_did_is_counted_by_their_names_at_both_ends() {
+    let world = World::new().await;
+    let _application = world.application(SERVER).await;
+    let of = async |reporter: &str, policy: &str, outcome: &str| {
+        let (reporter, policy) = (format!("reporter=\"{reporter}\""), format!("policy=\"{policy}\""));
+        let outcome = format!("outcome=\"{outcome}\"");
+        world.metric("ambit_policy_connections_total", &[&reporter, &policy, &outcome]).await
+    };
+    let everything =
+        |name: &str, action: security::Action, matches: security::Match| security::Authorization {
+            name: name.into(),
+            namespace: "shop".into(),
+            scope: security::Scope::Namespace.into(),
+            action: action.into(),
+            rules: vec![security::Rule { clauses: vec![security::Clause { matches: vec![matches] }] }],
+            ..Default::default()
+        };
+    let port = |port: u16| security::Match { destination_ports: vec![port.into()], ..Default::default() };
+    let audit = security::Authorization {
+        dry_run: true,
+        extensions: vec![security::Extension { name: AUDIT.into(), config: None }],
+        ..everything("noted", security::Action::Deny, port(APP))
+    };
+    let trial =
+        security::Authorization { dry_run: true, ..everything("trial", security::Action::Deny, port(APP)) };
+    world.xds.put([authorization(&audit), authorization(&trial)]);
+    let known = async |count| {
+        eventually("it is known", async || world.dump().await["policies"].as_array().unwrap().len() == count)
+            .await;
+    };
+    known(2).await;
+    let mut open = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut open).await;
+    drop(open);
+    world
+        .logged(&["connection complete", "audit=policy shop/noted, rule 0", "dry_run=policy shop/trial"])
+        .await;
+    let counts =
+        [of("destination", "shop/noted", "audit").await, of("destination", "shop/trial", "dry_run").await];
+    assert_eq!(counts, [1, 1]);
+    let only = security::Match { principals: vec![text(MatchType::Exact("nobody".into()))], ..port(APP) };
+    world.xds.put([authorization(&everything("only", security::Action::Allow, only))]);
+    known(3).await;
+    let mut refused = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    refused.read(&mut [0; 1]).await.unwrap_err();
+    world
+        .logged(&[
+            "policy shop/only does not allow it",
+            "nearest=rule 0 of policy shop/only, but for principals",
+            "audit=policy shop/noted",
+            "direction=\"inbound\"",
+        ])
+        .await;
+    eventually("both ends count it", async || {
+        of("destination", "shop/only", "denied").await == 1 && of("source", "shop/only", "denied").await == 1
+    })
+    .await;
+    let flags = ["reporter=\"source\"", "response_flags=\"DENY\""];
+    assert_eq!(world.metric("istio_tcp_connections_failed_total", &flags).await, 1);
 }
 
 /// A pod may outlive its object in the API server, when that is deleted by force: its policies go on.

@@ -6,8 +6,11 @@ use crate::identity::Identity;
 
 async fn refuse(incoming: Incoming) {
     match incoming.request().authority.port {
-        401 => incoming.refuse(StatusCode::UNAUTHORIZED, "policy payments/deny-all, rule 1\u{1b}[31m\n"),
-        503 => incoming.refuse(StatusCode::SERVICE_UNAVAILABLE, ""),
+        401 => {
+            let (why, policy) = ("policy payments/deny-all, rule 1\u{1b}[31m\n", "payments/deny-all\r\n");
+            incoming.refuse(StatusCode::UNAUTHORIZED, why, Some(policy));
+        }
+        503 => incoming.refuse(StatusCode::SERVICE_UNAVAILABLE, "", None),
         1 => drop(incoming),
         _ => echo(incoming).await,
     }
@@ -21,12 +24,18 @@ async fn a_refusal_says_why_and_leaves_the_tunnel_alone() {
     let key = key(server.address);
     let mut open = pool.connect(&key, &request()).await.unwrap();
     let to = |port: u16| ConnectRequest::new(Authority { port, ..request().authority });
-    for (port, expected) in [
-        (401, "the peer answers 401 Unauthorized: policy payments/deny-all, rule 1[31m"),
-        (503, "the peer answers 503 Service Unavailable"),
+    for (port, expected, named) in [
+        (
+            401,
+            "the peer answers 401 Unauthorized: policy payments/deny-all, rule 1[31m",
+            Some("payments/deny-all"),
+        ),
+        (503, "the peer answers 503 Service Unavailable", None),
     ] {
         let error = pool.connect(&key, &to(port)).await.unwrap_err();
         assert_eq!(error.to_string(), expected);
+        let ConnectError::Refused { policy, .. } = error else { unreachable!() };
+        assert_eq!(policy.as_deref(), named);
     }
     let dropped = pool.connect(&key, &to(1)).await;
     assert!(matches!(dropped, Err(ConnectError::Broken(_))), "{dropped:?}");

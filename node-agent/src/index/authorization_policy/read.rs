@@ -2,13 +2,14 @@
 //!
 //! What a proxy cannot decide, for want of a request or because it makes no sense, is resolved towards refusal and
 //! reported. An ALLOW rule is left out as a whole, as in Istio. Of a DENY rule the condition is left out, so that the
-//! rule denies at least what was meant; in Istio a rule of which nothing is left denies nothing. CUSTOM, whose
-//! decision is somewhere else, is taken for DENY.
+//! rule denies at least what was meant; in Istio a rule of which nothing is left denies nothing. An AUDIT rule notes more
+//! in the same way. CUSTOM, whose decision is somewhere else, is taken for DENY.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use mesh_core::convert::authz::AUDIT;
 use mesh_core::proto::security as wire;
 use serde_json::{Map, Value};
 use wire::string_match::MatchType;
@@ -26,29 +27,26 @@ pub(super) fn read(
     name: &ObjectName,
     object: &Custom,
 ) -> (AuthorizationPolicy, Vec<String>) {
-    let mut reader = Reader { namespace: &name.namespace, action: wire::Action::Deny, faults: Vec::new() };
+    let mut reader = Reader { namespace: &name.namespace, action: Action::Deny, faults: Vec::new() };
     let spec = &object.spec;
     if is_targeted(spec) {
         return (AuthorizationPolicy { selector: Labels::new(), enforced: None }, reader.faults);
     }
+    reader.action = reader.action(&spec["action"]);
     let selector = reader.selector(&spec["selector"]["matchLabels"]);
-    let Some(action) = reader.action(&spec["action"]) else {
-        return (
-            AuthorizationPolicy { selector: selector.unwrap_or_default(), enforced: None },
-            reader.faults,
-        );
-    };
-    reader.action = action;
-    let rules = match (&selector, action) {
+    let rules = match (&selector, reader.action) {
         // It may be about fewer than all: whom its rules let in is not to be let in to the others.
-        (None, wire::Action::Allow) => Vec::new(),
+        (None, Action::Allow) => Vec::new(),
         _ => reader.rules(&spec["rules"]),
     };
     let selector = selector.unwrap_or_default();
+    let audit = reader.action == Action::Audit;
+    let extension = || wire::Extension { name: AUDIT.to_owned(), config: None };
     let enforced = wire::Authorization {
-        dry_run: reader.dry_run(object),
-        action: action.into(),
+        dry_run: reader.dry_run(object) || audit,
+        action: if reader.action == Action::Allow { wire::Action::Allow } else { wire::Action::Deny }.into(),
         rules,
+        extensions: audit.then(extension).into_iter().collect(),
         ..about(root_namespace, name, &selector)
     };
     (AuthorizationPolicy { selector, enforced: Some(Arc::new(enforced)) }, reader.faults)
@@ -93,9 +91,17 @@ type Clause = Option<wire::Clause>;
 /// Something of an ALLOW rule cannot be decided.
 struct LeftOut;
 
+/// What becomes of what the rules match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Allow,
+    Deny,
+    Audit,
+}
+
 struct Reader<'a> {
     namespace: &'a str,
-    action: wire::Action,
+    action: Action,
     faults: Vec<String>,
 }
 
@@ -107,31 +113,27 @@ impl Reader<'_> {
         }
         let read = serde_json::from_value(labels.clone()).ok();
         if read.is_none() {
-            let fault = "spec.selector.matchLabels is no map of texts: the policy is about all pods, and allows nothing";
-            self.faults.push(fault.to_owned());
+            let allows = if self.action == Action::Allow { ", and allows nothing" } else { "" };
+            let fault = "spec.selector.matchLabels is no map of texts: the policy is about all pods";
+            self.faults.push(format!("{fault}{allows}"));
         }
         read
     }
 
-    /// None: it neither allows nor denies.
-    fn action(&mut self, action: &Value) -> Option<wire::Action> {
+    fn action(&mut self, action: &Value) -> Action {
         match action {
-            Value::Null => Some(wire::Action::Allow),
-            Value::String(text) if text.is_empty() || text == "ALLOW" => Some(wire::Action::Allow),
-            Value::String(text) if text == "DENY" => Some(wire::Action::Deny),
-            Value::String(text) if text == "AUDIT" => {
-                let fault = "spec.action AUDIT has no effect: only a waypoint can audit";
-                self.faults.push(fault.to_owned());
-                None
-            }
+            Value::Null => Action::Allow,
+            Value::String(text) if text.is_empty() || text == "ALLOW" => Action::Allow,
+            Value::String(text) if text == "DENY" => Action::Deny,
+            Value::String(text) if text == "AUDIT" => Action::Audit,
             Value::String(text) if text == "CUSTOM" => {
                 let fault = "spec.action CUSTOM needs a waypoint, which asks the provider: what the rules match is denied";
                 self.faults.push(fault.to_owned());
-                Some(wire::Action::Deny)
+                Action::Deny
             }
             other => {
                 self.faults.push(format!("spec.action is {other}, which is no action: it is taken for DENY"));
-                Some(wire::Action::Deny)
+                Action::Deny
             }
         }
     }
@@ -156,8 +158,8 @@ impl Reader<'_> {
             _ => {
                 self.faults.push(format!("spec.rules is no list: {}", self.consequence()));
                 return match self.action {
-                    wire::Action::Allow => Vec::new(),
-                    wire::Action::Deny => vec![wire::Rule::default()],
+                    Action::Allow => Vec::new(),
+                    Action::Deny | Action::Audit => vec![wire::Rule::default()],
                 };
             }
         };
@@ -268,15 +270,16 @@ impl Reader<'_> {
     fn fault(&mut self, fault: &str) -> Result<(), LeftOut> {
         self.faults.push(format!("{fault}: {}", self.consequence()));
         match self.action {
-            wire::Action::Allow => Err(LeftOut),
-            wire::Action::Deny => Ok(()),
+            Action::Allow => Err(LeftOut),
+            Action::Deny | Action::Audit => Ok(()),
         }
     }
 
     fn consequence(&self) -> &'static str {
         match self.action {
-            wire::Action::Allow => "the rule is left out and allows nothing",
-            wire::Action::Deny => "the rule denies whatever else it says, without this",
+            Action::Allow => "the rule is left out and allows nothing",
+            Action::Deny => "the rule denies whatever else it says, without this",
+            Action::Audit => "the rule notes whatever else it says, without this",
         }
     }
 }

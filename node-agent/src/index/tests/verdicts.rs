@@ -83,7 +83,7 @@ fn what_is_not() {
         many.contains("rules[9]") && !many.contains("rules[10]") && many.ends_with("; and 2 more"),
         "{many}"
     );
-    assert!(said(json!({"action": "AUDIT"})).contains("AUDIT"));
+    assert!(said(json!({"action": "CUSTOM"})).contains("CUSTOM"));
     let (conditions, _) =
         verdict(Kind::PeerAuthentication, json!({"mtls": {"mode": "TOMORROW"}}), json!(null));
     assert!(conditions[0]["message"].as_str().unwrap().contains("taken for STRICT"), "{conditions:?}");

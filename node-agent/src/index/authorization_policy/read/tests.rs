@@ -13,8 +13,18 @@ fn policy(spec: Value) -> (AuthorizationPolicy, Vec<String>) {
     read("istio-system", &ObjectName::new("shop", "p"), &serde_json::from_value(object).unwrap())
 }
 
-/// A client of `ns/account` (or none that proved who it is) at 10.1.2.3 dials 10.9.9.9 at a port.
 fn allows(policy: &AuthorizationPolicy, client: &str, port: u16) -> bool {
+    let (applying, connection) = asked(policy, client, port);
+    authz::decide(&applying, &connection) == Decision::Allow
+}
+
+fn audits(policy: &AuthorizationPolicy, client: &str) -> bool {
+    let (applying, connection) = asked(policy, client, 80);
+    authz::audited(&applying, &connection).is_some()
+}
+
+/// A client of `ns/account` (or none that proved who it is) at 10.1.2.3 dials 10.9.9.9 at a port.
+fn asked(policy: &AuthorizationPolicy, client: &str, port: u16) -> (Applying, Connection) {
     let message = policy.enforced.as_deref().unwrap();
     let authorization = convert::authz::convert(message, &mut Names::default()).unwrap();
     let applying = Applying { policies: vec![Arc::new(authorization)], unknown: None };
@@ -23,8 +33,7 @@ fn allows(policy: &AuthorizationPolicy, client: &str, port: u16) -> bool {
     });
     let client = "10.1.2.3:5000".parse::<std::net::SocketAddr>().unwrap();
     let target = std::net::SocketAddr::new("10.9.9.9".parse().unwrap(), port);
-    let connection = Connection { peer, client: client.into(), target: target.into() };
-    authz::decide(&applying, &connection) == Decision::Allow
+    (applying, Connection { peer, client: client.into(), target: target.into() })
 }
 
 const CLIENTS: [(&str, u16); 6] = [
@@ -223,7 +232,12 @@ fn actions() {
         assert_eq!(found.len(), faults, "{action}: {found:?}");
     }
     let (audit, faults) = read("AUDIT".into());
-    assert_eq!((audit.enforced, faults.len()), (None, 1));
+    assert_eq!((served(&audit).len(), faults.len()), (CLIENTS.len(), 0), "nobody is refused");
+    assert_eq!(["bank/web", "shop/web"].map(|client| audits(&audit, client)), [true, false]);
+    assert!(audit.enforced.as_ref().unwrap().dry_run, "to a proxy that does not know it, it is on trial");
+    let to = json!([{"to": [{"operation": {"methods": ["GET"], "ports": ["80"]}}]}]);
+    let (audit, faults) = policy(json!({"action": "AUDIT", "rules": to}));
+    assert!(audits(&audit, "bank/web") && faults[0].contains("the rule notes whatever else"), "{faults:?}");
     // What is no list of rules is everything to DENY, and nothing to ALLOW.
     for action in ["ALLOW", "DENY"] {
         let (policy, faults) = policy(json!({"action": action, "rules": {"from": []}}));
