@@ -2,7 +2,8 @@
 //!
 //! Where `refuse` found that nobody listens the packet is dropped too, and the kernel refuses the connection.
 //! Established connections never come here. No listener in the slot means drop: inbound the peer gets a reset,
-//! outbound the SYN is repeated until a proxy is there. Other protocols than TCP pass.
+//! outbound the SYN is repeated until a proxy is there. Of UDP only the pod's DNS queries are taken, which its rules turn
+//! back to lo; where nobody can take them they are dropped, and the client asks again. Everything else passes.
 
 use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, BPF_SK_LOOKUP_F_REPLACE, bpf_sk_lookup, sk_action};
 use aya_ebpf::macros::sk_lookup;
@@ -11,13 +12,14 @@ use mesh_ebpf_abi::Address;
 use mesh_ebpf_abi::event::{Counter, DropEvent};
 use mesh_ebpf_abi::probe::Tuple;
 use mesh_ebpf_abi::refuse::{Asked, UNKNOWN};
-use mesh_ebpf_abi::steer::{Lookup, Steer, steer as choose};
+use mesh_ebpf_abi::steer::{Datagram, Lookup, Steer, may_be_query, steer as choose, steer_query};
 
 use crate::maps::{ASKED, LISTEN, count, report, slot_of};
 use crate::probe::probed;
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
 const LOOPBACK_IFINDEX: u32 = 1; // in every network namespace
 
 /// The pod's slot: the loader writes it before each pod's program is loaded.
@@ -28,10 +30,12 @@ static SLOT: u32 = u32::MAX;
 #[sk_lookup]
 fn steer(ctx: SkLookupContext) -> u32 {
     let facts = Facts::read(ctx.lookup);
-    if facts.protocol != IPPROTO_TCP {
-        return sk_action::SK_PASS;
-    }
-    let counter = match choose(&facts.lookup()) {
+    let chosen = match facts.protocol {
+        IPPROTO_TCP => choose(&facts.lookup()),
+        IPPROTO_UDP if may_be_query(facts.on_lo(), facts.local_port) => steer_query(&facts.datagram()),
+        _ => return sk_action::SK_PASS,
+    };
+    let counter = match chosen {
         Steer::Pass => return sk_action::SK_PASS,
         Steer::Probe => {
             count(Counter::Probed);
@@ -100,6 +104,16 @@ impl Facts {
     }
 
     #[inline(always)]
+    fn on_lo(&self) -> bool {
+        self.ifindex == LOOPBACK_IFINDEX
+    }
+
+    #[inline(always)]
+    fn datagram(&self) -> Datagram {
+        Datagram { slot: slot(), v4: self.v4, local: self.local, local_slot: slot_of(&self.local) }
+    }
+
+    #[inline(always)]
     fn lookup(&self) -> Lookup {
         let ends = Tuple {
             source: self.remote,
@@ -110,7 +124,7 @@ impl Facts {
         Lookup {
             slot: slot(),
             v4: self.v4,
-            on_lo: self.ifindex == LOOPBACK_IFINDEX,
+            on_lo: self.on_lo(),
             local: self.local,
             local_port: self.local_port,
             remote: self.remote,

@@ -40,6 +40,9 @@ pub struct Config {
     /// Where readiness, liveness and metrics are served
     #[arg(long, env = "AMBIT_STATUS_ADDRESS", default_value = "[::]:15014")]
     pub status_address: SocketAddr,
+    /// Whether pods' DNS queries are answered by their proxy; a pod's annotation `ambient.istio.io/dns-capture` goes before
+    #[arg(long, env = "AMBIT_DNS_CAPTURE", default_value_t = true, action = clap::ArgAction::Set)]
+    pub dns_capture: bool,
     /// How long a pod that leaves the mesh stays captured after its annotation is withdrawn, in seconds: nodes that
     /// hear of it later than this meanwhile fail to reach the pod
     #[arg(long, env = "AMBIT_LEAVE_GRACE", default_value = "5s", value_parser = seconds)]
@@ -62,6 +65,7 @@ impl Config {
             node_name: self.node_name.clone(),
             system_namespace: self.system_namespace.clone(),
             root_namespace: self.root_namespace.clone(),
+            dns_capture: self.dns_capture,
             excluded_namespaces: self.exclude_namespaces.iter().cloned().collect(),
         }
     }

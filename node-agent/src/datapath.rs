@@ -93,6 +93,8 @@ pub struct PodSpec {
     pub addresses: Vec<IpAddr>,
     /// The ports that the kubelet may reach directly.
     pub probe_ports: BTreeSet<u16>,
+    /// Whether its DNS queries are captured, too.
+    pub dns: bool,
 }
 
 /// A pod that an earlier agent enrolled and that still has its pins.
@@ -119,6 +121,10 @@ pub struct Listeners {
     pub inbound_v6: Option<OwnedFd>,
     /// Like `hbone_v4`; absent where the pod has no IPv6.
     pub hbone_v6: Option<OwnedFd>,
+    /// DNS queries over UDP; absent where they are not captured.
+    pub dns_v4: Option<OwnedFd>,
+    /// Like `dns_v4`; absent where the pod has no IPv6, too.
+    pub dns_v6: Option<OwnedFd>,
 }
 
 impl Listeners {
@@ -135,6 +141,8 @@ impl Listeners {
             outbound_v6: optional(&self.outbound_v6)?,
             inbound_v6: optional(&self.inbound_v6)?,
             hbone_v6: optional(&self.hbone_v6)?,
+            dns_v4: optional(&self.dns_v4)?,
+            dns_v6: optional(&self.dns_v6)?,
         })
     }
 }
@@ -264,9 +272,10 @@ impl Datapath {
         pod.keeps_destinations = self.others.keeps_destinations;
         let steer = pod::step("load sk_lookup", self.steers.load(pod.slot).map_err(io::Error::other));
         let (pins, programs, maps) = (&self.pins, &self.programs, &mut self.maps);
-        let result = steer.and_then(|steer| pod.capture(pins, programs, &steer, maps, hook));
+        let numbers = self.config.numbers;
+        let result = steer.and_then(|steer| pod.capture(pins, programs, &steer, maps, hook, numbers));
         if result.is_err() && !before {
-            let released = pod.release(&self.pins, &mut self.maps);
+            let released = pod.release(&self.pins, &mut self.maps, self.config.numbers);
             undone(uid, released);
         }
         let netns = pod.netns.as_ref().filter(|_| hook == Chosen::Tcx).map(OwnedFd::try_clone).transpose();
@@ -341,7 +350,7 @@ impl Datapath {
             let whole = pod.captured()
                 && pod::take_over(&uid, &self.pins, &self.programs, steer, steer_tag).map_err(take_over)?;
             if !whole {
-                undone(&uid, pod.release(&self.pins, &mut self.maps));
+                undone(&uid, pod.release(&self.pins, &mut self.maps, self.config.numbers));
             }
             // Its record is kept also then: it knows what is to be restored inside of the pod.
             self.pods.insert(uid, pod);

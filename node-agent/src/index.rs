@@ -51,6 +51,8 @@ pub struct Config {
     pub system_namespace: String,
     /// Namespace whose policies are about all of the mesh.
     pub root_namespace: String,
+    /// Whether pods' DNS queries are captured where the pod does not say.
+    pub dns_capture: bool,
     /// Further namespaces whose pods are never enrolled.
     pub excluded_namespaces: HashSet<String>,
 }

@@ -26,7 +26,7 @@ pub use served::{InvalidDescriptors, Served};
 use state::{BadAck, LinkId, Next, Progress, State};
 
 /// Versions of the protocol that this agent speaks.
-const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
+const VERSIONS: std::ops::RangeInclusive<u32> = 2..=2;
 /// For the peer's log.
 const SOFTWARE: &str = concat!("node-agent ", env!("CARGO_PKG_VERSION"));
 

@@ -5,6 +5,7 @@ mod authorization;
 mod ca;
 mod cluster;
 mod demo;
+mod dns;
 mod fail_closed;
 mod families;
 mod fixture;

@@ -88,6 +88,7 @@ fn dies(world: &World, datapath: &mut Datapath, number: usize) -> Result<()> {
         netns: netns.descriptor()?,
         addresses: vec!["10.98.3.2".parse()?],
         probe_ports: [PORT].into(),
+        dns: true,
     };
     let listeners = datapath.prepare(&spec, None)?;
     datapath.capture(&name)?;

@@ -4,6 +4,7 @@ mod carried;
 mod clsact;
 mod cost;
 mod cycles;
+mod dns;
 mod fail_closed;
 mod families;
 mod family;

@@ -103,6 +103,8 @@ fn descriptors(pod: &Pod, listeners: &Listeners) -> Result<Vec<(Fd, OwnedFd)>> {
         (Fd::OutboundV6, listeners.outbound_v6.as_ref()),
         (Fd::InboundV6, listeners.inbound_v6.as_ref()),
         (Fd::HboneV6, listeners.hbone_v6.as_ref()),
+        (Fd::DnsV4, listeners.dns_v4.as_ref()),
+        (Fd::DnsV6, listeners.dns_v6.as_ref()),
     ];
     let mut all = vec![(Fd::Netns, pod.netns.descriptor()?)];
     for (name, socket) in sockets {

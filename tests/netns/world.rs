@@ -43,6 +43,8 @@ pub(crate) struct Pod {
     pub(crate) v6: Ipv6Addr,
     /// What its probes name.
     pub(crate) probe_ports: BTreeSet<u16>,
+    /// Whether its DNS queries are to be captured.
+    pub(crate) dns: bool,
 }
 
 impl Pod {
@@ -59,7 +61,7 @@ impl Pod {
 
     pub(crate) fn spec_with(&self, addresses: Vec<IpAddr>) -> Result<PodSpec> {
         let (uid, netns) = (self.uid.clone(), self.netns.descriptor()?);
-        Ok(PodSpec { uid, netns, addresses, probe_ports: self.probe_ports.clone() })
+        Ok(PodSpec { uid, netns, addresses, probe_ports: self.probe_ports.clone(), dns: self.dns })
     }
 
     pub(crate) fn at(&self, port: u16) -> SocketAddr {
@@ -363,7 +365,7 @@ fn pod(name: &str, family: Family, net: u8, probe_ports: &[u16]) -> Result<Pod> 
     let v6 = Ipv6Addr::new(0xfd98, net.into(), 0, 0, 0, 0, 0, 2);
     let address = family.pick(v4.into(), v6.into());
     let (netns, probe_ports) = (Netns::create(name)?, probe_ports.iter().copied().collect());
-    Ok(Pod { uid: name.to_owned(), netns, address, v4, v6, probe_ports })
+    Ok(Pod { uid: name.to_owned(), netns, address, v4, v6, probe_ports, dns: true })
 }
 
 /// As the agent's setting of the same name; with `auto` it is tcx on every kernel that has it.

@@ -141,6 +141,7 @@ fn pod(arguments: &Arguments) -> LocalPod {
         inherits: true,
         addresses: arguments.address.clone(),
         probe_ports: [8080].into(),
+        dns: true,
         annotated: false,
         finished: false,
         terminating: false,

@@ -52,6 +52,7 @@ const PACKAGES: &[Package] = &[
     },
     package("containernetworking-plugins", Need::Lab, "the CNI plugins that mesh-cni is chained after"),
     package("curl", Need::Lab, "a client that is not ours, in the lab's pods"),
+    package("dnsmasq-base", Need::Lab, "a DNS server that the DNS proxy is compared with"),
     package("iproute2", Need::Lab, "network namespaces and links"),
     package("nftables", Need::Lab, "the Service addresses of the lab's nodes, as kube-proxy makes them"),
     Package {

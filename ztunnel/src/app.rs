@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::connections::Connections;
+use crate::dns::names::Zone;
 use crate::dump;
 use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
@@ -72,6 +73,7 @@ pub async fn run(
         limits: config.budget,
         neighbours: Neighbours::default(),
         same_node_mtls: config.same_node_mtls,
+        zone: Zone::from(config.cluster_domain.as_str()),
     });
     let (mesh_known, known) = watch::channel(false);
     let pods = Pods::new(proxy.clone(), surroundings.open_pod, known);

@@ -26,6 +26,9 @@ pub struct Config {
     /// Trust domain of the mesh's identities
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: TrustDomain,
+    /// DNS suffix of the cluster's services
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
     /// Id of the network whose addresses this node can reach directly
     #[arg(long, env = "NETWORK", default_value = "")]
     pub network: String,

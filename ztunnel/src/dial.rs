@@ -131,10 +131,13 @@ impl Dial for Dialer {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use std::net::{IpAddr, SocketAddr};
+
     use socket2::{Domain, SockFilter, Type};
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::sockets::Datagrams;
 
     /// The first sockets hear no answer, like those whose SYN another connection swallows.
     struct Deaf {
@@ -155,6 +158,14 @@ mod tests {
                 socket.attach_filter(&[SockFilter::new(0x06, 0, 0, 0)])?;
             }
             Ok(socket)
+        }
+
+        fn to_nameserver(&self, _server: SocketAddr) -> io::Result<Socket> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn datagrams(&self, _ip: IpAddr) -> io::Result<Box<dyn Datagrams>> {
+            Err(io::ErrorKind::Unsupported.into())
         }
     }
 

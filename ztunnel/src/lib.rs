@@ -8,6 +8,7 @@ pub mod budget;
 pub mod config;
 pub mod connections;
 pub mod dial;
+pub mod dns;
 pub mod dump;
 pub mod eyeballs;
 pub mod inbound;

@@ -20,6 +20,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 pub use self::policies::Policies;
+use crate::dns;
 use crate::report::Direction;
 
 /// A label that may be unknown.
@@ -206,6 +207,8 @@ pub struct Metrics {
     pub policies: Policies,
     /// Of the talk with the agent.
     pub xds: xds::metrics::Metrics,
+    /// Of the pods' DNS queries.
+    pub dns: dns::metrics::Metrics,
     /// Label sets that peers made up.
     said: Arc<Mutex<HashSet<PeerLabels>>>,
     registry: Arc<Registry>,
@@ -260,6 +263,7 @@ impl Metrics {
         let istio = root.sub_registry_with_prefix("istio");
         let build = vec![("component", "ztunnel"), ("tag", env!("CARGO_PKG_VERSION"))];
         istio.register("build", "Version of this program", Info::new(build));
+        let dns = dns::metrics::Metrics::register(istio);
         let tcp = istio.sub_registry_with_prefix("tcp");
         let traffic = |registry: &mut Registry, name: &str, help: &str| {
             let family = Family::<TrafficLabels, Counter>::default();
@@ -283,6 +287,7 @@ impl Metrics {
             denying,
             policies,
             xds,
+            dns,
             said: Arc::default(),
             registry: Arc::new(root),
         }

@@ -11,13 +11,14 @@ use std::sync::Arc;
 use mesh_core::addr::{ClientAddr, OrigDst, Target};
 use mesh_core::drain::Watch;
 use mesh_core::hbone::HboneStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::budget::Share;
 use crate::inbound::admit::exhausted;
 use crate::inbound::near::Arrived;
 use crate::policy::Permit;
-use crate::proxy::{Carrying, Pod, carrying, in_two_parts};
+use crate::proxy::{Abort, Carrying, Pod, carrying, in_two_parts};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::{Direction, Report};
 use crate::sockets;
@@ -53,7 +54,7 @@ async fn way(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: ClientAddr)
 }
 
 /// The far side, ready for bytes.
-enum Upstream {
+pub(crate) enum Upstream {
     Tunnel(HboneStream),
     /// A pod of this process.
     Near(Box<Arrived>),
@@ -64,7 +65,17 @@ enum Upstream {
 }
 
 impl Upstream {
-    fn carry(self, stream: TcpStream, occupied: Occupied, report: Report, drain: Watch) -> Carrying {
+    /// Carries a client's bytes there; `occupied` is what the client takes for as long.
+    pub(crate) fn carry<Down>(
+        self,
+        stream: Down,
+        occupied: impl Send + 'static,
+        report: Report,
+        drain: Watch,
+    ) -> Carrying
+    where
+        Down: AsyncRead + AsyncWrite + Unpin + Abort + Send + 'static,
+    {
         match self {
             Self::Near(arrived) => Box::pin(async move {
                 let result = arrived.carry(stream, &report, &drain).await;
@@ -83,7 +94,17 @@ impl Upstream {
 }
 
 /// What a connection takes from its pod for its life: the address pair that it came by, and a share of the budget.
-type Occupied = (Tuple, Share);
+pub(crate) type Occupied = (Tuple, Share);
+
+/// Takes it.
+///
+/// # Errors
+/// When the pod has too many connections.
+pub(crate) fn occupy(pod: &Pod, client: ClientAddr, dst: OrigDst) -> Result<Occupied, ProxyError> {
+    let accepted = pod.tuples.accepted(client, Target::from(dst.get()));
+    let share = pod.budget.connection().map_err(exhausted)?;
+    Ok((accepted, share))
+}
 
 async fn connect(
     pod: &Arc<Pod>,
@@ -92,12 +113,26 @@ async fn connect(
     report: &mut Report,
 ) -> Result<(Upstream, Occupied), ProxyError> {
     let dst = stream.local_addr().map_err(|error| ProxyError::local(Phase::Accept, "getsockname", error))?;
-    let accepted = pod.tuples.accepted(client, Target::from(dst));
     let dst = OrigDst::from(dst);
+    report.facts.source.workload = Some(pod.workload());
+    report.facts.destination.address = Some(dst.get());
+    let occupied = occupy(pod, client, dst)?;
+    let upstream = reach(pod, dst, client, report).await?;
+    Ok((upstream, occupied))
+}
+
+/// Plans and connects.
+///
+/// # Errors
+/// When there is no way.
+pub(crate) async fn reach(
+    pod: &Arc<Pod>,
+    dst: OrigDst,
+    client: ClientAddr,
+    report: &mut Report,
+) -> Result<Upstream, ProxyError> {
     let source = pod.workload();
     report.facts.source.workload = Some(source.clone());
     report.facts.destination.address = Some(dst.get());
-    let share = pod.budget.connection().map_err(exhausted)?;
-    let upstream = attempt::connect(pod, &source, client, dst, report).await?;
-    Ok((upstream, (accepted, share)))
+    attempt::connect(pod, &source, client, dst, report).await
 }

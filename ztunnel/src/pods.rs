@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use self::state::{Descriptors, PodInfo};
 use crate::proxy::{Pod, Proxy};
 use crate::sockets::{FlagMap, Sockets};
-use crate::{inbound, outbound, passthrough};
+use crate::{dns, inbound, outbound, passthrough};
 
 /// Makes the socket maker of a pod from its network namespace.
 pub type OpenPod = dyn Fn(OwnedFd, FlagMap) -> Arc<dyn Sockets> + Send + Sync;
@@ -211,8 +211,13 @@ impl Pods {
         watch: &Watch,
     ) -> io::Result<()> {
         let known = &self.known;
+        let dns = fds.contains_key(&Fd::DnsV4) || fds.contains_key(&Fd::DnsV6);
         for (kind, fd) in fds {
             match kind {
+                Fd::DnsV4 | Fd::DnsV6 => answer(loops, fd, pod, watch, known)?,
+                Fd::OutboundV4 | Fd::OutboundV6 if dns => {
+                    accept(loops, fd, pod, watch, known, dns::tcp::serve)?;
+                }
                 Fd::OutboundV4 | Fd::OutboundV6 => accept(loops, fd, pod, watch, known, outbound::serve)?,
                 Fd::InboundV4 | Fd::InboundV6 => accept(loops, fd, pod, watch, known, passthrough::serve)?,
                 Fd::HboneV4 | Fd::HboneV6 => accept(loops, fd, pod, watch, known, inbound::serve)?,
@@ -300,15 +305,39 @@ where
     let handler = move |stream: TcpStream, client: SocketAddr| serve(pod, drain, stream, client);
     let (watch, mut known) = (watch.clone(), known.clone());
     loops.spawn(async move {
-        tokio::select! {
-            biased;
-            () = watch.draining() => return,
-            // An error: who follows the mesh has gone without knowing it, which is the end of the process.
-            known = known.wait_for(|known| *known) => if known.is_err() { return },
+        if is_known(&watch, &mut known).await {
+            listener::serve(socket, handler, watch).await;
         }
-        listener::serve(socket, handler, watch).await;
     });
     Ok(())
+}
+
+/// Starts to answer the DNS queries that come in by one socket, once the mesh is known: until then they wait in it.
+fn answer(
+    loops: &mut JoinSet<()>,
+    fd: &OwnedFd,
+    pod: &Arc<Pod>,
+    watch: &Watch,
+    known: &MeshKnown,
+) -> io::Result<()> {
+    let listener = dns::udp::Listener::new(pod.clone(), fd.try_clone()?)?;
+    let (watch, mut known) = (watch.clone(), known.clone());
+    loops.spawn(async move {
+        if is_known(&watch, &mut known).await {
+            listener.serve(watch).await;
+        }
+    });
+    Ok(())
+}
+
+/// Waits until the mesh is known; false if that is not to be waited for any more.
+async fn is_known(watch: &Watch, known: &mut MeshKnown) -> bool {
+    tokio::select! {
+        biased;
+        () = watch.draining() => false,
+        // An error: who follows the mesh has gone without knowing it, which is the end of the process.
+        known = known.wait_for(|known| *known) => known.is_ok(),
+    }
 }
 
 /// Whether two sets are the same kernel objects under other numbers.

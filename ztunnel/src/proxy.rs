@@ -14,13 +14,15 @@ use mesh_core::hbone::pool::{Config as PoolConfig, Pool};
 use mesh_core::hbone::{Baggage, HboneStream};
 use mesh_core::store::Reader;
 use mesh_core::workload::Workload;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use crate::affinity::Affinities;
 use crate::budget::{self, Budget};
 use crate::connections::Connections;
 use crate::dial::{self, Dialer};
+use crate::dns::{self, names::Zone};
 use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
 use crate::policy::{self, Known, Permit, PolicyChanges};
@@ -49,6 +51,8 @@ pub struct Proxy {
     pub neighbours: Neighbours,
     /// Tunnels also between pods of this node.
     pub same_node_mtls: bool,
+    /// Where the cluster's services are in DNS.
+    pub zone: Zone,
 }
 
 impl std::fmt::Debug for Proxy {
@@ -71,6 +75,8 @@ pub struct Pod {
     pub affinities: Affinities,
     /// What it may have.
     pub budget: Budget,
+    /// Places for conversations with DNS servers.
+    pub dns_streams: Semaphore,
     /// The process.
     pub proxy: Arc<Proxy>,
     /// Changes when policy has to be asked again about its connections.
@@ -93,7 +99,8 @@ impl Pod {
         let pool = Pool::new(dialer, proxy.certificates.clone(), config);
         let known = proxy.policy.of(&described, &proxy.mesh);
         let (tuples, affinities) = (Tuples::default(), Affinities::default());
-        Self { uid, sockets, pool, tuples, affinities, budget, proxy, known, described }
+        let dns_streams = Semaphore::new(dns::tcp::MOST);
+        Self { uid, sockets, pool, tuples, affinities, budget, dns_streams, proxy, known, described }
     }
 
     /// The pod as a workload: what the mesh knows (locality, services), if it is the same identity; until then what
@@ -160,6 +167,11 @@ impl Abort for TcpStream {
     fn abort(&mut self) {
         sockets::reset_on_close(self);
     }
+}
+
+/// Its other end is this process's own, and sees the end.
+impl Abort for DuplexStream {
+    fn abort(&mut self) {}
 }
 
 impl Abort for HboneStream {

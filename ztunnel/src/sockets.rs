@@ -1,12 +1,13 @@
-//! TCP sockets inside a pod's network namespace: the only place where the process changes namespaces.
+//! Sockets inside a pod's network namespace: the only place where the process changes namespaces.
 //!
 //! **Invariant:** a thread that entered a pod's namespace is back in its own before any other code runs on it (no
 //! await, no allocation that could fail in between); every socket is flagged for the pod's guard before it connects.
 
+mod datagram;
 mod flag;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,27 @@ pub trait Sockets: Send + Sync + 'static {
     /// # Errors
     /// When the namespace cannot be entered, the socket not be made or the address is taken (`AddrInUse`).
     fn to_application(&self, from: ClientAddr, target: Target) -> io::Result<Socket>;
+
+    /// A UDP socket connected to a DNS server, from a port that the kernel draws.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, the socket not be made, or the server not be reached.
+    fn to_nameserver(&self, server: SocketAddr) -> io::Result<Socket>;
+
+    /// Sends datagrams to the pod's application that come from wherever they should; for addresses of the family of `ip`.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or the socket not be made (CAP_NET_RAW).
+    fn datagrams(&self, ip: IpAddr) -> io::Result<Box<dyn Datagrams>>;
+}
+
+/// See [`Sockets::datagrams`].
+pub trait Datagrams: Send + Sync {
+    /// Sends one datagram.
+    ///
+    /// # Errors
+    /// When it is too long, or the kernel has no room for it.
+    fn send(&self, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> io::Result<()>;
 }
 
 /// Sockets of one pod.
@@ -51,12 +73,15 @@ impl PodSockets {
     }
 
     fn open(&self, addr: SocketAddr) -> io::Result<Socket> {
-        let socket = inside(&self.netns, &self.own_netns, || {
-            Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))
-        })?;
+        let socket = self.make(addr.ip(), Type::STREAM, Protocol::TCP)?;
         self.flags.flag(socket.as_fd())?;
         tcp::tune(&socket)?;
         Ok(socket)
+    }
+
+    fn make(&self, ip: IpAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+        let domain = Domain::for_address(SocketAddr::new(ip, 0));
+        inside(&self.netns, &self.own_netns, || Socket::new(domain, kind.nonblocking(), Some(protocol)))
     }
 }
 
@@ -87,6 +112,36 @@ impl Sockets for PodSockets {
         // Without the scope of a link-local client, which would bind the socket to that link instead of lo.
         socket.bind(&SocketAddr::new(from.ip(), from.port()).into())?;
         Ok(socket)
+    }
+
+    fn to_nameserver(&self, server: SocketAddr) -> io::Result<Socket> {
+        let socket = self.make(server.ip(), Type::DGRAM, Protocol::UDP)?;
+        self.flags.flag(socket.as_fd())?;
+        // Else it would come back to us, as what the application sends to port 53 does.
+        socket.set_mark(MARK_PROXY)?;
+        socket.connect(&server.into())?;
+        Ok(socket)
+    }
+
+    fn datagrams(&self, ip: IpAddr) -> io::Result<Box<dyn Datagrams>> {
+        // IPPROTO_RAW: it receives nothing, and the IP header is ours as well (raw(7), ipv6(7)).
+        let socket = self.make(ip, Type::RAW, Protocol::from(libc::IPPROTO_RAW))?;
+        Ok(Box::new(Raw(socket)))
+    }
+}
+
+/// A raw socket, for which the headers are written here. An ordinary one would have to be bound to the address that the
+/// datagrams come from, and so take the port from an application of the pod that wants it, as a DNS server does.
+struct Raw(Socket);
+
+impl Datagrams for Raw {
+    fn send(&self, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> io::Result<()> {
+        let packet = datagram::packet(from, to, payload)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let mut to = to;
+        // Of a raw socket's address it is a protocol, or nothing.
+        to.set_port(0);
+        self.0.send_to(&packet, &to.into()).map(drop)
     }
 }
 

@@ -24,6 +24,9 @@ pub const ABI_VERSION: u32 = 4;
 /// Port of HBONE on every workload (Istio's).
 pub const HBONE_PORT: u16 = 15008;
 
+/// Port of DNS servers.
+pub const DNS_PORT: u16 = 53;
+
 /// Default mark of the proxy's sockets towards the app, for the replies' route back to the proxy.
 /// The app's accepted sockets inherit it by `net.ipv4.tcp_fwmark_accept`.
 pub const MARK_UPSTREAM: u32 = 0x539;

@@ -1,7 +1,7 @@
 //! Which listener a new connection in an enrolled pod's network namespace meets.
 
 use crate::event::Counter;
-use crate::{Address, HBONE_PORT, SocketKind, refuse};
+use crate::{Address, DNS_PORT, HBONE_PORT, SocketKind, refuse};
 
 /// What the sk_lookup hook knows: the addresses are the packet's, "local" is its destination.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +71,35 @@ pub fn steer(lookup: &Lookup) -> Steer {
         (false, true) => Steer::To(inbound(lookup)),
         _ => Steer::Drop(Counter::SteerForeign),
     }
+}
+
+/// What the sk_lookup hook knows of a datagram.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram {
+    /// As of [`Lookup`].
+    pub slot: u32,
+    /// Whether the packet is IPv4.
+    pub v4: bool,
+    /// Destination address of the packet.
+    pub local: Address,
+    /// Slot of the pod on this node that has `local`.
+    pub local_slot: Option<u32>,
+}
+
+/// Whether a datagram may be a query that the pod's rules turned back to lo; what is to be looked up costs something.
+#[inline(always)]
+pub fn may_be_query(on_lo: bool, local_port: u16) -> bool {
+    on_lo && local_port == DNS_PORT
+}
+
+/// Chooses for one that may be. Whatever address the application has bound, on lo it is the pod's.
+#[inline(always)]
+pub fn steer_query(datagram: &Datagram) -> Steer {
+    // The pod's own server.
+    if datagram.local.is_loopback() || datagram.local_slot == Some(datagram.slot) {
+        return Steer::Pass;
+    }
+    Steer::To(kind(datagram.v4, SocketKind::Dns4, SocketKind::Dns6).index(datagram.slot))
 }
 
 #[inline(always)]
@@ -171,6 +200,27 @@ mod tests {
             ("the pod dials itself, link-local", eth0, "fe80::3", "fe80::3", 80, Steer::Pass),
         ] {
             assert_eq!(steer(&lookup(on_lo, remote, local, port)), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn queries_to_others_meet_the_dns_proxy() {
+        let (lo, eth0) = (true, false);
+        for (why, on_lo, local, port, expected) in [
+            ("a query", lo, OUTSIDE, 53, Steer::To(3 * 8 + 6)),
+            ("to a pod of this node", lo, OTHER, 53, Steer::To(3 * 8 + 6)),
+            ("IPv6", lo, OUTSIDE6, 53, Steer::To(3 * 8 + 7)),
+            ("another port", lo, OUTSIDE, 54, Steer::Pass),
+            ("to the pod's own server", lo, POD, 53, Steer::Pass),
+            ("to the pod's own server on localhost", lo, "127.0.0.53", 53, Steer::Pass),
+            ("to the pod's own server on localhost, IPv6", lo, "::1", 53, Steer::Pass),
+            ("from the network", eth0, POD, 53, Steer::Pass),
+            ("for somebody else", eth0, OUTSIDE, 53, Steer::Pass),
+        ] {
+            let Lookup { slot, v4, local, local_slot, .. } = lookup(on_lo, POD, local, port);
+            let datagram = Datagram { slot, v4, local, local_slot };
+            let met = if may_be_query(on_lo, port) { steer_query(&datagram) } else { Steer::Pass };
+            assert_eq!(met, expected, "{why}");
         }
     }
 

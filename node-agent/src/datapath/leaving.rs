@@ -52,7 +52,7 @@ impl Datapath {
     pub fn leave(&mut self, uid: &str) -> Result<(), PodError> {
         let others = step("take it from another version", self.versions.release(uid));
         let Some(mut pod) = self.pods.remove(uid) else { return others.map_err(|failed| failed.of(uid)) };
-        let released = others.and(pod.release(&self.pins, &mut self.maps));
+        let released = others.and(pod.release(&self.pins, &mut self.maps, self.config.numbers));
         // Those whose pins are gone.
         self.held.detach(&self.pins.pod(uid));
         let dismantled = pod.dismantle(&self.config, &mut self.maps);

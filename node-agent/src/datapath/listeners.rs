@@ -1,12 +1,14 @@
-//! The proxy's listening sockets inside a pod.
+//! The proxy's listening sockets inside a pod, and those that its DNS queries come in by.
 //!
-//! The agent opens them and keeps a copy, so a proxy can go and another come while connections wait in the queue.
+//! The agent opens them and keeps a copy, so a proxy can go and another come while connections and queries wait in the
+//! queue.
 //! **Invariant:** nothing reaches them but by sk_lookup: they are bound to an address that no packet has.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Listeners, netns};
@@ -24,15 +26,19 @@ const BACKLOG: i32 = 4096;
 const OUTBOUND: Option<&[u8]> = Some(b"lo");
 const INBOUND: Option<&[u8]> = None;
 
+/// Bytes of DNS queries that may wait for a proxy, as the kernel accounts for them: about 1,500 queries.
+const QUERIES: usize = 1 << 20;
+
 /// Opens what is missing of a pod's listeners in the calling thread's network namespace; `flag` marks each as the
 /// proxy's before it listens, so that its very first handshake passes the guard. IPv6 ones are there after it if the
-/// pod's connections can be captured over IPv6 (`v6`), and only then.
+/// pod's connections can be captured over IPv6 (`v6`), and only then; likewise the DNS ones (`dns`).
 ///
 /// # Errors
 /// When a socket option is refused (CAP_NET_ADMIN) or `flag` fails.
 pub(super) fn open(
     kept: Option<Listeners>,
     v6: bool,
+    dns: bool,
     flag: &mut dyn FnMut(&Socket) -> io::Result<()>,
 ) -> io::Result<Listeners> {
     let mut listeners = match kept {
@@ -44,6 +50,8 @@ pub(super) fn open(
             outbound_v6: None,
             inbound_v6: None,
             hbone_v6: None,
+            dns_v4: None,
+            dns_v6: None,
         },
     };
     for (place, device) in [
@@ -57,13 +65,23 @@ pub(super) fn open(
             false => *place = None,
         }
     }
+    for (place, at, wanted) in
+        [(&mut listeners.dns_v4, NOWHERE_V4, dns), (&mut listeners.dns_v6, NOWHERE_V6, dns && v6)]
+    {
+        match wanted {
+            true if place.is_none() => *place = Some(queries(at)?),
+            true => {}
+            false => *place = None,
+        }
+    }
     Ok(listeners)
 }
 
 /// Whether the listeners are of this network namespace.
 pub(super) fn belong(listeners: &Listeners, cookie: u64) -> bool {
     let needed = [&listeners.outbound_v4, &listeners.inbound_v4, &listeners.hbone_v4];
-    let optional = [&listeners.outbound_v6, &listeners.inbound_v6, &listeners.hbone_v6];
+    let Listeners { outbound_v6, inbound_v6, hbone_v6, dns_v4, dns_v6, .. } = listeners;
+    let optional = [outbound_v6, inbound_v6, hbone_v6, dns_v4, dns_v6];
     needed
         .into_iter()
         .chain(optional.into_iter().flatten())
@@ -94,6 +112,22 @@ fn listener(
     mesh_core::tcp::tune(&socket)?;
     flag(&socket)?;
     socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A UDP socket for DNS queries. Nothing is sent from it.
+fn queries(at: IpAddr) -> io::Result<OwnedFd> {
+    let domain = Domain::for_address(SocketAddr::new(at, 0));
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    if at.is_ipv4() {
+        socket.set_ip_transparent_v4(true)?;
+    } else {
+        socket.set_ip_transparent_v6(true)?;
+        socket.set_only_v6(true)?;
+    }
+    // Past the limit `net.core.rmem_max`, which is for applications.
+    setsockopt(&socket, RcvBufForce, &QUERIES)?;
+    bind(&socket, at)?;
     Ok(socket.into())
 }
 

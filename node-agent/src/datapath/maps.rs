@@ -122,6 +122,8 @@ impl Maps {
             (SocketKind::Inbound6, listeners.inbound_v6.as_ref()),
             (SocketKind::Outbound6, listeners.outbound_v6.as_ref()),
             (SocketKind::Hbone6, listeners.hbone_v6.as_ref()),
+            (SocketKind::Dns4, listeners.dns_v4.as_ref()),
+            (SocketKind::Dns6, listeners.dns_v6.as_ref()),
         ];
         for (kind, socket) in sockets {
             let Some(socket) = socket else { continue };

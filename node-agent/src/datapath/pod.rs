@@ -23,7 +23,7 @@ use super::hook::Chosen;
 use super::load::Programs;
 use super::maps::{self, Maps};
 use super::pins::Pins;
-use super::rules;
+use super::rules::{self, Numbers};
 use super::upkeep::Pending;
 use super::{Config, Listeners, PodSpec, attach, bpf, clsact, listeners, netns, older, sysctls};
 
@@ -65,6 +65,8 @@ pub(super) struct Pod {
     pub keeps_destinations: bool,
     /// What its probes name; empty for a pod of an earlier agent that was not prepared again yet.
     pub probe_ports: BTreeSet<u16>,
+    /// Whether its DNS queries are captured.
+    pub dns: bool,
 }
 
 impl Pod {
@@ -99,14 +101,15 @@ impl Pod {
             );
             probe_ports.split_off(&first_not);
         }
-        Ok(Self { netns: Some(spec.netns.try_clone()?), probe_ports, ..Self::known(slot, record) })
+        let netns = Some(spec.netns.try_clone()?);
+        Ok(Self { netns, probe_ports, dns: spec.dns, ..Self::known(slot, record) })
     }
 
     /// A pod as its record has it.
     pub(super) fn known(slot: u32, record: PodRecord) -> Self {
         let (pending, sources, probe_ports) = (Pending::default(), Vec::new(), BTreeSet::new());
-        let (netns, gone, filtered, keeps_destinations) = (None, false, false, false);
-        Self { slot, record, netns, gone, filtered, pending, sources, keeps_destinations, probe_ports }
+        let (netns, gone, filtered, keeps_destinations, dns) = (None, false, false, false, false);
+        Self { slot, record, netns, gone, filtered, pending, sources, keeps_destinations, probe_ports, dns }
     }
 
     /// Whether the record says that it is captured.
@@ -176,7 +179,7 @@ impl Pod {
         step("open its ports to probes", maps.open_to_probes(self.slot, &self.probe_ports))?;
         let kept = kept.filter(|kept| listeners::belong(kept, self.record.netns_cookie));
         let v6 = self.families() & FAMILY_V6 != 0;
-        let listeners = listeners::open(kept, v6, &mut |socket| maps.flag(socket));
+        let listeners = listeners::open(kept, v6, self.dns, &mut |socket| maps.flag(socket));
         let listeners = step("open its listeners", listeners)?;
         step("publish its listeners", maps.publish(self.slot, &listeners))?;
         Ok(listeners)
@@ -194,6 +197,7 @@ impl Pod {
         steer: &OwnedFd,
         maps: &mut Maps,
         hook: Chosen,
+        numbers: Numbers,
     ) -> Result<(), Failed> {
         let netns = step("enter its network namespace", self.netns())?;
         let directory = pins.pod(&maps::uid(&self.record));
@@ -205,7 +209,11 @@ impl Pod {
         )?;
         let capture = maps.capture(self.record.netns_cookie, self.slot, self.families());
         step("capture its connections", capture)?;
-        let inside = || Ok(self.flag_inside(programs).and_then(|()| self.guard_inside(pins, programs, hook)));
+        let inside = || {
+            let dns = self.sources.iter().try_for_each(|ip| rules::capture_dns(numbers, *ip, self.dns));
+            let flagged = step("capture its DNS queries", dns).and_then(|()| self.flag_inside(programs));
+            Ok(flagged.and_then(|()| self.guard_inside(pins, programs, hook)))
+        };
         step("enter its network namespace", netns::within(netns.as_fd(), inside))??;
         self.record.captured = 1;
         step("write its record", maps.remember(self.slot, &self.record))
@@ -223,8 +231,9 @@ impl Pod {
     ///
     /// # Errors
     /// The first one; the other steps are done.
-    pub(super) fn release(&mut self, pins: &Pins, maps: &mut Maps) -> Result<(), Failed> {
+    pub(super) fn release(&mut self, pins: &Pins, maps: &mut Maps, numbers: Numbers) -> Result<(), Failed> {
         self.record.captured = 0;
+        let dns = step("stop capturing its DNS queries", self.release_dns(numbers));
         let uid = maps::uid(&self.record);
         let links = step("list its pins", pins.pod_links(&uid))?;
         let (filters, links): (Vec<_>, Vec<_>) = links.into_iter().partition(|name| attach::is_filter(name));
@@ -235,7 +244,16 @@ impl Pod {
         let connect = step("stop capturing", maps.release(self.record.netns_cookie));
         let steer = step("remove sk_lookup", attach::remove_all(&directory, &others));
         let directory = step("remove its pin directory", gone(fs::remove_dir(&directory)));
-        filters.and(guard).and(connect).and(steer).and(directory)
+        filters.and(guard).and(connect).and(dns).and(steer).and(directory)
+    }
+
+    /// Before sk_lookup goes: what is turned back then would meet nobody.
+    fn release_dns(&self, numbers: Numbers) -> io::Result<()> {
+        let Some(netns) = &self.netns else { return Ok(()) };
+        netns::within(netns.as_fd(), || {
+            let release = |result: io::Result<()>, ip| result.and(rules::capture_dns(numbers, ip, false));
+            self.primaries().fold(Ok(()), release)
+        })
     }
 
     /// Filters go with their network namespace. Else it has to be known: the pins stay for whoever knows it.

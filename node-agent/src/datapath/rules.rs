@@ -2,7 +2,8 @@
 //!
 //! For each family of the pod's addresses one table with one route, `local default dev lo src <pod address>` (without
 //! the source a captured connection would get its destination as its source), and two rules that lead to it: `oif lo`
-//! for captured sockets and the proxy's upstream ones, `fwmark` for the app's replies to the proxy.
+//! for captured sockets and the proxy's upstream ones, `fwmark` for the app's replies to the proxy. A third one,
+//! `iif lo ipproto udp dport 53 fwmark 0`, turns the app's DNS queries back; the proxy's own are marked.
 //! Spoken over netlink from inside the namespace: there may be no `ip` binary on the node.
 
 use std::io;
@@ -10,11 +11,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
+use mesh_ebpf_abi::DNS_PORT;
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::IpProtocol;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{LinkFlags, LinkLayerType};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType};
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use rtnetlink::{Handle, RouteMessageBuilder, new_connection};
 
 /// lo, in every network namespace.
@@ -30,7 +33,7 @@ pub struct Numbers {
     /// Routing table inside pods.
     #[arg(long = "route-table", env = "AMBIT_ROUTE_TABLE", default_value_t = Self::default().table)]
     pub table: u32,
-    /// Priority of the first of two rules inside pods.
+    /// Priority of the first of three rules inside pods.
     #[arg(long = "rule-priority", env = "AMBIT_RULE_PRIORITY", default_value_t = Self::default().priority)]
     pub priority: u32,
 }
@@ -117,6 +120,23 @@ pub(super) fn remove(numbers: Numbers, address: IpAddr) -> io::Result<()> {
     })
 }
 
+/// Has the app's DNS queries of the address's family turned back to lo, in the calling thread's network namespace, or no
+/// longer.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn capture_dns(numbers: Numbers, address: IpAddr, captured: bool) -> io::Result<()> {
+    talk(async move |handle| {
+        let queries = queries(numbers, address);
+        if !captured {
+            return missing_is_fine(handle.rule().del(queries).execute().await);
+        }
+        let mut request = handle.rule().add();
+        *request.message_mut() = queries;
+        existing_is_fine(request.execute().await)
+    })
+}
+
 /// The interfaces but lo of the calling thread's network namespace.
 ///
 /// # Errors
@@ -147,19 +167,40 @@ fn route(numbers: Numbers, address: IpAddr) -> RouteMessage {
 }
 
 fn rules(numbers: Numbers, address: IpAddr) -> [RuleMessage; 2] {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let rule = |priority, selector| {
-        let mut rule = RuleMessage::default();
-        rule.header.family = family;
-        rule.header.action = RuleAction::ToTable;
-        rule.attributes =
-            vec![RuleAttribute::Priority(priority), RuleAttribute::Table(numbers.table), selector];
-        rule
-    };
     [
-        rule(numbers.priority, RuleAttribute::Oifname("lo".to_owned())),
-        rule(numbers.priority + 1, RuleAttribute::FwMark(numbers.mark)),
+        rule(numbers, address, 0, [RuleAttribute::Oifname("lo".to_owned())]),
+        rule(numbers, address, 1, [RuleAttribute::FwMark(numbers.mark)]),
     ]
+}
+
+/// `iif lo` is what is sent from here. Without it the kernel would look at the ports of what comes in as well, ask the
+/// rules where an answer to it went, and drop what a DNS server sends as if it came from the pod (reverse path filter).
+/// Without a mask, no mark would be any mark.
+fn queries(numbers: Numbers, address: IpAddr) -> RuleMessage {
+    let port = RulePortRange { start: DNS_PORT, end: DNS_PORT };
+    let selectors = [
+        RuleAttribute::Iifname("lo".to_owned()),
+        RuleAttribute::IpProtocol(IpProtocol::Udp),
+        RuleAttribute::DestinationPortRange(port),
+        RuleAttribute::FwMark(0),
+        RuleAttribute::FwMask(u32::MAX),
+    ];
+    rule(numbers, address, 2, selectors)
+}
+
+fn rule(
+    numbers: Numbers,
+    address: IpAddr,
+    place: u32,
+    selectors: impl IntoIterator<Item = RuleAttribute>,
+) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    rule.header.action = RuleAction::ToTable;
+    rule.attributes =
+        vec![RuleAttribute::Priority(numbers.priority + place), RuleAttribute::Table(numbers.table)];
+    rule.attributes.extend(selectors);
+    rule
 }
 
 /// One netlink conversation, in the calling thread's network namespace.

@@ -110,6 +110,7 @@ impl<C: Cluster> Hands<C> {
             netns: netns.try_clone()?,
             addresses,
             probe_ports: pod.probe_ports.clone(),
+            dns: pod.dns,
         };
         let listeners = self.kernel.run(move |kernel| kernel.prepare(&spec, kept)).await??;
         let served = Served::new(description, netns, listeners)?;

@@ -23,6 +23,7 @@ fn member(name: &str) -> LocalPod {
         inherits: true,
         addresses: vec!["10.0.0.9".parse().unwrap()],
         probe_ports: [8080].into(),
+        dns: true,
         annotated: false,
         finished: false,
         terminating: false,

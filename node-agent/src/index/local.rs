@@ -32,6 +32,8 @@ pub struct LocalPod {
     pub addresses: Vec<IpAddr>,
     /// The ports that its probes and lifecycle hooks name: the kubelet reaches them directly.
     pub probe_ports: BTreeSet<u16>,
+    /// Whether its DNS queries are captured, once it is enrolled.
+    pub dns: bool,
     /// Its traffic is said to be captured (annotation).
     pub annotated: bool,
     /// Succeeded or Failed.
@@ -101,6 +103,7 @@ fn local(config: &Config, pod: &Pod, namespace: Option<&Namespace>, policies: Ve
         inherits: pod.mode.is_none(),
         addresses: pod.addresses.clone(),
         probe_ports: pod.probe_ports.clone(),
+        dns: pod.dns_capture.unwrap_or(config.dns_capture),
         annotated: pod.captured,
         finished: pod.finished,
         terminating: pod.terminating,

@@ -17,6 +17,8 @@ use super::{Changes, Index, Invalid, Key, address};
 pub const REDIRECTION_ANNOTATION: &str = "ambient.istio.io/redirection";
 /// Its value then.
 pub const REDIRECTION_ENABLED: &str = "enabled";
+/// The annotation that says whether the pod's DNS queries are captured (Istio's name), "true" or "false".
+const DNS_CAPTURE_ANNOTATION: &str = "ambient.istio.io/dns-capture";
 /// The condition in which the agent says why a pod that asked for the mesh is not in it.
 pub const ENROLLED_CONDITION: &str = "ambit.io/enrolled";
 
@@ -35,6 +37,8 @@ pub(super) struct Pod {
     pub(super) host_network: bool,
     /// See [`probes::ports`].
     pub(super) probe_ports: BTreeSet<u16>,
+    /// Whether its DNS is captured, by annotation.
+    pub(super) dns_capture: Option<bool>,
     /// Succeeded or Failed: its address may belong to another pod by now.
     pub(super) finished: bool,
     /// Being deleted.
@@ -108,6 +112,10 @@ impl Pod {
             addresses: addresses(status)?,
             host_network: spec.and_then(|spec| spec.host_network).unwrap_or_default(),
             probe_ports: spec.map(probes::ports).unwrap_or_default(),
+            dns_capture: meta
+                .annotations
+                .as_ref()
+                .and_then(|all| all.get(DNS_CAPTURE_ANNOTATION)?.trim().to_ascii_lowercase().parse().ok()),
             finished: matches!(phase, Some("Succeeded" | "Failed")),
             terminating: meta.deletion_timestamp.is_some(),
             ready: condition(status, "Ready").is_some_and(|condition| condition.status == "True"),

@@ -27,6 +27,7 @@ pub(crate) fn config() -> Config {
         node_name: "node-1".into(),
         system_namespace: "ambit-system".into(),
         root_namespace: "istio-system".into(),
+        dns_capture: true,
         excluded_namespaces: ["kube-system".to_owned()].into(),
     }
 }

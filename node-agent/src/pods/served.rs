@@ -76,6 +76,8 @@ impl Served {
             outbound_v6: optional(proto::Fd::OutboundV6),
             inbound_v6: optional(proto::Fd::InboundV6),
             hbone_v6: optional(proto::Fd::HboneV6),
+            dns_v4: optional(proto::Fd::DnsV4),
+            dns_v6: optional(proto::Fd::DnsV6),
         };
         Ok(Self::new(pod, netns, listeners)?)
     }
@@ -117,6 +119,8 @@ fn listeners(all: &Listeners) -> impl Iterator<Item = (proto::Fd, BorrowedFd<'_>
         (proto::Fd::InboundV6, all.inbound_v6.as_ref()),
         (proto::Fd::HboneV4, Some(&all.hbone_v4)),
         (proto::Fd::HboneV6, all.hbone_v6.as_ref()),
+        (proto::Fd::DnsV4, all.dns_v4.as_ref()),
+        (proto::Fd::DnsV6, all.dns_v6.as_ref()),
     ];
     present.into_iter().filter_map(|(name, fd)| fd.map(|fd| (name, fd.as_fd())))
 }

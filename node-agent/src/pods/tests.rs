@@ -46,7 +46,7 @@ impl World {
     /// A ztunnel that is connected and was told everything.
     async fn ready(&self, held: &[&Served]) -> Ztunnel {
         let ztunnel = self.connect().await;
-        ztunnel.hello(1, 1).await;
+        ztunnel.hello(2, 2).await;
         assert!(matches!(ztunnel.receive().await.0, from_agent::Message::Welcome(_)));
         for pod in held {
             ztunnel.held(pod).await;
@@ -130,6 +130,8 @@ fn served(uid: &str) -> Served {
         outbound_v6: None,
         inbound_v6: None,
         hbone_v6: Some(descriptor()),
+        dns_v4: Some(descriptor()),
+        dns_v6: None,
     };
     with_listeners(uid, listeners)
 }
@@ -150,16 +152,16 @@ async fn versions_are_negotiated() {
     ztunnel.hello(1, 9).await;
     match ztunnel.receive().await {
         (from_agent::Message::Welcome(welcome), descriptors) => {
-            assert_eq!((welcome.version, welcome.fds), (1, vec![i32::from(proto::Fd::SocketFlagMap)]));
+            assert_eq!((welcome.version, welcome.fds), (2, vec![i32::from(proto::Fd::SocketFlagMap)]));
             assert_eq!(descriptors.len(), 1);
         }
         other => panic!("{other:?}"),
     }
     let ztunnel = world.connect().await;
-    ztunnel.hello(2, 9).await;
+    ztunnel.hello(3, 9).await;
     match ztunnel.receive().await.0 {
         from_agent::Message::Goodbye(goodbye) => {
-            assert!(goodbye.reason.contains("1 to 1") && goodbye.reason.contains("2 to 9"), "{goodbye:?}");
+            assert!(goodbye.reason.contains("2 to 2") && goodbye.reason.contains("3 to 9"), "{goodbye:?}");
         }
         other => panic!("{other:?}"),
     }
@@ -279,6 +281,8 @@ async fn a_restarted_agent_takes_the_sockets_back() {
     let back = world.pods.listeners("wanted").unwrap().unwrap();
     assert_eq!(inode(&back.outbound_v4), inode(&wanted.listeners().outbound_v4));
     assert_eq!(back.hbone_v6.as_ref().map(inode), wanted.listeners().hbone_v6.as_ref().map(inode));
+    assert_eq!(back.dns_v4.as_ref().map(inode), wanted.listeners().dns_v4.as_ref().map(inode));
+    assert!(back.dns_v6.is_none());
 
     // The same sockets: ztunnel serves it already, nothing is sent.
     assert_eq!(world.pods.add(with_listeners("wanted", back)).await, Ok(()));
@@ -324,13 +328,13 @@ async fn confused_peers_are_disconnected_and_others_served() {
     assert!(matches!(wrong_ack.link.receive::<proto::FromAgent>().await, Err(LinkError::Closed)));
 
     let smuggles = world.connect().await;
-    let (hello, fd) = (proto::Hello { min_version: 1, max_version: 1, ..Default::default() }, descriptor());
+    let (hello, fd) = (proto::Hello { min_version: 2, max_version: 2, ..Default::default() }, descriptor());
     smuggles.send(from_ztunnel::Message::Hello(hello), &[fd.as_fd()]).await;
     assert!(matches!(smuggles.link.receive::<proto::FromAgent>().await, Err(LinkError::Closed)));
 
     let incomplete = world.ready(&[]).await;
     assert_eq!(incomplete.step().await, "end");
-    let hello = proto::Hello { min_version: 1, max_version: 1, ..Default::default() };
+    let hello = proto::Hello { min_version: 2, max_version: 2, ..Default::default() };
     incomplete.send(from_ztunnel::Message::Hello(hello), &[]).await;
     assert!(matches!(incomplete.link.receive::<proto::FromAgent>().await, Err(LinkError::Closed)));
 

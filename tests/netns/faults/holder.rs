@@ -77,7 +77,7 @@ async fn follow(path: PathBuf, mut agents: UnboundedReceiver<()>, held: Arc<Mute
 
 async fn serve(link: &Link, held: &Mutex<Option<Held>>) -> Result<()> {
     let hello =
-        wire::Hello { min_version: 1, max_version: 1, software: "holder".to_owned(), draining: false };
+        wire::Hello { min_version: 2, max_version: 2, software: "holder".to_owned(), draining: false };
     send(link, from_ztunnel::Message::Hello(hello), &[]).await?;
     let have = held.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(pod) = have {

@@ -54,7 +54,11 @@ const PURE: &[&str] = &[
     "node-agent/src/index",
     "node-agent/src/xds/session",
     "node-agent/src/xds/snapshot",
+    "ztunnel/src/dns/answer",
+    "ztunnel/src/dns/message",
+    "ztunnel/src/dns/names",
     "ztunnel/src/outbound/plan",
+    "ztunnel/src/sockets/datagram",
 ];
 const NOT_PURE: [&str; 6] = ["aya", "kube", "nix", "socket2", "tokio", "tonic"];
 

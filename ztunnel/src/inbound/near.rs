@@ -15,14 +15,14 @@ use mesh_core::copy::{Meter, Side as From};
 use mesh_core::drain::Watch;
 use mesh_core::hbone::ConnectRequest;
 use mesh_core::identity::Identity;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::admit::{Admitted, admit};
 use super::{Arrival, cut};
 use crate::metrics::Security;
 use crate::neighbours::Neighbour;
 use crate::policy;
-use crate::proxy::carry;
+use crate::proxy::{Abort, carry};
 use crate::reason::{Cause, ProxyError};
 use crate::report::Report;
 
@@ -71,12 +71,15 @@ impl Arrived {
     ///
     /// # Errors
     /// As `proxy::carry`.
-    pub async fn carry(
+    pub async fn carry<Down>(
         mut self: Box<Self>,
-        mut stream: TcpStream,
+        mut stream: Down,
         meter: &Report,
         drain: &Watch,
-    ) -> Result<(), ProxyError> {
+    ) -> Result<(), ProxyError>
+    where
+        Down: AsyncRead + AsyncWrite + Unpin + Abort,
+    {
         let result = {
             let Self { admitted: Admitted { upstream, permit, .. }, report, drain: own } = &mut *self;
             let (mut closing, mut own_closing) = (pin!(drain.closing()), pin!(own.closing()));

@@ -14,7 +14,7 @@ use wire::Fd;
 use wire::from_agent::Message;
 
 /// Versions that this program speaks.
-pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
+pub const VERSIONS: std::ops::RangeInclusive<u32> = 2..=2;
 
 /// Descriptors of one pod by what they are.
 pub type Descriptors = BTreeMap<Fd, OwnedFd>;

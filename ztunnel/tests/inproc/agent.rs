@@ -49,7 +49,7 @@ impl Talk {
     pub(crate) async fn welcome_with(&mut self, flag_map: Option<OwnedFd>) -> Held {
         let map: Vec<OwnedFd> = flag_map.into_iter().collect();
         let fds = map.iter().map(|_| Fd::SocketFlagMap as i32).collect();
-        self.send(Message::Welcome(wire::Welcome { version: 1, fds, ..Default::default() }), &map).await;
+        self.send(Message::Welcome(wire::Welcome { version: 2, fds, ..Default::default() }), &map).await;
         let mut held = Held::new();
         loop {
             match self.receive().await {

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use ztunnel::app::{self, Surroundings};
 use ztunnel::config::Config;
-use ztunnel::sockets::{FlagMap, Sockets};
+use ztunnel::sockets::{Datagrams, FlagMap, Sockets};
 
 use crate::agent::{Talk, Xds, address};
 use crate::logs;
@@ -96,7 +96,7 @@ impl World {
     pub(crate) async fn with_pods(mut self, pods: &[TestPod]) -> Self {
         self.xds.serve(&self.run_dir.join("xds.sock"));
         let (mut talk, hello) = Talk::accept(&self.agent).await;
-        assert_eq!((hello.min_version, hello.max_version), (1, 1));
+        assert_eq!((hello.min_version, hello.max_version), (2, 2));
         assert!(talk.welcome().await.is_empty());
         for pod in pods {
             let fds = self.listeners(*pod).await;
@@ -176,6 +176,11 @@ impl World {
         (self.ip(200), SERVICE).into()
     }
 
+    /// The DNS server that a pod asks; its queries come in there, too.
+    pub(crate) fn nameserver(&self, pod: TestPod) -> SocketAddr {
+        (self.ip(pod.last + 50), 5353).into()
+    }
+
     pub(crate) fn tunnel_address(&self, pod: TestPod) -> SocketAddr {
         (self.pod_ip(pod), 15008).into()
     }
@@ -238,6 +243,7 @@ impl World {
             (Fd::OutboundV6, listen(own).await),
             (Fd::InboundV4, listen((self.pod_ip(pod), 8999).into()).await),
             (Fd::HboneV4, listen(self.tunnel_address(pod)).await),
+            (Fd::DnsV4, datagrams(self.nameserver(pod)).unwrap().into()),
         ];
         let copies = fds.iter().map(|(kind, fd)| (*kind, fd.try_clone().unwrap())).collect();
         self.kept.push((pod.uid(), copies));
@@ -384,6 +390,39 @@ impl Sockets for LoopbackSockets {
     fn to_application(&self, from: ClientAddr, _target: Target) -> io::Result<Socket> {
         socket(from.get())
     }
+
+    fn to_nameserver(&self, server: SocketAddr) -> io::Result<Socket> {
+        let socket = datagrams((self.0, 0).into())?;
+        socket.connect(&behind(server).into())?;
+        Ok(socket)
+    }
+
+    fn datagrams(&self, _ip: IpAddr) -> io::Result<Box<dyn Datagrams>> {
+        Ok(Box::new(LoopbackDatagrams))
+    }
+}
+
+struct LoopbackDatagrams;
+
+impl Datagrams for LoopbackDatagrams {
+    fn send(&self, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> io::Result<()> {
+        // From the port as well it would take what is sent there meanwhile.
+        datagrams((from.ip(), 0).into())?.send_to(payload, &to.into()).map(drop)
+    }
+}
+
+/// Where a DNS server really is; at its address queries are captured.
+pub(crate) fn behind(server: SocketAddr) -> SocketAddr {
+    let IpAddr::V4(ip) = server.ip() else { unreachable!() };
+    (Ipv4Addr::from(u32::from(ip) + 1), server.port()).into()
+}
+
+fn datagrams(at: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, socket2::Type::DGRAM.nonblocking(), None)?;
+    // Those of one pod that was added again.
+    socket.set_reuse_address(true)?;
+    socket.bind(&at.into())?;
+    Ok(socket)
 }
 
 fn socket(from: SocketAddr) -> io::Result<Socket> {

@@ -237,7 +237,7 @@ pub(super) async fn obey(link: Link, faults: Faults, held: Vec<String>) {
     let send = async |message: from_ztunnel::Message, fds: &[BorrowedFd<'_>]| {
         link.send(&proto::FromZtunnel { message: Some(message) }, fds).await
     };
-    let hello = proto::Hello { min_version: 1, max_version: 1, ..Default::default() };
+    let hello = proto::Hello { min_version: 2, max_version: 2, ..Default::default() };
     send(from_ztunnel::Message::Hello(hello), &[]).await.unwrap();
     for uid in held {
         let names = [proto::Fd::Netns, proto::Fd::OutboundV4, proto::Fd::InboundV4, proto::Fd::HboneV4];
@@ -288,5 +288,7 @@ fn listeners() -> Listeners {
         outbound_v6: None,
         inbound_v6: None,
         hbone_v6: None,
+        dns_v4: None,
+        dns_v6: None,
     }
 }

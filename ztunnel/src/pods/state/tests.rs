@@ -46,7 +46,7 @@ fn end() -> wire::FromAgent {
 
 fn greeted() -> Conversation {
     let mut conversation = Conversation::new(Network::default());
-    let action = conversation.receive(welcome(1), vec![]).unwrap();
+    let action = conversation.receive(welcome(2), vec![]).unwrap();
     assert!(matches!(action, Action::Greeted { flag_map: None, .. }));
     conversation
 }
@@ -73,7 +73,7 @@ fn a_whole_conversation() {
 fn the_flag_map_comes_with_the_welcome() {
     let mut conversation = Conversation::new(Network::default());
     let fds = vec![Fd::SocketFlagMap as i32];
-    let welcome = message(Message::Welcome(wire::Welcome { version: 1, fds, software: "agent 1".into() }));
+    let welcome = message(Message::Welcome(wire::Welcome { version: 2, fds, software: "agent 1".into() }));
     let action = conversation.receive(welcome, vec![fd()]).unwrap();
     assert!(matches!(action, Action::Greeted { flag_map: Some(_), software } if software == "agent 1"));
 }
@@ -99,11 +99,11 @@ fn what_ends_a_conversation() {
     };
     let cases: Vec<(Conversation, wire::FromAgent, usize, &str)> = vec![
         (fresh(), goodbye(), 0, "the node agent refuses: versions 2 to 3 only"),
-        (fresh(), welcome(2), 0, "chose version 2 of the pod protocol, this ztunnel speaks 1 to 1"),
+        (fresh(), welcome(3), 0, "chose version 3 of the pod protocol, this ztunnel speaks 2 to 2"),
         (fresh(), keep("a"), 0, "sent KeepPod before Welcome"),
         (fresh(), wire::FromAgent::default(), 0, "does not know"),
-        (fresh(), welcome(1), 1, "Welcome lists 0 descriptors and carries 1"),
-        (greeted(), welcome(1), 0, "sent Welcome a second time"),
+        (fresh(), welcome(2), 1, "Welcome lists 0 descriptors and carries 1"),
+        (greeted(), welcome(2), 0, "sent Welcome a second time"),
         (greeted(), add("a").0, 3, "AddPod lists 4 descriptors and carries 3"),
         (greeted(), keep("a"), 1, "KeepPod lists 0 descriptors and carries 1"),
         (served(), keep("a"), 0, "sent KeepPod after the snapshot"),
