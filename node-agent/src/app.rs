@@ -18,7 +18,8 @@ use crate::datapath::Datapath;
 use crate::enrol::steps::{FindNetns, Hands};
 use crate::parts::Parts;
 use crate::{
-    ca, cluster, cni, drops, enrol, metrics, model, netns_of_pod, older, pods, upkeep, verdicts, watch, xds,
+    ca, cluster, cni, drops, enrol, metrics, model, netns_of_pod, older, pods, refusals, upkeep, verdicts,
+    watch, xds,
 };
 
 /// Runs the agent of a node until SIGTERM.
@@ -68,7 +69,8 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     let client = cluster::connect().await?;
     let (publisher, feed) = xds::server::feed();
     let (writer, reader) = model::model(config.index());
-    let served = pods::Pods::new();
+    let (refused, refusals) = refusals::queue();
+    let served = pods::Pods::telling(refused);
     let proc = config.proc.clone();
     let find: FindNetns = Arc::new(move |uid| netns_of_pod::find(&proc, uid).map(|found| found.netns));
     let hands = Hands {
@@ -87,6 +89,7 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
         older: resets.clone(),
     };
 
+    let api = cluster::ApiServer::new(client.clone());
     let stop = parts.shutdown();
     let status = handlers(readiness, kernel.clone(), sources);
     parts.spawn("status", status::serve(status_socket, status, stop.clone().cancelled_owned()));
@@ -95,7 +98,8 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     parts.spawn("pod protocol", served.serve(sockets.pods, flag_map, stop.clone()));
     parts.spawn("enrolment", enrolment.run(stop.clone()));
     parts.spawn("upkeep", upkeep::run(kernel.clone(), upkeep::PERIOD, pinned, stop.clone()));
-    parts.spawn("verdicts", verdicts::run(reader.clone(), cluster::ApiServer::new(client), stop.clone()));
+    parts.spawn("verdicts", verdicts::run(reader.clone(), api.clone(), stop.clone()));
+    parts.spawn("Events", refusals::run(refusals, api, stop.clone()));
     parts.spawn("older connections", older::run(reader, kernel.clone(), resets, stop.clone()));
     parts.spawn("drops", drops::run(kernel.clone(), dropped, stop.clone()));
     parts.spawn("kubelet", enrol::kernel::follow_kubelet(kernel, stop.clone()));

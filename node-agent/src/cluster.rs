@@ -5,9 +5,10 @@
 use std::future::Future;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Event, EventSource, Namespace, ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Client;
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -17,6 +18,7 @@ use crate::index::pod::{
     ENROLLED_CONDITION, REDIRECTION_ANNOTATION, REDIRECTION_ENABLED, Reported, is_manifest_hash,
 };
 use crate::index::verdict::{self, Verdict};
+use crate::refusals::Refusal;
 
 /// A client as the surroundings say: KUBECONFIG, or the service account of the pod this runs in.
 ///
@@ -118,6 +120,41 @@ impl ApiServer {
         one("set the policy's status", request).await.map(drop)
     }
 
+    /// Makes an Event of a refusal on its pod. There is one for each client and policy, until the API server forgets it.
+    ///
+    /// # Errors
+    /// [`ClusterError::Gone`] when there is one, or no such namespace.
+    pub async fn tell(&self, refusal: &Refusal) -> Result<(), ClusterError> {
+        let Refusal { pod, uid, client, policy, .. } = refusal;
+        let now = Time(k8s_openapi::jiff::Timestamp::now());
+        let own = hash(&[uid, client, policy]);
+        let event = Event {
+            metadata: ObjectMeta {
+                name: Some(format!("{}.{own:016x}", pod.name)),
+                namespace: Some(pod.namespace.to_string()),
+                ..ObjectMeta::default()
+            },
+            involved_object: ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                namespace: Some(pod.namespace.to_string()),
+                name: Some(pod.name.to_string()),
+                uid: Some(uid.clone()),
+                ..ObjectReference::default()
+            },
+            type_: Some("Warning".to_owned()),
+            reason: Some("PolicyDenied".to_owned()),
+            message: Some(refusal.message()),
+            source: Some(EventSource { component: Some("ztunnel".to_owned()), host: None }),
+            count: Some(1),
+            first_timestamp: Some(now.clone()),
+            last_timestamp: Some(now),
+            ..Event::default()
+        };
+        let events = Api::<Event>::namespaced(self.0.clone(), &pod.namespace);
+        one("write an Event", events.create(&PostParams::default(), &event)).await.map(drop)
+    }
+
     fn pods(&self, name: &ObjectName) -> Api<Pod> {
         Api::namespaced(self.0.clone(), &name.namespace)
     }
@@ -169,6 +206,13 @@ impl Cluster for ApiServer {
             .await
             .map(drop)
     }
+}
+
+/// The same in every agent of one build: names an Event.
+fn hash(parts: &[&str]) -> u64 {
+    // FNV-1a, since std promises no hash from one process to the next.
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0xff]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// The UID that the object must have for a patch to be applied; null leaves it as it is. That of a static pod's object

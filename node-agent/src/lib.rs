@@ -19,6 +19,7 @@ pub mod netns_of_pod;
 pub mod older;
 pub mod parts;
 pub mod pods;
+pub mod refusals;
 pub mod upkeep;
 pub mod verdicts;
 pub mod watch;

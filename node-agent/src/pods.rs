@@ -16,12 +16,14 @@ use std::time::Duration;
 
 use mesh_core::pod_link::{Link, LinkError, Listener};
 use mesh_core::proto::pods::{self as proto, from_agent, from_ztunnel};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::index::event::ObjectName;
+use crate::refusals::Refusal;
 pub use served::{InvalidDescriptors, Served};
 use state::{BadAck, LinkId, Next, Progress, State};
 
@@ -40,6 +42,7 @@ pub struct Pods {
 struct Shared {
     state: Mutex<State>,
     changed: watch::Sender<()>,
+    refusals: mpsc::Sender<Refusal>,
 }
 
 /// Why a pod is not served.
@@ -60,8 +63,14 @@ pub enum ServeError {
 
 impl Pods {
     /// No pods, no proxies yet; pods that a proxy reports are taken over until [`Self::settle`].
+    /// What policy denies them is told nobody.
     pub fn new() -> Self {
-        let shared = Shared { state: Mutex::new(State::new()), changed: watch::channel(()).0 };
+        Self::telling(mpsc::channel(1).0)
+    }
+
+    /// The same; what policy denies them goes to `refusals`.
+    pub fn telling(refusals: mpsc::Sender<Refusal>) -> Self {
+        let shared = Shared { state: Mutex::new(State::new()), changed: watch::channel(()).0, refusals };
         Self { shared: Arc::new(shared) }
     }
 
@@ -224,8 +233,27 @@ impl Pods {
                 self.change(|state| state.drains(id));
                 Ok(())
             }
+            from_ztunnel::Message::Denied(denied) => {
+                self.denied(denied);
+                Ok(())
+            }
             other => Err(unexpected(other)),
         }
+    }
+
+    fn denied(&self, denied: &proto::Denied) {
+        let state = self.state();
+        let Some(pod) = state.find(&denied.uid).map(|served| served.pod()) else { return };
+        let refusal = Refusal {
+            pod: ObjectName::new(&pod.namespace, &pod.name),
+            uid: denied.uid.clone(),
+            client: denied.client.clone(),
+            port: denied.port.try_into().unwrap_or_default(),
+            policy: denied.policy.clone(),
+            reason: denied.reason.clone(),
+        };
+        // Where Events cannot be written some are lost.
+        let _ = self.shared.refusals.try_send(refusal);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -348,6 +376,7 @@ fn unexpected(message: &from_ztunnel::Message) -> ConversationError {
         from_ztunnel::Message::HeldEnd(_) => "HeldEnd",
         from_ztunnel::Message::Ack(_) => "Ack",
         from_ztunnel::Message::Draining(_) => "Draining",
+        from_ztunnel::Message::Denied(_) => "Denied",
     })
 }
 

@@ -42,6 +42,21 @@ impl<'a> Ruled<'a> {
         ))
     }
 
+    /// There is one Event on the server for each of these clients, and none for others.
+    fn told(&self, clients: &[&str]) -> anyhow::Result<()> {
+        let fields = "--field-selector=reason=PolicyDenied,involvedObject.name=server";
+        eventually("their Events", SOON, || {
+            let template = "-ojsonpath={range .items[*]}{.message}{\"\\n\"}{end}";
+            let events = self.lab.kubectl(["get", "events", "-n", NAMESPACE, fields, template])?;
+            let lines: Vec<&str> = events.lines().collect();
+            let one = |client: &&str| {
+                lines.iter().filter(|line| line.contains(&format!("refused {client} "))).count() == 1
+            };
+            anyhow::ensure!(lines.len() == clients.len() && clients.iter().all(one), "{lines:?}");
+            Ok(())
+        })
+    }
+
     fn delete(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
         self.lab.kubectl(["delete", "-n", namespace, "authorizationpolicy", name]).map(drop)
     }
@@ -102,6 +117,8 @@ fn policies_let_in_and_refuse_and_both_ends_say_which() {
         ruled.refused(WEB, "policy ruled/clients does not allow it")?;
         ruled
             .refused(OUTSIDE, "policy ruled/clients does not allow it; the client did not use mutual TLS")?;
+        let outside = lab.pod(OUTSIDE).address()?.to_string();
+        ruled.told(&["spiffe://cluster.local/ns/mesh/sa/web", &outside])?;
         // Several add up, the namespace's own without a selector, too.
         ruled.apply(
             NAMESPACE,

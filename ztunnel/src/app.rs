@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::connections::Connections;
+use crate::denials;
 use crate::dns::names::Zone;
 use crate::dump;
 use crate::metrics::Metrics;
@@ -64,12 +65,14 @@ pub async fn run(
     shutdown: impl Future<Output = &'static str>,
 ) -> anyhow::Result<()> {
     let (writer, mesh) = store::new();
+    let (denials, denied) = denials::denials();
     let proxy = Arc::new(Proxy {
         mesh,
         certificates: Certificates::new(surroundings.authority),
         metrics: Metrics::new(),
         connections: Connections::default(),
         policy: PolicyChanges::default(),
+        denials,
         limits: config.budget,
         neighbours: Neighbours::default(),
         same_node_mtls: config.same_node_mtls,
@@ -104,7 +107,7 @@ pub async fn run(
         drain: watch,
         deadline: config.drain_deadline,
     };
-    let following = tokio::spawn(pods::link::run(pods, follow));
+    let following = tokio::spawn(pods::link::run(pods, follow, denied));
     tracing::info!(node = %config.node_name, run_dir = %config.run_dir.display(), "ztunnel is up");
 
     let signal = shutdown.await;

@@ -7,6 +7,7 @@ pub mod app;
 pub mod budget;
 pub mod config;
 pub mod connections;
+pub mod denials;
 pub mod dial;
 pub mod dns;
 pub mod dump;

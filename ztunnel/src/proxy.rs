@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use crate::affinity::Affinities;
 use crate::budget::{self, Budget};
 use crate::connections::Connections;
+use crate::denials::Denials;
 use crate::dial::{self, Dialer};
 use crate::dns::{self, names::Zone};
 use crate::metrics::Metrics;
@@ -45,6 +46,8 @@ pub struct Proxy {
     pub connections: Connections,
     /// Who hears of changed policies.
     pub policy: PolicyChanges,
+    /// Who hears of connections that policy denied.
+    pub denials: Denials,
     /// What each pod may have.
     pub limits: budget::Config,
     /// The pods that are served.

@@ -12,6 +12,7 @@ use mesh_core::authz::Denial;
 use mesh_core::copy::{Meter, Side, Traffic};
 use mesh_core::hbone::{Baggage, ConnectError};
 use mesh_core::identity::Identity;
+use mesh_core::proto::pods::Denied;
 use mesh_core::service::Service;
 use mesh_core::workload::Workload;
 use tracing::field::{DisplayValue, display};
@@ -162,7 +163,24 @@ impl Report {
             self.pod.proxy.metrics.fail(&self.labels(error.reason().flag()));
         }
         self.count_policies(error);
+        self.tell_denial(error);
         self.log(error, from_client, to_client);
+    }
+
+    /// The pod's owners hear of it.
+    fn tell_denial(&self, error: Option<&ProxyError>) {
+        let Facts { direction: Direction::Inbound, source, destination, .. } = &self.facts else { return };
+        let Some(denial) = error.and_then(ProxyError::denial) else { return };
+        let Some(policy) = denial.policy() else { return };
+        let address = || source.address.map(|address| address.ip().to_string());
+        let client = source.identity.as_ref().map(ToString::to_string).or_else(address);
+        self.pod.proxy.denials.tell(Denied {
+            uid: self.pod.uid.to_string(),
+            client: client.unwrap_or_default(),
+            port: destination.address.map_or(0, |address| address.port().into()),
+            policy: policy.to_string(),
+            reason: denial.to_string(),
+        });
     }
 
     /// What policies did to it, and would have done.

@@ -56,9 +56,38 @@ async fn a_policys_status_is_of_the_version_that_was_read() {
     assert_eq!(seen.len(), 1);
 }
 
+#[tokio::test]
+async fn an_event_of_a_refusal_is_one_for_each_client_and_policy() {
+    let (server, seen) = recorder();
+    let refusal = |client: &str, policy: &str| Refusal {
+        pod: ObjectName::new("shop", "a"),
+        uid: "uid-a".into(),
+        client: client.into(),
+        port: 80,
+        policy: policy.into(),
+        reason: "policy shop/p does not allow it".into(),
+    };
+    for refusal in
+        [refusal("x", "shop/p"), refusal("y", "shop/p"), refusal("x", "shop/q"), refusal("x", "shop/p")]
+    {
+        server.tell(&refusal).await.unwrap();
+    }
+    let seen = seen.lock().unwrap();
+    let body = |request: &String| -> Value {
+        let (path, body) = request.split_once(" {").unwrap();
+        assert_eq!(path, "POST /api/v1/namespaces/shop/events");
+        serde_json::from_str(&format!("{{{body}")).unwrap()
+    };
+    let events: Vec<Value> = seen.iter().map(body).collect();
+    let names: Vec<&str> = events.iter().map(|event| event["metadata"]["name"].as_str().unwrap()).collect();
+    assert!(names[0] == names[3] && names[0] != names[1] && names[0] != names[2], "{names:?}");
+    assert_eq!(events[0]["involvedObject"]["uid"], "uid-a");
+    assert_eq!(events[0]["message"], "refused x at port 80: policy shop/p does not allow it");
+}
+
 /// Whoever may patch pods may give every pod of the cluster another image.
 #[test]
-fn the_manifest_allows_to_patch_nothing_but_the_status() {
+fn the_manifest_allows_to_write_nothing_but_statuses_and_events() {
     let manifest = include_str!("../../../manifests/base/node-agent.yaml");
     let rules: Vec<_> = manifest.split("- apiGroups:").skip(1).collect();
     assert!(!rules.is_empty());
@@ -69,6 +98,7 @@ fn the_manifest_allows_to_patch_nothing_but_the_status() {
         });
         let status = ["[pods/status]", "[peerauthentications/status, authorizationpolicies/status]"];
         let only_status = status.iter().any(|resources| rule.contains(&format!("resources: {resources}\n")));
-        assert!(!writes || only_status, "{rule}");
+        let new_events = rule.contains("resources: [events]\n") && rule.contains("verbs: [create]\n");
+        assert!(!writes || only_status || new_events, "{rule}");
     }
 }

@@ -28,9 +28,13 @@ impl World {
 
     /// A new agent in place of the old one, of which nothing is left.
     fn restart(&mut self) {
+        self.restart_with(Pods::new());
+    }
+
+    fn restart_with(&mut self, pods: Pods) {
         self.shutdown.cancel();
         self.shutdown = CancellationToken::new();
-        self.pods = Pods::new();
+        self.pods = pods;
         let listener = Listener::bind(&self.path()).unwrap();
         tokio::spawn(self.pods.clone().serve(listener, descriptor(), self.shutdown.clone()));
     }
@@ -189,6 +193,38 @@ async fn a_pod_is_added_with_its_sockets_and_removed() {
     let remove = tokio::spawn(async move { pods.remove("a").await });
     assert_eq!(ztunnel.step().await, "remove a");
     remove.await.unwrap();
+}
+
+/// Of a pod that is not known nobody is told.
+#[tokio::test]
+async fn what_policy_denied_a_pod_is_told() {
+    let (sender, mut refusals) = crate::refusals::queue();
+    let mut world = World::new("denied");
+    world.restart_with(Pods::telling(sender));
+    let ztunnel = world.ready(&[]).await;
+    assert_eq!(ztunnel.step().await, "end");
+    let adding = world.add(served("uid-a"));
+    assert!(ztunnel.step().await.starts_with("add uid-a"));
+    adding.await.unwrap().unwrap();
+    for uid in ["uid-x", "uid-a"] {
+        let denied = proto::Denied {
+            uid: uid.into(),
+            client: "spiffe://td/ns/shop/sa/web".into(),
+            port: 80,
+            policy: "shop/p".into(),
+            reason: "because".into(),
+        };
+        ztunnel.send(from_ztunnel::Message::Denied(denied), &[]).await;
+    }
+    let refusal = refusals.recv().await.unwrap();
+    assert_eq!((refusal.uid.as_str(), refusal.port, refusal.policy.as_str()), ("uid-a", 80, "shop/p"));
+    assert_eq!(refusal.message(), "refused spiffe://td/ns/shop/sa/web at port 80: because");
+    let removing = tokio::spawn({
+        let pods = world.pods.clone();
+        async move { pods.remove("uid-a").await }
+    });
+    assert_eq!(ztunnel.step().await, "remove uid-a", "the talk goes on");
+    removing.await.unwrap();
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use mesh_core::drain::Watch;
 use mesh_core::pod_link::{Link, LinkError};
 use mesh_core::proto::pods::{self as wire, from_ztunnel::Message};
 use mesh_core::readiness::Gate;
+use tokio::sync::mpsc;
 
 use super::Pods;
 use super::state::{Action, Conversation, ProtocolError};
@@ -58,11 +59,12 @@ pub struct Follow {
 
 /// Follows the agent until the process has drained. Returns the pods that are served then, whose connections have had
 /// their time.
-pub async fn run(mut pods: Pods, follow: Follow) -> Pods {
+pub async fn run(mut pods: Pods, follow: Follow, mut denied: mpsc::Receiver<wire::Denied>) -> Pods {
     let mut backoff = calls();
     let mut told: Option<(String, Instant)> = None;
     loop {
-        let mut talk = Talk { conversation: Conversation::new(follow.network.clone()), follow: &follow };
+        let conversation = Conversation::new(follow.network.clone());
+        let mut talk = Talk { conversation, follow: &follow, denied: &mut denied };
         let ended = talk.run(&mut pods).await;
         if matches!(ended, TalkError::Drained) {
             return pods;
@@ -108,6 +110,8 @@ fn calls() -> Backoff {
 struct Talk<'a> {
     conversation: Conversation,
     follow: &'a Follow,
+    /// What the agent is to be told.
+    denied: &'a mut mpsc::Receiver<wire::Denied>,
 }
 
 impl Talk<'_> {
@@ -134,7 +138,12 @@ impl Talk<'_> {
     }
 
     /// The agent's next message; meanwhile the process may begin to drain, which the agent is told, and end.
-    async fn next(&self, pods: &mut Pods, link: &Link) -> Result<(wire::FromAgent, Vec<OwnedFd>), TalkError> {
+    async fn next(
+        &mut self,
+        pods: &mut Pods,
+        link: &Link,
+    ) -> Result<(wire::FromAgent, Vec<OwnedFd>), TalkError> {
+        let listens = self.conversation.is_complete();
         loop {
             tokio::select! {
                 biased;
@@ -144,6 +153,9 @@ impl Talk<'_> {
                     send(link, Message::Draining(wire::Draining {}), &[]).await?;
                 }
                 received = link.receive() => return Ok(received?),
+                Some(denied) = self.denied.recv(), if listens => {
+                    send(link, Message::Denied(denied), &[]).await?;
+                }
             }
         }
     }

@@ -25,6 +25,8 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) struct Talk {
     link: Link,
     sequence: u64,
+    /// Connections that policy denied, as they were told between other messages.
+    pub(crate) denied: Vec<wire::Denied>,
 }
 
 /// What a ztunnel says that it holds: the pod's uid and its descriptors.
@@ -34,7 +36,7 @@ impl Talk {
     /// Waits for a ztunnel and its Hello.
     pub(crate) async fn accept(listener: &Listener) -> (Self, wire::Hello) {
         let link = listener.accept().await.unwrap();
-        let mut talk = Self { link, sequence: 0 };
+        let mut talk = Self { link, sequence: 0, denied: Vec::new() };
         let (message, _) = talk.receive().await;
         let from_ztunnel::Message::Hello(hello) = message else { panic!("{message:?}") };
         (talk, hello)
@@ -109,10 +111,17 @@ impl Talk {
         }
     }
 
+    /// The next message that is no Denied.
     async fn receive(&mut self) -> (from_ztunnel::Message, Vec<OwnedFd>) {
-        let receive = self.link.receive::<wire::FromZtunnel>();
-        let (message, fds) = tokio::time::timeout(Duration::from_secs(10), receive).await.unwrap().unwrap();
-        (message.message.unwrap(), fds)
+        loop {
+            let receive = self.link.receive::<wire::FromZtunnel>();
+            let (message, fds) =
+                tokio::time::timeout(Duration::from_secs(10), receive).await.unwrap().unwrap();
+            match message.message.unwrap() {
+                from_ztunnel::Message::Denied(denied) => self.denied.push(denied),
+                message => return (message, fds),
+            }
+        }
     }
 }
 

@@ -134,7 +134,7 @@ async fn an_open_connection_that_policy_no_longer_allows_is_cut() {
 /// What a policy did, and would have done, by its name at both ends; who was nearly let in; who is to be noted.
 #[tokio::test]
 async fn what_policies_did_is_counted_by_their_names_at_both_ends() {
-    let world = World::new().await;
+    let mut world = World::new().await;
     let _application = world.application(SERVER).await;
     let of = async |reporter: &str, policy: &str, outcome: &str| {
         let (reporter, policy) = (format!("reporter=\"{reporter}\""), format!("policy=\"{policy}\""));
@@ -192,6 +192,18 @@ async fn what_policies_did_is_counted_by_their_names_at_both_ends() {
     .await;
     let flags = ["reporter=\"source\"", "response_flags=\"DENY\""];
     assert_eq!(world.metric("istio_tcp_connections_failed_total", &flags).await, 1);
+
+    // The agent hears of it once, however often the client tries.
+    let mut again = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    again.read(&mut [0; 1]).await.unwrap_err();
+    eventually("it is refused again", async || of("destination", "shop/only", "denied").await == 2).await;
+    let talk = world.talk.as_mut().unwrap();
+    talk.remove(&CLIENT.uid()).await;
+    let told: Vec<(&str, &str)> =
+        talk.denied.iter().map(|denied| (denied.client.as_str(), denied.policy.as_str())).collect();
+    assert_eq!(told, [(CLIENT.identity().as_str(), "shop/only")]);
+    assert_eq!((talk.denied[0].uid.as_str(), talk.denied[0].port), (SERVER.uid().as_str(), APP.into()));
+    assert!(!talk.denied[0].reason.contains("but for"), "{:?}", talk.denied[0].reason);
 }
 
 /// A pod may outlive its object in the API server, when that is deleted by force: its policies go on.
