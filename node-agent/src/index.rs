@@ -7,6 +7,7 @@
 
 mod authorization_policy;
 mod by_namespace;
+mod entry;
 pub mod event;
 pub mod local;
 pub mod membership;
@@ -66,6 +67,12 @@ pub enum Key {
     Endpoint(ObjectName, IpAddr),
     /// A service.
     Service(ObjectName),
+    /// The service of a host that ServiceEntries of a namespace name.
+    Host(ObjectName),
+    /// The workload of an endpoint that a ServiceEntry lists, by its address or host name.
+    Listed(ObjectName, Arc<str>),
+    /// The workload of a WorkloadEntry.
+    WorkloadEntry(ObjectName),
 }
 
 /// Names one L4 policy that the proxies may be told of.
@@ -124,7 +131,8 @@ pub struct Index {
     network: network::Network,
     peer_authentications: peer_authentication::PeerAuthentications,
     authorization_policies: authorization_policy::AuthorizationPolicies,
-    /// Of the policies.
+    entries: entry::Entries,
+    /// Of objects whose status says what became of them.
     readings: HashMap<(Kind, ObjectName), verdict::Reading>,
 }
 
@@ -145,6 +153,7 @@ impl Index {
             network: network::Network::default(),
             peer_authentications: Default::default(),
             authorization_policies: Default::default(),
+            entries: entry::Entries::default(),
             readings: HashMap::new(),
         }
     }
@@ -197,6 +206,9 @@ impl Index {
             Key::Pod(name) => wds::pod_uid(&self.config, name),
             Key::Endpoint(slice, address) => wds::endpoint_uid(&self.config, slice, *address),
             Key::Service(name) => wds::service_key(&self.config, name),
+            Key::Host(host) => entry::host_name(host, &host.name),
+            Key::Listed(name, place) => entry::listed_uid(&self.config, name, place),
+            Key::WorkloadEntry(name) => entry::workload_entry_uid(&self.config, name),
         }
     }
 
@@ -207,6 +219,9 @@ impl Index {
             Key::Pod(name) => Type::Workload(self.pod_workload(name)?),
             Key::Endpoint(slice, address) => Type::Workload(self.endpoint_workload(slice, *address)?),
             Key::Service(name) => Type::Service(self.service(name)?),
+            Key::Host(host) => Type::Service(self.host_service(host)?),
+            Key::Listed(name, place) => Type::Workload(self.listed_workload(name, place)?),
+            Key::WorkloadEntry(name) => Type::Workload(self.workload_entry(name)?),
         };
         Some(proto::Address { r#type: Some(resource) })
     }
@@ -256,6 +271,14 @@ impl Index {
                 self.apply_authorization_policy(&name, object, changes);
                 Ok(())
             }
+            Object::ServiceEntry(object) => {
+                self.apply_service_entry(&name, object, changes);
+                Ok(())
+            }
+            Object::WorkloadEntry(object) => {
+                self.apply_workload_entry(&name, object, changes);
+                Ok(())
+            }
         };
         if let Err(invalid) = applied {
             changes.problems.push(Problem { kind, name, skipped: true, reason: invalid.to_string() });
@@ -272,6 +295,8 @@ impl Index {
             Kind::NetworkPolicy => self.delete_network_policy(name, changes),
             Kind::PeerAuthentication => self.delete_peer_authentication(name, changes),
             Kind::AuthorizationPolicy => self.delete_authorization_policy(name, changes),
+            Kind::ServiceEntry => self.delete_service_entry(name, changes),
+            Kind::WorkloadEntry => self.delete_workload_entry(name, changes),
         }
     }
 
@@ -286,6 +311,8 @@ impl Index {
             Kind::NetworkPolicy => self.network.names(),
             Kind::PeerAuthentication => self.peer_authentications.names(),
             Kind::AuthorizationPolicy => self.authorization_policies.names(),
+            Kind::ServiceEntry => self.entries.service_names(),
+            Kind::WorkloadEntry => self.entries.workload_names(),
         }
     }
 }

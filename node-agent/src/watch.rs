@@ -66,6 +66,20 @@ impl ApiServer {
                 |object| Object::AuthorizationPolicy(Box::new(object)),
                 optional::PERIOD,
             ),
+            optional::watch(
+                client,
+                Kind::ServiceEntry,
+                &SERVICE_ENTRY,
+                |object| Object::ServiceEntry(Box::new(object)),
+                optional::PERIOD,
+            ),
+            optional::watch(
+                client,
+                Kind::WorkloadEntry,
+                &WORKLOAD_ENTRY,
+                |object| Object::WorkloadEntry(Box::new(object)),
+                optional::PERIOD,
+            ),
         ]);
         Self { events: events.boxed() }
     }
@@ -197,6 +211,22 @@ const AUTHORIZATION_POLICY: optional::Resource = optional::Resource {
     versions: &["v1", "v1beta1"],
     kind: "AuthorizationPolicy",
     plural: "authorizationpolicies",
+};
+
+/// The same.
+const SERVICE_ENTRY: optional::Resource = optional::Resource {
+    group: "networking.istio.io",
+    versions: &["v1", "v1beta1"],
+    kind: "ServiceEntry",
+    plural: "serviceentries",
+};
+
+/// The same.
+const WORKLOAD_ENTRY: optional::Resource = optional::Resource {
+    group: "networking.istio.io",
+    versions: &["v1", "v1beta1"],
+    kind: "WorkloadEntry",
+    plural: "workloadentries",
 };
 
 const BACKOFF_MIN: Duration = Duration::from_millis(200);

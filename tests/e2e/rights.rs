@@ -130,8 +130,20 @@ fn each_right_in_the_manifests_is_used_and_no_other_is_asked_for() {
             )
         });
         lab.apply(&policies.join("---\n"))?;
+        // The same of what is at no address.
+        let entries =
+            [("ServiceEntry", "{ hosts: [nobodys.host] }"), ("WorkloadEntry", "{ address: nobodys.host }")];
+        let entries = entries.map(|(kind, spec)| {
+            format!(
+                "apiVersion: networking.istio.io/v1\nkind: {kind}\n\
+                 metadata: {{ name: nobodys, namespace: plain }}\nspec: {spec}\n"
+            )
+        });
+        lab.apply(&entries.join("---\n"))?;
         all_used(lab, NODE_AGENT, &["clusterrole/ambit-node-agent"])?;
-        lab.kubectl(["delete", "-n", "plain", "peerauthentication/nobodys", "authorizationpolicy/nobodys"])?;
+        let all = ["peerauthentication", "authorizationpolicy", "serviceentry", "workloadentry"];
+        let all = all.map(|kind| format!("{kind}/nobodys"));
+        lab.kubectl(["delete", "-n", "plain"].into_iter().chain(all.iter().map(String::as_str)))?;
         all_used(lab, CA, &["clusterrole/ambit-ca", "role/ambit-ca"])?;
         let ztunnel = lab.api().asked_by("system:serviceaccount:ambit-system:ztunnel");
         anyhow::ensure!(ztunnel.is_empty(), "ztunnel asked for {ztunnel:?}");

@@ -23,6 +23,7 @@ use crate::connections::Connections;
 use crate::denials;
 use crate::dns::names::Zone;
 use crate::dump;
+use crate::hosts::Hosts;
 use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
 use crate::pods::{self, OpenPod, Pods};
@@ -71,6 +72,7 @@ pub async fn run(
         certificates: Certificates::new(surroundings.authority),
         metrics: Metrics::new(),
         connections: Connections::default(),
+        hosts: Hosts::default(),
         policy: PolicyChanges::default(),
         denials,
         limits: config.budget,

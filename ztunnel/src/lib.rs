@@ -12,6 +12,7 @@ pub mod dial;
 pub mod dns;
 pub mod dump;
 pub mod eyeballs;
+pub mod hosts;
 pub mod inbound;
 pub mod metrics;
 pub mod neighbours;

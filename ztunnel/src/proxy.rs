@@ -24,6 +24,7 @@ use crate::connections::Connections;
 use crate::denials::Denials;
 use crate::dial::{self, Dialer};
 use crate::dns::{self, names::Zone};
+use crate::hosts::Hosts;
 use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
 use crate::policy::{self, Known, Permit, PolicyChanges};
@@ -44,6 +45,8 @@ pub struct Proxy {
     pub metrics: Metrics,
     /// What is open.
     pub connections: Connections,
+    /// Endpoints that have a host name instead of an address.
+    pub hosts: Hosts,
     /// Who hears of changed policies.
     pub policy: PolicyChanges,
     /// Who hears of connections that policy denied.

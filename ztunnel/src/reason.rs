@@ -168,7 +168,9 @@ impl ProxyError {
     /// For metrics.
     pub fn reason(&self) -> Reason {
         match &*self.cause {
-            Cause::Plan(PlanError::NoEndpoint { .. } | PlanError::NoAddress { .. }) => Reason::NoEndpoint,
+            Cause::Plan(
+                PlanError::NoEndpoint { .. } | PlanError::NoAddress { .. } | PlanError::Unresolved(_),
+            ) => Reason::NoEndpoint,
             Cause::Plan(PlanError::Recursive(_)) => Reason::BadRequest,
             Cause::Plan(PlanError::InvalidResource { .. }) => Reason::InvalidResource,
             Cause::Plan(PlanError::Waypoint { .. } | PlanError::OtherNetwork { .. })

@@ -96,7 +96,11 @@ fn the_manifest_allows_to_write_nothing_but_statuses_and_events() {
             let verbs = rule.lines().find(|line| line.trim_start().starts_with("verbs:")).unwrap();
             verbs.contains(verb)
         });
-        let status = ["[pods/status]", "[peerauthentications/status, authorizationpolicies/status]"];
+        let status = [
+            "[pods/status]",
+            "[peerauthentications/status, authorizationpolicies/status]",
+            "[serviceentries/status, workloadentries/status]",
+        ];
         let only_status = status.iter().any(|resources| rule.contains(&format!("resources: {resources}\n")));
         let new_events = rule.contains("resources: [events]\n") && rule.contains("verbs: [create]\n");
         assert!(!writes || only_status || new_events, "{rule}");

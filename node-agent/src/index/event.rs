@@ -31,11 +31,15 @@ pub enum Kind {
     PeerAuthentication,
     /// The same.
     AuthorizationPolicy,
+    /// `networking.istio.io/v1`, or v1beta1; the cluster may not have it.
+    ServiceEntry,
+    /// The same.
+    WorkloadEntry,
 }
 
 impl Kind {
     /// Those that have to be known before anything is served.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -43,6 +47,8 @@ impl Kind {
         Self::EndpointSlice,
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
+        Self::ServiceEntry,
+        Self::WorkloadEntry,
     ];
 }
 
@@ -99,6 +105,10 @@ pub enum Object {
     PeerAuthentication(Box<Custom>),
     /// Who may connect to pods.
     AuthorizationPolicy(Box<Custom>),
+    /// A service that is not Kubernetes'.
+    ServiceEntry(Box<Custom>),
+    /// An endpoint that is no pod.
+    WorkloadEntry(Box<Custom>),
 }
 
 /// An object of a kind that a CustomResourceDefinition defines.
@@ -130,6 +140,8 @@ impl Object {
             Self::NetworkPolicy(_) => Kind::NetworkPolicy,
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::ServiceEntry(_) => Kind::ServiceEntry,
+            Self::WorkloadEntry(_) => Kind::WorkloadEntry,
         }
     }
 
@@ -142,7 +154,10 @@ impl Object {
             Self::Service(object) => &object.metadata,
             Self::EndpointSlice(object) => &object.metadata,
             Self::NetworkPolicy(object) => &object.metadata,
-            Self::PeerAuthentication(object) | Self::AuthorizationPolicy(object) => &object.metadata,
+            Self::PeerAuthentication(object)
+            | Self::AuthorizationPolicy(object)
+            | Self::ServiceEntry(object)
+            | Self::WorkloadEntry(object) => &object.metadata,
         })
     }
 }

@@ -92,7 +92,8 @@ impl Pod {
         let spec = object.spec.as_ref();
         let status = object.status.as_ref();
         let owner = owner(name, object);
-        let label = |keys: &[&str]| keys.iter().find_map(|key| label(meta.labels.as_ref(), key));
+        let labels = meta.labels.clone().unwrap_or_default();
+        let (canonical_name, canonical_revision) = canonical(&labels, &owner.name);
         let containers = spec.into_iter().flat_map(|spec| {
             spec.containers.iter().chain(spec.init_containers.iter().flatten()).map(|c| c.name.as_str())
         });
@@ -127,18 +128,20 @@ impl Pod {
                 reason: condition.reason.clone().unwrap_or_default(),
                 message: condition.message.clone().unwrap_or_default(),
             }),
-            canonical_name: label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
-                .unwrap_or_else(|| owner.name.clone()),
-            canonical_revision: label(&[
-                "service.istio.io/canonical-revision",
-                "app.kubernetes.io/version",
-                "version",
-            ])
-            .unwrap_or_else(|| "latest".to_owned()),
-            labels: Arc::new(meta.labels.clone().unwrap_or_default()),
+            canonical_name,
+            canonical_revision,
+            labels: Arc::new(labels),
             owner,
         })
     }
+}
+
+/// Istio's canonical service and its revision.
+pub(super) fn canonical(labels: &Labels, owner: &str) -> (String, String) {
+    let first = |keys: &[&str]| keys.iter().find_map(|key| label(Some(labels), key));
+    let name = first(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
+    let revision = first(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    (name.unwrap_or_else(|| owner.to_owned()), revision.unwrap_or_else(|| "latest".to_owned()))
 }
 
 /// Kubelets start a pod of their manifest directory under a hash of its manifest, and then make an object that mirrors

@@ -170,14 +170,16 @@ impl Index {
             self.delete_service(name, changes);
             return Ok(());
         };
+        let selector = object.spec.as_ref().and_then(|spec| spec.selector.clone());
         let before = self.services.insert(name.clone(), service.clone());
-        if before.as_ref() == Some(&service) {
+        if before.as_ref() == Some(&service) && !self.is_other_selector(name, selector.as_ref()) {
             return Ok(());
         }
         changes.keys.insert(Key::Service(name.clone()));
         if before.is_none_or(|before| before.ports != service.ports) {
             changes.keys.extend(self.slices.endpoints_of_service(name));
         }
+        self.service_selects(name, selector, changes);
         Ok(())
     }
 
@@ -185,6 +187,7 @@ impl Index {
         if self.services.remove(name).is_some() {
             changes.keys.insert(Key::Service(name.clone()));
             changes.keys.extend(self.slices.endpoints_of_service(name));
+            self.service_selects(name, None, changes);
         }
     }
 }

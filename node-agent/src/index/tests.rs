@@ -1,6 +1,7 @@
 //! The model as a whole; each kind has a file below.
 
 mod authorization_policy;
+mod entry;
 mod families;
 mod membership;
 mod network;
@@ -50,6 +51,8 @@ fn object(kind: Kind, value: Value) -> Object {
         Kind::NetworkPolicy => Object::NetworkPolicy(decode(value)),
         Kind::PeerAuthentication => Object::PeerAuthentication(decode(value)),
         Kind::AuthorizationPolicy => Object::AuthorizationPolicy(decode(value)),
+        Kind::ServiceEntry => Object::ServiceEntry(decode(value)),
+        Kind::WorkloadEntry => Object::WorkloadEntry(decode(value)),
     }
 }
 

@@ -116,6 +116,7 @@ impl Index {
                 merge(services.entry(service).or_default(), ports);
             }
         }
+        services.extend(self.entry_services_of_pod(pod));
         services
     }
 
@@ -169,10 +170,10 @@ fn merge(into: &mut proto::PortList, ports: proto::PortList) {
     into.ports.sort_by_key(|port| (port.service_port, port.target_port));
 }
 
-fn status(healthy: bool) -> proto::WorkloadStatus {
+pub(super) fn status(healthy: bool) -> proto::WorkloadStatus {
     if healthy { proto::WorkloadStatus::Healthy } else { proto::WorkloadStatus::Unhealthy }
 }
 
-fn wire_port(number: u16, target: u16, protocol: proto::AppProtocol) -> proto::Port {
+pub(super) fn wire_port(number: u16, target: u16, protocol: proto::AppProtocol) -> proto::Port {
     proto::Port { service_port: number.into(), target_port: target.into(), app_protocol: protocol.into() }
 }

@@ -37,7 +37,7 @@ impl Script {
     }
 
     fn answer(&self, path: &str, query: &str) -> Option<String> {
-        if path.starts_with("/apis/security.istio.io") {
+        if path.starts_with("/apis/security.istio.io") || path.starts_with("/apis/networking.istio.io") {
             return Some(json!({"groupVersion": "security.istio.io/v1", "resources": []}).to_string());
         }
         if path == "/apis" {

@@ -18,8 +18,9 @@ use mesh_core::service::Service;
 use mesh_core::workload::{Workload, WorkloadUid};
 
 use super::Upstream;
-use super::plan::{self, Choose, Plan, Route};
+use super::plan::{self, Choose, Plan, PlanError, Route};
 use crate::eyeballs::race;
+use crate::hosts::Addresses;
 use crate::inbound::near;
 use crate::metrics::Security;
 use crate::neighbours::Neighbour;
@@ -46,7 +47,7 @@ pub(super) async fn connect(
     let (random, started) = (rand::random::<u64>() as usize, Instant::now());
     let mut tried: Vec<WorkloadUid> = Vec::new();
     loop {
-        let plan = plan(pod, source, client, dst, (random, &tried))?;
+        let plan = Box::pin(plan(pod, source, client, dst, (random, &tried))).await?;
         tried.extend(plan.endpoint.clone());
         report.facts.tried = tried.len();
         let another = tried.len() < MOST && plan.has_another(source, dst, &tried);
@@ -66,7 +67,7 @@ pub(super) async fn connect(
     }
 }
 
-fn plan(
+async fn plan(
     pod: &Pod,
     source: &Workload,
     client: ClientAddr,
@@ -75,9 +76,27 @@ fn plan(
 ) -> Result<Plan, ProxyError> {
     let now = Instant::now();
     let remembered = |service: &Service, port| pod.affinities.find(client.ip(), service, port, now);
-    let choose = Choose { random, tried, remembered: &remembered };
-    let plan = plan::outbound(&pod.proxy.mesh, source, dst, &choose)
-        .map_err(|error| ProxyError::new(Phase::Plan, Side::Upstream, error))?;
+    let mut found: Option<(Arc<str>, Addresses)> = None;
+    let plan = loop {
+        let planned = {
+            let looked_up = |host: &str| match &found {
+                Some((known, addresses)) if **known == *host => Some(addresses.clone()),
+                _ => pod.proxy.hosts.get(host),
+            };
+            let choose = Choose { random, tried, looked_up: &looked_up, remembered: &remembered };
+            plan::outbound(&pod.proxy.mesh, source, dst, &choose)
+        };
+        let host = match planned {
+            Ok(plan) => break plan,
+            Err(PlanError::Unresolved(host)) => host,
+            Err(error) => return Err(ProxyError::new(Phase::Plan, Side::Upstream, error)),
+        };
+        let addresses = pod.proxy.hosts.look_up(&host).await.map_err(|error| {
+            let what = "looking up the endpoint's host name";
+            ProxyError::new(Phase::Plan, Side::Upstream, Cause::Io { what, error })
+        })?;
+        found = Some((host, addresses));
+    };
     // Before it is reached, so that connections at the same time go to the same one.
     if let (Some(entry), Some(endpoint)) = (&plan.service, &plan.endpoint) {
         pod.affinities.keep(client.ip(), &entry.service, dst.port(), endpoint, now);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use mesh_core::addr::{HBONE_PORT, NetworkAddress, NextHop, OrigDst, Target};
 use mesh_core::identity::Identity;
-use mesh_core::service::{Gateway, Mode, Service};
+use mesh_core::service::{Families, Gateway, Mode, Service};
 use mesh_core::store::{Endpoint, Found, PickError, Picked, Reader, ServiceEntry};
 use mesh_core::workload::{Tunnel, Workload, WorkloadUid};
 
@@ -36,6 +36,8 @@ pub struct Choose<'a> {
     pub random: usize,
     /// Those that did not answer.
     pub tried: &'a [WorkloadUid],
+    /// Addresses of a host name, if it was looked up already.
+    pub looked_up: &'a dyn Fn(&str) -> Option<Arc<[IpAddr]>>,
     /// The endpoint that the client's last connection to the service and port had, if that is to count.
     pub remembered: &'a dyn Fn(&Service, u16) -> Option<WorkloadUid>,
 }
@@ -109,13 +111,14 @@ pub enum PlanError {
         cause: PickError,
     },
     /// The endpoint has no address of a family that may be used.
-    #[error(
-        "endpoint {endpoint} has no IP address that may be dialled; endpoints with host names are not supported yet"
-    )]
+    #[error("endpoint {endpoint} has no IP address that may be dialled")]
     NoAddress {
         /// Uid of the workload.
         endpoint: String,
     },
+    /// The endpoint has a host name, which is to be looked up first.
+    #[error("the host name {0} of the endpoint is not looked up yet")]
+    Unresolved(Arc<str>),
 }
 
 /// Plans the connection of `source` to `dst`.
@@ -162,9 +165,19 @@ fn to_service(
         .map_err(|cause| PlanError::NoEndpoint { service: service.service.key.to_string(), cause })?;
     same_network(source, &endpoint.workload)?;
     let families = service.service.families;
-    let ip = endpoint
-        .address(dst.ip(), families)
-        .ok_or_else(|| PlanError::NoAddress { endpoint: endpoint.workload.uid.to_string() })?;
+    let own = match (endpoint.workload.addresses.is_empty(), &endpoint.workload.hostname) {
+        (true, host) if !host.is_empty() => {
+            let found = (choose.looked_up)(host).ok_or_else(|| PlanError::Unresolved(host.clone()))?;
+            endpoint_at(
+                found.iter().copied().filter(|ip| has_family(source, *ip)),
+                dst.ip(),
+                families,
+                choose,
+            )
+        }
+        _ => endpoint.address(dst.ip(), families),
+    };
+    let ip = own.ok_or_else(|| PlanError::NoAddress { endpoint: endpoint.workload.uid.to_string() })?;
     let workload = who_is_at(mesh, &endpoint, ip);
     let mut expected = service.service.identities.to_vec();
     expected.push(workload.identity.clone());
@@ -193,10 +206,25 @@ fn pick(
     }
 }
 
-/// An endpoint of which only an address is known, as in a slice that somebody wrote, is who has the address.
+/// One of a host's addresses, of the dialled family if there is one.
+fn endpoint_at(
+    addresses: impl Iterator<Item = IpAddr>,
+    dialled: IpAddr,
+    families: Families,
+    choose: &Choose<'_>,
+) -> Option<IpAddr> {
+    let allowed = addresses.filter(|ip| families.allows(*ip));
+    let (same, other): (Vec<_>, Vec<_>) = allowed.partition(|ip| ip.is_ipv4() == dialled.is_ipv4());
+    let all = if same.is_empty() { other } else { same };
+    // What of the number chose the endpoint is used up.
+    all.get((choose.random >> 32) % all.len().max(1)).copied()
+}
+
+/// An endpoint of which only an address is known, as in a slice or a ServiceEntry that somebody wrote, is who has the
+/// address.
 fn who_is_at(mesh: &Reader, endpoint: &Endpoint, ip: IpAddr) -> Arc<Workload> {
     let named = &endpoint.workload;
-    let only_an_address = named.host_network && !named.is_pod();
+    let only_an_address = !named.is_pod() && named.tunnel == Tunnel::Plain;
     let known = || mesh.workload_at(&NetworkAddress::new(named.network.clone(), ip));
     only_an_address.then(known).flatten().unwrap_or_else(|| named.clone())
 }

@@ -179,3 +179,28 @@ async fn a_client_keeps_its_endpoint() {
     }
     assert_eq!(count(&world, "opened", left.name, "-").await, before);
 }
+
+#[tokio::test]
+async fn an_endpoint_with_a_host_name_is_looked_up() {
+    let outside = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = outside.local_addr().unwrap().port();
+    let world = world(&[CLIENT], |world| {
+        let Type::Service(service) = world.service(SERVER) else { unreachable!() };
+        let ports = vec![workload::Port { target_port: port.into(), ..service.ports[0] }];
+        let named = |name: &str, host: &str| {
+            let workload = ghost(world, name, 60, "server");
+            endpoint(Workload { addresses: vec![], hostname: host.into(), tunnel_protocol: 0, ..workload })
+        };
+        vec![address(Type::Service(workload::Service { ports, ..service })), named("ghost", "localhost")]
+    })
+    .await;
+    let _stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    let (_, client) = outside.accept().await.unwrap();
+    assert_eq!(client.ip(), world.pod_ip(CLIENT));
+    assert_eq!(count(&world, "opened", "ghost", "-").await, 1);
+    let nowhere =
+        Workload { addresses: vec![], hostname: "x".repeat(300), ..ghost(&world, "ghost", 60, "server") };
+    world.xds.put([endpoint(nowhere)]);
+    eventually("nothing is at its new name", async || !served(&world).await).await;
+    world.logged(&["connection failed", "looking up the endpoint's host name"]).await;
+}

@@ -3,7 +3,7 @@
 use super::super::verdict::{CONDITION, Verdict};
 use super::*;
 
-fn verdicts(index: &Index) -> Vec<Verdict> {
+pub(super) fn verdicts(index: &Index) -> Vec<Verdict> {
     index.unsaid().iter().filter_map(|policy| index.verdict(policy)).collect()
 }
 

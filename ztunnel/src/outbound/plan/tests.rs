@@ -8,7 +8,7 @@ use wire::gateway_address::Destination;
 use super::*;
 
 /// The first of equal ones.
-const ANY: Choose<'static> = Choose { random: 0, tried: &[], remembered: &|_, _| None };
+const ANY: Choose<'static> = Choose { random: 0, tried: &[], looked_up: &|_| None, remembered: &|_, _| None };
 
 /// The dialling pod.
 const CLIENT: &str = "c//Pod/shop/client";
@@ -220,7 +220,7 @@ fn refusals() {
         ("10.96.0.2:81", "service shop/web: the service has no port 81"),
         ("10.96.0.7:80", "service shop/sick: no endpoint of the service is ready"),
         ("10.96.0.12:80", "service shop/empty: no endpoint of the service is ready"),
-        ("10.96.0.10:80", "endpoint c//Pod/shop/ext has no IP address"),
+        ("10.96.0.10:80", "the host name ext.example of the endpoint is not looked up yet"),
         ("[fd00:96::16]:80", "endpoint c//Pod/shop/late has no IP address"),
     ] {
         let plan = plan(dst);
@@ -307,11 +307,11 @@ fn a_client_that_comes_back_gets_the_endpoint_that_it_had() {
             Some(uid.clone())
         };
         for random in 0..8 {
-            let plan = to_web(&reader, &client, &Choose { random, tried: &[], remembered: &remembered });
+            let plan = to_web(&reader, &client, &Choose { random, remembered: &remembered, ..ANY });
             assert_eq!(plan.unwrap().endpoint, Some(uid.clone()));
         }
         let tried = [uid.clone()];
-        let plan = to_web(&reader, &client, &Choose { random: 0, tried: &tried, remembered: &remembered });
+        let plan = to_web(&reader, &client, &Choose { tried: &tried, remembered: &remembered, ..ANY });
         assert_ne!(plan.unwrap().endpoint, Some(uid), "it did not answer");
     }
     let gone = |_: &Service, _: u16| Some(WorkloadUid::from("c//Pod/shop/gone"));
@@ -355,5 +355,46 @@ fn an_endpoint_that_is_only_an_address_is_who_has_it() {
         let plan = to_web(&reader, &client, &ANY).unwrap();
         assert_eq!(plan.destination.unwrap().uid.as_str(), expect);
         assert_eq!(matches!(plan.route, Route::Hbone { .. }), ip == "10.0.0.2");
+    }
+}
+
+#[test]
+fn an_endpoint_with_a_host_name_is_where_that_leads_to() {
+    for (client, found, families, dst, expect) in [
+        ("10.0.0.1", "192.0.2.1", 0, "10.96.0.2:80", "plain ext 192.0.2.1:8080"),
+        ("10.0.0.1,fd00::1", "192.0.2.1,2001:db8::1", 0, "10.96.0.2:80", "plain ext 192.0.2.1:8080"),
+        ("10.0.0.1,fd00::1", "2001:db8::1", 0, "10.96.0.2:80", "plain ext [2001:db8::1]:8080"),
+        ("10.0.0.1", "2001:db8::1", 0, "10.96.0.2:80", "error: endpoint c//Pod/shop/ext has no IP address"),
+        (
+            "10.0.0.1,fd00::1",
+            "192.0.2.1",
+            2,
+            "10.96.0.2:80",
+            "error: endpoint c//Pod/shop/ext has no IP address",
+        ),
+        ("10.0.0.1", "10.0.0.8", 0, "10.96.0.2:80", "hbone pod 10.0.0.8:8080"),
+    ] {
+        let ext = wire::Workload {
+            uid: "c//Entry/shop/ext".into(),
+            hostname: "ext.example".into(),
+            tunnel_protocol: 0,
+            ..member(pod("ext", ""), "web")
+        };
+        let web = wire::Service { ip_families: families, ..service("web", "10.96.0.2") };
+        let (reader, _) = mesh(vec![ext, pod("source", client), pod("pod", "10.0.0.8")], vec![web]);
+        let source = reader.workload("c//Pod/shop/source").unwrap();
+        let looked_up = |host: &str| {
+            assert_eq!(host, "ext.example");
+            Some(found.split(',').map(|ip| ip.parse().unwrap()).collect())
+        };
+        let dst = OrigDst::from(dst.parse::<std::net::SocketAddr>().unwrap());
+        let plan = match outbound(&reader, &source, dst, &Choose { looked_up: &looked_up, ..ANY }) {
+            Ok(plan) => {
+                let how = if plan.route == Route::Plain { "plain" } else { "hbone" };
+                format!("{how} {} {}", plan.destination.unwrap().name, plan.target)
+            }
+            Err(error) => format!("error: {error}").replace("//Entry/", "//Pod/"),
+        };
+        assert!(plan.starts_with(expect), "{client} to {found}: {plan}");
     }
 }

@@ -1,0 +1,335 @@
+//! ServiceEntry and WorkloadEntry: services that Kubernetes does not have, and endpoints that are no pods. As istiod joins
+//! them for ambient proxies.
+//!
+//! Each host of a ServiceEntry is a service of its namespace. Its endpoints are those that it lists, each a workload of
+//! its own, or the pods and WorkloadEntries of the namespace that it selects. A Service selects WorkloadEntries, too.
+
+mod read;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use mesh_core::proto::workload as proto;
+
+use self::read::{Endpoint, Place, Port, Resolution, ServiceEntry};
+use super::by_namespace::ByNamespace;
+use super::event::{Custom, Kind, ObjectName};
+use super::pod::{Labels, Pod, canonical};
+use super::wds::{bytes, status, wire_port};
+use super::{Changes, Config, Index, Key};
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    services: ByNamespace<ServiceEntry>,
+    workloads: ByNamespace<Endpoint>,
+    /// Who names a host, by namespace and host.
+    of_host: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    /// What Kubernetes' Services select.
+    selectors: ByNamespace<Labels>,
+}
+
+impl Entries {
+    pub(super) fn service_names(&self) -> Vec<ObjectName> {
+        self.services.names()
+    }
+
+    pub(super) fn workload_names(&self) -> Vec<ObjectName> {
+        self.workloads.names()
+    }
+
+    /// ServiceEntries of the namespace that select these labels.
+    fn selecting<'a>(
+        &'a self,
+        namespace: &'a str,
+        labels: &'a Labels,
+    ) -> impl Iterator<Item = &'a ServiceEntry> {
+        let all = self.services.of(namespace).map(|(_, entry)| entry);
+        all.filter(move |entry| entry.selector.as_ref().is_some_and(|selector| selects(selector, labels)))
+    }
+}
+
+/// No labels select nothing, as in Services.
+fn selects(selector: &Labels, labels: &Labels) -> bool {
+    !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// Addresses of the endpoints that a ServiceEntry lists; one that looks its hosts up has these.
+fn listed(entry: &ServiceEntry) -> Vec<String> {
+    let implicit =
+        entry.resolution == Resolution::Dns && entry.endpoints.is_empty() && entry.selector.is_none();
+    if implicit {
+        return entry.hosts.iter().filter(|host| !host.starts_with('*')).cloned().collect();
+    }
+    entry.endpoints.iter().map(|endpoint| endpoint.place.to_string()).collect()
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(ip) => ip.fmt(f),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+impl Index {
+    pub(super) fn apply_service_entry(&mut self, name: &ObjectName, object: &Custom, changes: &mut Changes) {
+        let (entry, faults) = read::service_entry(&self.config, name, object);
+        self.note(Kind::ServiceEntry, name, object, Some(faults), changes);
+        let old = self.entries.services.put(name, entry.clone());
+        if old.as_ref() == Some(&entry) {
+            return;
+        }
+        if let Some(old) = &old {
+            self.unlink_hosts(name, old);
+        }
+        for host in &entry.hosts {
+            self.entries.of_host.entry(host_key(name, host)).or_default().insert(name.clone());
+        }
+        for entry in old.iter().chain([&entry]) {
+            self.touch_service_entry(name, entry, changes);
+        }
+    }
+
+    pub(super) fn delete_service_entry(&mut self, name: &ObjectName, changes: &mut Changes) {
+        self.readings.remove(&(Kind::ServiceEntry, name.clone()));
+        if let Some(old) = self.entries.services.remove(name) {
+            self.unlink_hosts(name, &old);
+            self.touch_service_entry(name, &old, changes);
+        }
+    }
+
+    fn unlink_hosts(&mut self, name: &ObjectName, entry: &ServiceEntry) {
+        for host in &entry.hosts {
+            let key = host_key(name, host);
+            if let Some(names) = self.entries.of_host.get_mut(&key) {
+                names.remove(name);
+                if names.is_empty() {
+                    self.entries.of_host.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Its services, and all that is or was an endpoint of them.
+    fn touch_service_entry(&self, name: &ObjectName, entry: &ServiceEntry, changes: &mut Changes) {
+        changes.keys.extend(entry.hosts.iter().map(|host| Key::Host(host_key(name, host))));
+        let listed = listed(entry).into_iter().map(|place| Key::Listed(name.clone(), place.into()));
+        changes.keys.extend(listed);
+        let Some(selector) = &entry.selector else { return };
+        let pods = self.pods_of_namespace.get(&name.namespace).into_iter().flatten();
+        for pod in pods.filter_map(|pod| self.pods.get(pod)).filter(|pod| selects(selector, &pod.labels)) {
+            self.touch_pod(pod, changes);
+        }
+        self.touch_selected_entries(&name.namespace, selector, changes);
+    }
+
+    fn touch_selected_entries(&self, namespace: &Arc<str>, selector: &Labels, changes: &mut Changes) {
+        let all = self.entries.workloads.of(namespace);
+        let selected = all.filter(|(_, endpoint)| selects(selector, &endpoint.labels));
+        let key = |name: &Arc<str>| {
+            Key::WorkloadEntry(ObjectName { namespace: namespace.clone(), name: name.clone() })
+        };
+        changes.keys.extend(selected.map(|(name, _)| key(name)));
+    }
+
+    /// Whether a Service selected something else until now.
+    pub(super) fn is_other_selector(&self, name: &ObjectName, selector: Option<&Labels>) -> bool {
+        self.entries.selectors.get(name) != selector.filter(|selector| !selector.is_empty())
+    }
+
+    /// A Service selects this now, or is gone; its ports may have changed.
+    pub(super) fn service_selects(
+        &mut self,
+        name: &ObjectName,
+        selector: Option<Labels>,
+        changes: &mut Changes,
+    ) {
+        let old = match selector.clone().filter(|selector| !selector.is_empty()) {
+            Some(selector) => self.entries.selectors.put(name, selector),
+            None => self.entries.selectors.remove(name),
+        };
+        for selector in old.iter().chain(&selector) {
+            self.touch_selected_entries(&name.namespace, selector, changes);
+        }
+    }
+
+    pub(super) fn apply_workload_entry(&mut self, name: &ObjectName, object: &Custom, changes: &mut Changes) {
+        let (endpoint, faults) = read::workload_entry(object);
+        self.note(Kind::WorkloadEntry, name, object, Some(faults), changes);
+        let old = match endpoint.clone() {
+            Some(endpoint) => self.entries.workloads.put(name, endpoint),
+            None => self.entries.workloads.remove(name),
+        };
+        if old != endpoint {
+            changes.keys.insert(Key::WorkloadEntry(name.clone()));
+        }
+    }
+
+    pub(super) fn delete_workload_entry(&mut self, name: &ObjectName, changes: &mut Changes) {
+        self.readings.remove(&(Kind::WorkloadEntry, name.clone()));
+        if self.entries.workloads.remove(name).is_some() {
+            changes.keys.insert(Key::WorkloadEntry(name.clone()));
+        }
+    }
+
+    /// The service of a host, as the oldest ServiceEntry of those that name it says.
+    pub(super) fn host_service(&self, host: &ObjectName) -> Option<proto::Service> {
+        let names = self.entries.of_host.get(host)?.iter();
+        let all = names.filter_map(|name| Some((name, self.entries.services.get(name)?)));
+        let (name, entry) = all.min_by_key(|(name, entry)| (entry.created, *name))?;
+        let visibility = match entry.own_namespace_only {
+            true => proto::Visibility::Namespace,
+            false => proto::Visibility::Public,
+        };
+        let address = |(ip, length): &(std::net::IpAddr, Option<u8>)| proto::NetworkAddress {
+            address: bytes(ip),
+            length: length.map(u32::from),
+            ..Default::default()
+        };
+        Some(proto::Service {
+            name: name.name.to_string(),
+            namespace: name.namespace.to_string(),
+            hostname: host.name.to_string(),
+            addresses: entry.addresses.iter().map(address).collect(),
+            ports: entry
+                .ports
+                .iter()
+                .map(|port| wire_port(port.number, port.target, port.protocol))
+                .collect(),
+            subject_alt_names: entry.identities.clone(),
+            load_balancing: entry.balancing.clone(),
+            visibility: visibility.into(),
+            ..Default::default()
+        })
+    }
+
+    /// An endpoint that a ServiceEntry lists.
+    pub(super) fn listed_workload(&self, name: &ObjectName, place: &str) -> Option<proto::Workload> {
+        let entry = self.entries.services.get(name)?;
+        let uid = listed_uid(&self.config, name, place);
+        let found = entry.endpoints.iter().find(|endpoint| endpoint.place.to_string() == place);
+        let Some(endpoint) = found else {
+            // The host itself, and of this host alone.
+            listed(entry).into_iter().find(|host| host == place)?;
+            let services = [(host_name(name, place), ports(&entry.ports, &BTreeMap::new()))].into();
+            return Some(self.entry_workload(uid, name, &Endpoint::named(place), services));
+        };
+        let services = services_of(name, [entry].into_iter(), endpoint);
+        Some(self.entry_workload(uid, name, endpoint, services))
+    }
+
+    /// A WorkloadEntry: an endpoint of what selects it.
+    pub(super) fn workload_entry(&self, name: &ObjectName) -> Option<proto::Workload> {
+        let endpoint = self.entries.workloads.get(name)?;
+        let entries = self.entries.selecting(&name.namespace, &endpoint.labels);
+        let mut services = services_of(name, entries, endpoint);
+        for (service, selector) in self.entries.selectors.of(&name.namespace) {
+            let service = ObjectName { namespace: name.namespace.clone(), name: service.clone() };
+            let known = self.services.get(&service).filter(|_| selects(selector, &endpoint.labels));
+            let Some(known) = known else { continue };
+            let ports = known.ports.iter().filter_map(|port| {
+                let own = endpoint.ports.get(&port.name).copied();
+                let target = own.or(Some(port.target).filter(|target| *target > 0))?;
+                Some(wire_port(port.number, target, port.protocol))
+            });
+            let key = super::wds::service_key(&self.config, &service);
+            services.insert(key, proto::PortList { ports: ports.collect() });
+        }
+        let uid = workload_entry_uid(&self.config, name);
+        Some(self.entry_workload(uid, name, endpoint, services))
+    }
+
+    fn entry_workload(
+        &self,
+        uid: String,
+        name: &ObjectName,
+        endpoint: &Endpoint,
+        services: BTreeMap<String, proto::PortList>,
+    ) -> proto::Workload {
+        let (addresses, hostname) = match &endpoint.place {
+            Place::Address(ip) => (vec![bytes(ip)], String::new()),
+            Place::Name(host) => (Vec::new(), host.clone()),
+        };
+        let tunnel =
+            if endpoint.captured { proto::TunnelProtocol::Hbone } else { proto::TunnelProtocol::None };
+        let (canonical_name, canonical_revision) = canonical(&endpoint.labels, &name.name);
+        proto::Workload {
+            uid,
+            name: name.name.to_string(),
+            namespace: name.namespace.to_string(),
+            addresses,
+            hostname,
+            network: endpoint.network.clone(),
+            tunnel_protocol: tunnel.into(),
+            trust_domain: self.config.trust_domain.clone(),
+            cluster_id: self.config.cluster_id.clone(),
+            service_account: endpoint.service_account.clone(),
+            canonical_name,
+            canonical_revision,
+            workload_type: proto::WorkloadType::Pod.into(),
+            workload_name: name.name.to_string(),
+            status: status(endpoint.healthy).into(),
+            services,
+            locality: endpoint.locality.clone(),
+            capacity: (endpoint.weight > 0).then_some(endpoint.weight),
+            ..Default::default()
+        }
+    }
+
+    /// The services of ServiceEntries that select a pod.
+    pub(super) fn entry_services_of_pod<'a>(
+        &'a self,
+        pod: &'a Pod,
+    ) -> impl Iterator<Item = (String, proto::PortList)> + 'a {
+        let selecting = self.entries.selecting(&pod.name.namespace, &pod.labels);
+        selecting.flat_map(move |entry| {
+            let ports = ports(&entry.ports, &BTreeMap::new());
+            entry.hosts.iter().map(move |host| (host_name(&pod.name, host), ports.clone()))
+        })
+    }
+}
+
+/// What an endpoint is a part of: each host of these.
+fn services_of<'a>(
+    name: &ObjectName,
+    entries: impl Iterator<Item = &'a ServiceEntry>,
+    endpoint: &Endpoint,
+) -> BTreeMap<String, proto::PortList> {
+    let hosts = entries.flat_map(|entry| {
+        let ports = ports(&entry.ports, &endpoint.ports);
+        entry.hosts.iter().map(move |host| (host_name(name, host), ports.clone()))
+    });
+    hosts.collect()
+}
+
+/// Where an endpoint has the ports of a ServiceEntry.
+fn ports(ports: &[Port], own: &BTreeMap<String, u16>) -> proto::PortList {
+    let port = |port: &Port| {
+        wire_port(port.number, own.get(&port.name).copied().unwrap_or(port.target), port.protocol)
+    };
+    proto::PortList { ports: ports.iter().map(port).collect() }
+}
+
+fn host_key(entry: &ObjectName, host: &str) -> ObjectName {
+    ObjectName { namespace: entry.namespace.clone(), name: host.into() }
+}
+
+/// The name of a host's service in xDS, and in workloads.
+pub(super) fn host_name(entry: &ObjectName, host: &str) -> String {
+    format!("{}/{host}", entry.namespace)
+}
+
+/// uid of the workload of an endpoint that a ServiceEntry lists.
+pub(super) fn listed_uid(config: &Config, entry: &ObjectName, place: &str) -> String {
+    format!(
+        "{}/networking.istio.io/ServiceEntry/{}/{}/{place}",
+        config.cluster_id, entry.namespace, entry.name
+    )
+}
+
+/// uid of a WorkloadEntry's workload.
+pub(super) fn workload_entry_uid(config: &Config, entry: &ObjectName) -> String {
+    format!("{}/networking.istio.io/WorkloadEntry/{}/{}", config.cluster_id, entry.namespace, entry.name)
+}

@@ -1,0 +1,147 @@
+//! Addresses of endpoints that are known by a host name, looked up with the node's resolver.
+//!
+//! The resolver does not tell how long an answer is good for, so each is used for a few seconds; an older one is better
+//! than none.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// An answer is used for so long.
+const FRESH: Duration = Duration::from_secs(5);
+/// And for so long where the resolver has none.
+const STALE: Duration = Duration::from_secs(600);
+/// Time for the resolver.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Names that are remembered.
+const MOST: usize = 1024;
+
+/// Addresses of one name, never none.
+pub type Addresses = Arc<[IpAddr]>;
+
+/// What was found; clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Hosts {
+    known: Arc<Mutex<HashMap<String, Arc<Host>>>>,
+}
+
+/// One name: who finds it being looked up waits for that.
+#[derive(Debug, Default)]
+struct Host {
+    found: Mutex<Option<Found>>,
+    looking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone, Debug)]
+struct Found {
+    addresses: Addresses,
+    /// When the resolver said so.
+    said: Instant,
+    /// When it was asked last, with or without an answer.
+    asked: Instant,
+}
+
+impl Host {
+    fn found(&self) -> Option<Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn fresh(&self) -> Option<Addresses> {
+        self.found().filter(|found| found.asked.elapsed() < FRESH).map(|found| found.addresses)
+    }
+}
+
+impl Hosts {
+    /// What was found lately.
+    pub fn get(&self, name: &str) -> Option<Addresses> {
+        let host = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()?;
+        host.fresh()
+    }
+
+    /// Looks a name up, unless that was done lately.
+    ///
+    /// # Errors
+    /// When the resolver knows no address, and has known none for a while.
+    pub async fn look_up(&self, name: &str) -> io::Result<Addresses> {
+        let host = self.host(name);
+        let _alone = host.looking.lock().await;
+        if let Some(fresh) = host.fresh() {
+            return Ok(fresh);
+        }
+        let answer = resolve(name).await;
+        let now = Instant::now();
+        let found = match answer {
+            Ok(addresses) => Found { addresses, said: now, asked: now },
+            Err(error) => {
+                let old = host.found().filter(|found| found.said.elapsed() < STALE);
+                Found { asked: now, ..old.ok_or(error)? }
+            }
+        };
+        *host.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found.clone());
+        Ok(found.addresses)
+    }
+
+    fn host(&self, name: &str) -> Arc<Host> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST && !known.contains_key(name) {
+            known.retain(|_, host| host.fresh().is_some());
+        }
+        if known.len() >= MOST {
+            known.clear();
+        }
+        known.entry(name.to_owned()).or_default().clone()
+    }
+}
+
+async fn resolve(name: &str) -> io::Result<Addresses> {
+    let answer = tokio::time::timeout(DEADLINE, tokio::net::lookup_host((name, 0))).await;
+    let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {DEADLINE:?}"));
+    let mut addresses: Vec<IpAddr> =
+        answer.map_err(|_| late())??.map(|found| found.ip().to_canonical()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    if addresses.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "it has no address"));
+    }
+    Ok(addresses.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Longer than a name may be, so that nobody has to be asked.
+    fn none() -> String {
+        "x".repeat(300)
+    }
+
+    #[tokio::test]
+    async fn what_was_found_is_used_and_what_has_no_address_is_told() {
+        let hosts = Hosts::default();
+        assert_eq!(hosts.get("localhost"), None);
+        let found = hosts.look_up("localhost").await.unwrap();
+        assert!(found.iter().all(IpAddr::is_loopback), "{found:?}");
+        assert_eq!(hosts.get("localhost"), Some(found));
+        hosts.look_up(&none()).await.unwrap_err();
+        assert_eq!(hosts.get(&none()), None);
+    }
+
+    #[tokio::test]
+    async fn an_old_answer_is_better_than_none() {
+        let hosts = Hosts::default();
+        let old: Addresses = [IpAddr::from([192, 0, 2, 1])].into();
+        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+        let known = |seconds| {
+            let found = Found { addresses: old.clone(), said: ago(seconds), asked: ago(seconds) };
+            *hosts.host(&none()).found.lock().unwrap() = Some(found);
+        };
+        known(60);
+        assert_eq!(hosts.get(&none()), None);
+        assert_eq!(hosts.look_up(&none()).await.unwrap(), old);
+        assert_eq!(hosts.get(&none()), Some(old.clone()), "the resolver is not asked again at once");
+        known(3600);
+        hosts.look_up(&none()).await.unwrap_err();
+    }
+}
