@@ -245,13 +245,13 @@ async fn a_new_ztunnel_is_told_everything() {
     let first = world.ready(&[]).await;
     let mut told = [first.step().await, first.step().await, first.step().await];
     told[..2].sort();
-    assert_eq!(told, ["add a with 5 descriptors", "add b with 5 descriptors", "end"]);
+    assert_eq!(told, ["add a with 6 descriptors", "add b with 6 descriptors", "end"]);
     for pod in pods {
         assert_eq!(pod.await.unwrap(), Ok(()));
     }
     drop(first);
     let second = world.ready(&[]).await;
-    for expect in ["add a with 5 descriptors", "add b with 5 descriptors", "end"] {
+    for expect in ["add a with 6 descriptors", "add b with 6 descriptors", "end"] {
         assert_eq!(second.step().await, expect);
     }
 }
@@ -262,14 +262,14 @@ async fn new_pods_go_to_the_newest_ztunnel_and_removals_to_all() {
     let old = world.ready(&[]).await;
     assert_eq!(old.step().await, "end");
     let add = world.add(served("a"));
-    assert_eq!(old.step().await, "add a with 5 descriptors");
+    assert_eq!(old.step().await, "add a with 6 descriptors");
     add.await.unwrap().unwrap();
 
     let new = world.ready(&[]).await;
-    assert_eq!(new.step().await, "add a with 5 descriptors");
+    assert_eq!(new.step().await, "add a with 6 descriptors");
     assert_eq!(new.step().await, "end");
     let add = world.add(served("b"));
-    assert_eq!(new.step().await, "add b with 5 descriptors");
+    assert_eq!(new.step().await, "add b with 6 descriptors");
     add.await.unwrap().unwrap();
 
     let pods = world.pods.clone();
@@ -279,7 +279,7 @@ async fn new_pods_go_to_the_newest_ztunnel_and_removals_to_all() {
     remove.await.unwrap();
 
     drop(new);
-    assert_eq!(old.step().await, "add b with 5 descriptors", "the only one left takes over");
+    assert_eq!(old.step().await, "add b with 6 descriptors", "the only one left takes over");
 }
 
 #[tokio::test]
@@ -288,7 +288,7 @@ async fn a_ztunnel_that_drains_hears_of_removals_only() {
     let old = world.ready(&[]).await;
     assert_eq!(old.step().await, "end");
     let add = world.add(served("a"));
-    assert_eq!(old.step().await, "add a with 5 descriptors");
+    assert_eq!(old.step().await, "add a with 6 descriptors");
     add.await.unwrap().unwrap();
     old.send(from_ztunnel::Message::Draining(proto::Draining {}), &[]).await;
     while world.pods.is_connected() {
@@ -300,7 +300,7 @@ async fn a_ztunnel_that_drains_hears_of_removals_only() {
     assert_eq!(old.step().await, "remove a", "and not to add b");
     remove.await.unwrap();
     let new = world.ready(&[]).await;
-    assert_eq!(new.step().await, "add b with 5 descriptors");
+    assert_eq!(new.step().await, "add b with 6 descriptors");
     add.await.unwrap().unwrap();
 }
 
@@ -336,7 +336,7 @@ async fn what_ztunnel_holds_is_matched_with_what_is_wanted() {
     let gone = served("gone");
     let ztunnel = world.ready(&[&same, &stale, &gone]).await;
     assert_eq!(ztunnel.step().await, "keep same");
-    assert_eq!(ztunnel.step().await, "add moved with 5 descriptors", "other sockets than it holds");
+    assert_eq!(ztunnel.step().await, "add moved with 6 descriptors", "other sockets than it holds");
     assert_eq!(ztunnel.step().await, "end");
     for add in adds {
         assert_eq!(add.await.unwrap(), Ok(()));
@@ -375,7 +375,7 @@ async fn confused_peers_are_disconnected_and_others_served() {
     assert!(matches!(incomplete.link.receive::<proto::FromAgent>().await, Err(LinkError::Closed)));
 
     let add = world.add(served("a"));
-    assert_eq!(good.step().await, "add a with 5 descriptors");
+    assert_eq!(good.step().await, "add a with 6 descriptors");
     add.await.unwrap().unwrap();
 }
 
