@@ -64,7 +64,7 @@ pub(crate) static DIALLED: LruHashMap<u64, Dialled> = LruHashMap::with_max_entri
 #[map]
 static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
 
-/// Written by sk_lookup and the guard, drained by the agent. When it is full events are lost, never verdicts.
+/// Written by sk_lookup, `refuse` and the guard, drained by the agent. When it is full events are lost, never verdicts.
 #[map]
 static DROPS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 

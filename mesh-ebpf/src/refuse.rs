@@ -1,20 +1,25 @@
-//! Ingress (tcx, or cls_bpf at clsact) of every interface of an enrolled pod but lo: finds out for each SYN whether anybody listens.
+//! Ingress (tcx, or cls_bpf at clsact) of every interface of an enrolled pod but lo: finds out for each SYN whether anybody
+//! listens.
 //!
 //! The kernel is asked by its own look-up (bpf_skc_lookup_tcp), which runs our sk_lookup program, which knows from
 //! `ASKED` that this is only a question and lets the look-up go on. Nobody there: sk_lookup drops the SYN itself when
-//! it comes there, and the kernel answers with a reset, as it does without the mesh. Every packet goes on from here.
+//! it comes there, and the kernel answers with a reset, as it does without the mesh. Every packet goes on from here, but
+//! for the SYN of one neighbour to the other: sk_lookup would drop it, unless another's program chose a socket, and the
+//! guard lets pass what answers it.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
+use aya_ebpf::bindings::{TC_ACT_SHOT, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use mesh_ebpf_abi::event::{Counter, DropEvent};
+use mesh_ebpf_abi::guard::stays_on_link;
 use mesh_ebpf_abi::packet::{self, Packet};
 use mesh_ebpf_abi::probe::Tuple;
 use mesh_ebpf_abi::refuse::{ASKING, Asked, NOBODY, SOMEBODY, opens};
 
 use crate::guard::TCX_NEXT;
-use crate::maps::{ASKED, slot_of};
+use crate::maps::{ASKED, report, slot_of};
 use crate::skb::Skb;
 
 /// For devices whose frames begin with an Ethernet header.
@@ -39,6 +44,10 @@ fn ask(ctx: &TcContext, skb: Skb, packet: Packet) -> i32 {
     }
     let (source, destination, [source_port, destination_port]) = packet::endpoints(&skb, ip, tcp);
     let ends = Tuple { source, destination, source_port, destination_port };
+    if stays_on_link(&source, &destination) {
+        report(&event(ctx, &ends));
+        return TC_ACT_SHOT;
+    }
     // What is not for an enrolled address sk_lookup drops whoever listens.
     if slot_of(&destination).is_some()
         && let Some(place) = ASKED.get_ptr_mut(Asked::place(&ends))
@@ -50,6 +59,21 @@ fn ask(ctx: &TcContext, skb: Skb, packet: Packet) -> i32 {
         }
     }
     TCX_NEXT
+}
+
+#[inline(always)]
+fn event(ctx: &TcContext, ends: &Tuple) -> DropEvent {
+    // SAFETY: a context field.
+    let ifindex = unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ifindex) };
+    DropEvent {
+        source: ends.source,
+        destination: ends.destination,
+        source_port: ends.source_port,
+        destination_port: ends.destination_port,
+        reason: Counter::SteerForeign as u32,
+        ifindex,
+        slot: u32::MAX,
+    }
 }
 
 /// Whether the kernel has a socket for the packet in the pod's network namespace.
