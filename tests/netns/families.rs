@@ -231,11 +231,11 @@ fn v4_works(world: &World, listeners: &Listeners) -> Result<()> {
     converse(&client, &accept(&listeners.inbound_v4)?)
 }
 
-fn index(netns: &Netns, interface: &str) -> Result<u32> {
+pub(crate) fn index(netns: &Netns, interface: &str) -> Result<u32> {
     netns.run(|| Ok(nix::net::if_::if_nametoindex(interface)?))
 }
 
-fn link_local(netns: &Netns, interface: &str) -> Result<Ipv6Addr> {
+pub(crate) fn link_local(netns: &Netns, interface: &str) -> Result<Ipv6Addr> {
     let show = ["-n", netns.name(), "-6", "-o", "addr", "show", "dev", interface, "scope", "link"];
     let text = shell::run("ip", show)?;
     let address =

@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use mesh_ebpf_abi::event::Counter;
 use mesh_tests::foreign::{self, Foreign};
+use mesh_tests::kernel;
 use node_agent::datapath::{Config, Datapath};
-use socket2::{Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::families::{index, link_local};
 use crate::family::{Family, over_both, transparent};
 use crate::lifecycle::nothing_pinned;
-use crate::world::{PATIENCE, PORT, Pod, World, accept, enrol};
+use crate::world::{PATIENCE, PORT, Pod, REFUSAL, World, accept, enrol};
 
 const UID: &str = "6f1c2b8e-0d3a-4b57-9c1e-3f5a7b9d1e2f";
 
@@ -143,6 +146,58 @@ impl Scene<'_> {
     }
 }
 
+/// An agent of another version leaves the first and the last place to this one's, not to others'.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn ours_surround_others_also_once_those_of_another_version_are_gone() -> Result<()> {
+    let world = World::new()?;
+    if !foreign::places_are_given(&File::open(&world.cgroup)?)? {
+        let name = "ours_surround_others_also_once_those_of_another_version_are_gone";
+        kernel::skipped(name, "places before others' programs (Linux 6.17)");
+        return Ok(());
+    }
+    let first = load_balancer(&world, &world.cgroup)?;
+    let (datapath, mut listeners) = world.enrolled(&[&world.a])?;
+    drop((datapath, first));
+    fs::rename(world.version(), world.version().with_file_name("v0"))?;
+    let foreign = load_balancer(&world, &world.cgroup)?;
+    let mut datapath = world.open()?;
+    let listeners = datapath.prepare(&world.a.spec()?, Some(listeners.remove(0)))?;
+    datapath.capture(&world.a.uid)?;
+    let cgroup = world.cgroup.clone();
+    ensure!(heard(&world, &listeners.outbound_v4, &cgroup)? == service(&world));
+    ensure!(told(&mut datapath, &world.a)? == [format!("connect4 cil_lb {} harmless", foreign.id)]);
+    Ok(())
+}
+
+/// What could not be done about a program at the first look is done at the next.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_look_that_failed_is_made_good_by_the_next() -> Result<()> {
+    let mut world = World::new()?;
+    world.a.uid = UID.to_owned();
+    let pods = world.cgroup.join("kubepods");
+    let own = pods.join(format!("pod{UID}"));
+    fs::create_dir_all(&own)?;
+    if !foreign::places_are_given(&File::open(&own)?)? {
+        let name = "a_look_that_failed_is_made_good_by_the_next";
+        kernel::skipped(name, "places before others' programs (Linux 6.17)");
+        return Ok(());
+    }
+    let config = Config { cgroup_root: Some(pods), ..world.config() };
+    let mut datapath = world.router.run(|| Ok(Datapath::open(&config)?))?;
+    let listeners = enrol(&mut datapath, &world.a)?;
+    world.unmount_bpffs()?;
+    let foreign = load_balancer(&world, &own)?;
+    ensure!(datapath.foreign().is_err(), "nothing was to be done");
+    world.mount_bpffs()?;
+    datapath.keep_pins()?;
+    let told = told(&mut datapath, &world.a)?;
+    ensure!(told == [format!("connect4 cil_lb {} harmless", foreign.id)], "{told:?}");
+    ensure!(heard(&world, &listeners.outbound_v4, &own)? == service(&world));
+    Ok(())
+}
+
 /// What takes connections to any address, as the proxy's does.
 fn listener(family: Family) -> Result<OwnedFd> {
     let socket = Socket::new(family.domain(), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
@@ -171,8 +226,7 @@ fn the_proxy_gets_the_connections_although_another_program_takes_them() -> Resul
         let mut after = foreign::take_all(&netns, "later", &thief)?;
         world.a.dial(service(world), PATIENCE).context("dial")?;
         accept(&thief).context("a test that proves nothing: it takes no connections")?;
-        let mut both = [earlier.clone(), format!("sk_lookup later {} harmless", after.id)];
-        both.sort_by_key(|text| text.split(' ').nth(2).map(str::to_owned));
+        let both = [earlier.clone(), format!("sk_lookup later {} harmless", after.id)];
         ensure!(told(&mut datapath, &world.a)? == both);
         ensure!(heard(world, outbound, &cgroup)? == service(world), "ours went behind it");
         // Nobody is fought over the place.
@@ -188,4 +242,27 @@ fn the_proxy_gets_the_connections_although_another_program_takes_them() -> Resul
         datapath.leave(&world.a.uid)?;
         nothing_pinned(world)
     })
+}
+
+/// The guard lets pass what stays on the link, and a program that chooses a socket wins over ours that refuses: so what
+/// others begin there does not come so far.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn nobody_is_reached_at_a_link_local_address_although_another_program_takes_connections() -> Result<()> {
+    let world = World::of(Family::V6)?;
+    let thief = world.a.run(|| {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        socket.bind(&world.family.anywhere(7777).into())?;
+        socket.listen(8)?;
+        Ok(OwnedFd::from(socket))
+    })?;
+    let own = link_local(&world.a.netns, "eth0")?;
+    let to = SocketAddr::V6(SocketAddrV6::new(own, PORT, 0, index(&world.router, "v1")?));
+    let _foreign = foreign::take_all(&world.a.netns.descriptor()?, "thief", &thief)?;
+    let dial = || world.router.run(|| Ok(TcpStream::connect_timeout(&to, REFUSAL)?));
+    mesh_tests::eventually("the link is up, and it takes connections", PATIENCE, dial)?;
+    let (datapath, _listeners) = world.enrolled(&[&world.a])?;
+    ensure!(dial().is_err(), "it is reached");
+    ensure!(datapath.count(Counter::SteerForeign)? >= 1);
+    Ok(())
 }

@@ -17,6 +17,7 @@ use mesh_ebpf_abi::program;
 use tracing::warn;
 
 use super::bpf::{self, Extent, Hook, Target};
+use super::held::Held;
 use super::load::Programs;
 use super::pins::{Pins, replace};
 use super::pod::{Pod, STEER};
@@ -41,7 +42,7 @@ impl fmt::Display for Foreign {
         let name = if name.is_empty() { "without a name" } else { name };
         write!(f, "{hook} program {name} (id {id})")?;
         f.write_str(match (*hook == SK_LOOKUP, *harmless) {
-            (true, true) => ", which Ambit's overrules",
+            (true, true) => ", which Ambit's overrules while a proxy listens",
             (true, false) => ", which may give the pod's connections to another socket than the proxy's",
             (false, true) => ", whose changes of a destination are undone",
             (false, false) => ", which may hide from the proxy which service is meant",
@@ -68,16 +69,19 @@ impl Others {
         Self { seen: BTreeMap::new(), keeps_destinations }
     }
 
-    /// Whether there is one that was not there at the last look.
-    fn news(&mut self, place: &str, foreign: &[(u32, String)], keep: Keep) -> bool {
-        let now: BTreeSet<u32> = foreign.iter().map(|(id, _)| *id).collect();
+    /// Whether there is one that was not there at the last look that came to its end.
+    fn news(&self, place: &str, foreign: &BTreeMap<u32, String>) -> bool {
+        let seen = self.seen.get(place);
+        foreign.keys().any(|id| !seen.is_some_and(|seen| seen.contains(id)))
+    }
+
+    /// What there is to do about these is done.
+    fn saw(&mut self, place: &str, foreign: &BTreeMap<u32, String>, keep: Keep) {
         let seen = self.seen.entry(place.to_owned()).or_default();
-        let news = !now.is_subset(seen);
-        match keep {
-            Keep::AsNeeded => *seen = now,
-            Keep::AtLeast => seen.extend(now),
+        if keep == Keep::AsNeeded {
+            seen.clear();
         }
-        news
+        seen.extend(foreign.keys());
     }
 }
 
@@ -127,20 +131,24 @@ impl Datapath {
         self.others.seen.retain(|place, _| hooks.contains(&place.as_str()) || self.pods.contains_key(place));
         let captured = |uid: &str| self.pods.get(uid).is_some_and(Pod::captured);
         let cgroups = cgroup::of_pods(&self.root, captured);
-        self.surround(&cgroups, Keep::AsNeeded)?;
-        let ours = ours(&self.pins);
-        let everywhere = self.on_connect(&self.root, &ours)?;
+        let mut names = Names::default();
+        let orders = self.surround(&cgroups, Keep::AsNeeded, &mut names)?;
+        let (mut everywhere, mut own) = (BTreeSet::new(), BTreeMap::<_, BTreeSet<_>>::new());
+        for (connect, orders) in self.programs.on_connect().iter().zip(&orders) {
+            let ends = connect.ends(&self.pins);
+            everywhere.extend(connect.tell(&orders.everywhere, ends, &mut names));
+            for (uid, order) in &orders.own {
+                own.entry(uid.clone()).or_default().extend(connect.tell(order, ends, &mut names));
+            }
+        }
         let mut found = BTreeMap::new();
         let captured = self.pods.iter().filter(|(_, pod)| pod.captured());
         let captured: Vec<_> =
             captured.filter_map(|(uid, pod)| Some((uid.clone(), pod.netns().ok()?))).collect();
         for (uid, netns) in captured {
             let mut all = everywhere.clone();
-            for (_, cgroup) in cgroups.iter().filter(|(of, _)| *of == uid) {
-                // One that ends meanwhile has no processes left.
-                all.extend(self.on_connect(cgroup, &ours).unwrap_or_default());
-            }
-            match self.overrule(&uid, netns.as_fd()) {
+            all.extend(own.remove(&uid).unwrap_or_default());
+            match self.overrule(&uid, netns.as_fd(), &mut names) {
                 Ok(foreign) => all.extend(foreign),
                 Err(error) => warn!(pod = uid, %error, "cannot look for sk_lookup programs of others"),
             }
@@ -157,50 +165,47 @@ impl Datapath {
     /// When the kernel refuses.
     pub(super) fn look_around(&mut self, uid: &str) -> io::Result<()> {
         let cgroups = cgroup::of_pods(&self.root, |one| one == uid);
-        self.surround(&cgroups, Keep::AtLeast)
+        self.surround(&cgroups, Keep::AtLeast, &mut Names::default()).map(drop)
     }
 
-    /// Puts our connect programs around those that others have for all pods, or for the pods of these cgroups.
-    fn surround(&mut self, cgroups: &[(String, PathBuf)], keep: Keep) -> io::Result<()> {
-        let (mut changed, mut alone) = (false, true);
-        let ours = ours(&self.pins);
+    /// Puts our connect programs around those that others have for all pods, or for the pods of these cgroups. What runs
+    /// then, of each family.
+    fn surround(
+        &mut self,
+        cgroups: &[(String, PathBuf)],
+        keep: Keep,
+        names: &mut Names,
+    ) -> io::Result<Vec<Orders>> {
+        let (mut all, mut alone) = (Vec::new(), true);
         for connect in self.programs.on_connect() {
-            let orders = Orders { hook: connect.hook, root: &self.root, cgroups };
-            let foreign = foreign(&orders.read()?.concat(), &ours);
-            let news = self.others.news(connect.name, &foreign, keep);
+            let mut orders = Orders::read(&self.root, cgroups, connect.hook)?;
+            let foreign = names.foreign(orders.each().flatten(), &connect.ends(&self.pins));
             if !foreign.is_empty() {
                 alone = false;
-                changed |= surround(&self.pins, &connect, &orders, &foreign, news)?;
+                let news = self.others.news(connect.name, &foreign);
+                if connect.surround(&self.root, &orders, &foreign, news, &self.pins, &mut self.held)? {
+                    orders = Orders::read(&self.root, cgroups, connect.hook)?;
+                }
             }
+            self.others.saw(connect.name, &foreign, keep);
+            all.push(orders);
         }
-        match keep {
-            Keep::AtLeast if alone => Ok(()),
-            _ => self.keep_destinations(!alone, changed),
-        }
-    }
-
-    /// Programs on connect() for the processes of a cgroup.
-    fn on_connect(&self, cgroup: &Path, ours: &BTreeSet<u32>) -> io::Result<BTreeSet<Foreign>> {
-        let mut all = BTreeSet::new();
-        for connect in self.programs.on_connect() {
-            let order = effective(cgroup, connect.hook)?;
-            for (id, name) in foreign(&order, ours) {
-                all.insert(connect.tell(&self.pins, &order, id, name)?);
-            }
+        if keep == Keep::AsNeeded || !alone {
+            self.keep_destinations(!alone)?;
         }
         Ok(all)
     }
 
     /// Has destinations noted once there is what puts them back, and the other way round.
-    fn keep_destinations(&mut self, keep: bool, changed: bool) -> io::Result<()> {
-        let switched = std::mem::replace(&mut self.others.keeps_destinations, keep) != keep;
-        if switched {
-            for pod in self.pods.values_mut().filter(|pod| pod.captured() && !pod.sources.is_empty()) {
-                pod.keeps_destinations = keep;
-                self.maps.capture(pod.record.netns_cookie, pod.slot, pod.families())?;
-            }
+    fn keep_destinations(&mut self, keep: bool) -> io::Result<()> {
+        if self.others.keeps_destinations == keep {
+            return Ok(());
         }
-        if !keep && switched {
+        for pod in self.pods.values_mut().filter(|pod| pod.captured() && !pod.sources.is_empty()) {
+            pod.keeps_destinations = keep;
+            self.maps.capture(pod.record.netns_cookie, pod.slot, pod.families())?;
+        }
+        if !keep {
             for connect in self.programs.on_connect() {
                 let pin = self.pins.link(connect.last.0);
                 attach::detach(&pin)?;
@@ -208,89 +213,118 @@ impl Datapath {
                 self.held.detach(&pin);
             }
         }
-        if changed || switched {
-            let pins =
-                |connect: Connect<'_>| [connect.first.0, connect.last.0].map(|name| self.pins.link(name));
-            self.programs.on_connect().map(pins).iter().flatten().try_for_each(|pin| self.held.hold(pin))?;
-        }
+        self.others.keeps_destinations = keep;
         Ok(())
     }
 
     /// Puts our sk_lookup behind others' in a pod, and says which these are.
-    fn overrule(&mut self, uid: &str, netns: BorrowedFd<'_>) -> io::Result<Vec<Foreign>> {
+    fn overrule(&mut self, uid: &str, netns: BorrowedFd<'_>, names: &mut Names) -> io::Result<Vec<Foreign>> {
         let path = self.pins.pod(uid).join(STEER);
         let mut order = bpf::query(netns, Hook::SkLookup, Extent::Attached)?;
         let ours = runs(&path)?;
-        let foreign = foreign(&order, &[ours].into());
-        let news = self.others.news(uid, &foreign, Keep::AsNeeded);
-        if news && order.last() != Some(&ours) {
+        let foreign = names.foreign(&order, &[Some(ours)]);
+        if self.others.news(uid, &foreign) && order.last() != Some(&ours) {
             let link = bpf::attach(bpf::program(ours)?.as_fd(), Target::Fd(netns), Hook::SkLookup)?;
             replace(link.as_fd(), &path)?;
-            self.held.refresh(&self.pins.pod(uid))?;
+            self.held.hold(&path)?;
             order = bpf::query(netns, Hook::SkLookup, Extent::Attached)?;
         }
+        self.others.saw(uid, &foreign, Keep::AsNeeded);
         let place = |id| order.iter().rposition(|one| *one == id);
         let tell = |(id, name)| Foreign { hook: SK_LOOKUP, id, name, harmless: place(id) < place(ours) };
         Ok(foreign.into_iter().map(tell).collect())
     }
 }
 
+/// Ids of our first and last program, as pinned.
+type Ends = [Option<u32>; 2];
+
 impl Connect<'_> {
-    /// What there is to say of a program that runs in this order.
-    fn tell(&self, pins: &Pins, order: &[u32], id: u32, name: String) -> io::Result<Foreign> {
-        let place = |id| order.iter().position(|one| *one == id);
-        let (first, last) = (runs(&pins.link(self.first.0))?, runs(&pins.link(self.last.0)));
-        // Where nothing puts destinations back, nothing is undone.
-        let undone = last.is_ok_and(|last| place(last) > place(id));
-        Ok(Foreign { hook: self.name, id, name, harmless: place(first) < place(id) && undone })
+    fn ends(&self, pins: &Pins) -> Ends {
+        [self.first.0, self.last.0].map(|name| runs(&pins.link(name)).ok())
+    }
+
+    /// Others' programs in this order.
+    fn tell(&self, order: &[u32], [first, last]: Ends, names: &mut Names) -> Vec<Foreign> {
+        let foreign = names.foreign(order, &[first, last]);
+        let all = foreign.into_iter().map(|(id, name)| {
+            let harmless = runs_before(order, first, id) && runs_after(order, last, id);
+            Foreign { hook: self.name, id, name, harmless }
+        });
+        all.collect()
+    }
+
+    /// Puts ours around these; whether something changed. Places that ours have are changed for `news` only: an old
+    /// version's programs beside ours are nobody's concern.
+    fn surround(
+        &self,
+        root: &Path,
+        orders: &Orders,
+        foreign: &BTreeMap<u32, String>,
+        news: bool,
+        pins: &Pins,
+        held: &mut Held,
+    ) -> io::Result<bool> {
+        let mut changed = false;
+        let (first, last) = (pins.link(self.first.0), pins.link(self.last.0));
+        let surrounded = |end: Option<u32>, runs: fn(&[u32], Option<u32>, u32) -> bool| {
+            let met = |order: &&Vec<u32>| {
+                foreign.keys().filter(|id| order.contains(*id)).all(|id| runs(order, end, *id))
+            };
+            orders.each().all(|order| met(&order))
+        };
+        if news && !surrounded(Some(runs(&first)?), runs_before) {
+            let root = File::open(root)?;
+            let link = bpf::attach_first(self.first.1, root.as_fd(), self.hook)?;
+            replace(link.as_fd(), &first)?;
+            held.hold(&first)?;
+            changed = true;
+        }
+        let outermost = File::open(outermost(root, self.hook, |id| foreign.contains_key(id)))?;
+        let target = Target::Fd(outermost.as_fd());
+        let made = attach::ensure(&last, self.last.1, target, self.hook)?;
+        if !made && news && !surrounded(Some(runs(&last)?), runs_after) {
+            replace(bpf::attach(self.last.1, target, self.hook)?.as_fd(), &last)?;
+            changed = true;
+        }
+        if made || changed {
+            held.hold(&last)?;
+        }
+        Ok(made || changed)
     }
 }
 
-/// The cgroup of all pods, and cgroups of some of them.
-struct Orders<'a> {
-    hook: Hook,
-    root: &'a Path,
-    cgroups: &'a [(String, PathBuf)],
+/// Whether one of ours runs before this one.
+fn runs_before(order: &[u32], ours: Option<u32>, id: u32) -> bool {
+    order.iter().position(|one| Some(*one) == ours).is_some_and(|place| !order[..place].contains(&id))
 }
 
-impl Orders<'_> {
-    /// Which programs run, in each of them.
-    fn read(&self) -> io::Result<Vec<Vec<u32>>> {
-        let mut orders = vec![effective(self.root, self.hook)?];
+/// Whether one of ours runs after it.
+fn runs_after(order: &[u32], ours: Option<u32>, id: u32) -> bool {
+    order.iter().rposition(|one| Some(*one) == ours).is_some_and(|place| !order[place..].contains(&id))
+}
+
+/// Which programs run on connect(), of one family: on the cgroup of all pods, and on those of some.
+struct Orders {
+    everywhere: Vec<u32>,
+    /// With the pod's UID.
+    own: Vec<(String, Vec<u32>)>,
+}
+
+impl Orders {
+    fn read(root: &Path, cgroups: &[(String, PathBuf)], hook: Hook) -> io::Result<Self> {
         // One that ends meanwhile has no processes left.
-        orders.extend(self.cgroups.iter().filter_map(|(_, cgroup)| effective(cgroup, self.hook).ok()));
-        Ok(orders)
+        let own = |(uid, cgroup): &(String, PathBuf)| Some((uid.clone(), effective(cgroup, hook).ok()?));
+        Ok(Self { everywhere: effective(root, hook)?, own: cgroups.iter().filter_map(own).collect() })
+    }
+
+    fn each(&self) -> impl Iterator<Item = &Vec<u32>> {
+        std::iter::once(&self.everywhere).chain(self.own.iter().map(|(_, order)| order))
     }
 }
 
 fn effective(cgroup: &Path, hook: Hook) -> io::Result<Vec<u32>> {
     bpf::query(File::open(cgroup)?.as_fd(), hook, Extent::Effective)
-}
-
-/// Puts ours around these of one family; whether something changed. Places that ours have are changed for `news` only.
-fn surround(
-    pins: &Pins,
-    connect: &Connect<'_>,
-    orders: &Orders<'_>,
-    foreign: &[(u32, String)],
-    news: bool,
-) -> io::Result<bool> {
-    let is_foreign = |id: &u32| foreign.iter().any(|(one, _)| one == id);
-    let mut changed = false;
-    if news && orders.read()?.iter().any(|order| order.first().is_some_and(is_foreign)) {
-        let root = File::open(orders.root)?;
-        let link = bpf::attach_first(connect.first.1, root.as_fd(), connect.hook)?;
-        replace(link.as_fd(), &pins.link(connect.first.0))?;
-        changed = true;
-    }
-    let outermost = File::open(outermost(orders.root, connect.hook, is_foreign))?;
-    let (pin, target) = (pins.link(connect.last.0), Target::Fd(outermost.as_fd()));
-    changed |= attach::ensure(&pin, connect.last.1, target, connect.hook)?;
-    if news && orders.read()?.iter().any(|order| order.last().is_some_and(is_foreign)) {
-        replace(bpf::attach(connect.last.1, target, connect.hook)?.as_fd(), &pin)?;
-        changed = true;
-    }
-    Ok(changed)
 }
 
 /// The cgroup that has such a program and none such above it that can be seen; `root` where none has.
@@ -306,20 +340,28 @@ fn runs(link: &Path) -> io::Result<u32> {
     Ok(bpf::link_info(bpf::open(link)?.as_fd())?.program)
 }
 
-/// Ids of ours, as pinned, so that only others' names are asked for.
-fn ours(pins: &Pins) -> BTreeSet<u32> {
-    let names = [program::CONNECT4, program::CONNECT6, program::RESTORE4, program::RESTORE6];
-    names.iter().filter_map(|name| runs(&pins.link(name)).ok()).collect()
-}
+/// Programs' names, asked for once in a look; none for one that went meanwhile.
+#[derive(Default)]
+struct Names(BTreeMap<u32, Option<String>>);
 
-/// Those that are not ours, with their names; ours of another version are named like ours. One that goes meanwhile is
-/// none.
-fn foreign(order: &[u32], ours: &BTreeSet<u32>) -> Vec<(u32, String)> {
-    const OURS: [&str; 5] =
-        [program::CONNECT4, program::CONNECT6, program::RESTORE4, program::RESTORE6, program::STEER];
-    let name = |id: &u32| Some((*id, bpf::name(bpf::program(*id).ok()?.as_fd()).ok()?));
-    let others: BTreeSet<&u32> = order.iter().filter(|id| !ours.contains(id)).collect();
-    others.into_iter().filter_map(name).filter(|(_, name)| !OURS.contains(&name.as_str())).collect()
+impl Names {
+    /// Those that are not ours, with their names; ours of another version are named like ours.
+    fn foreign<'a>(
+        &mut self,
+        order: impl IntoIterator<Item = &'a u32>,
+        ours: &[Option<u32>],
+    ) -> BTreeMap<u32, String> {
+        const OURS: [&str; 5] =
+            [program::CONNECT4, program::CONNECT6, program::RESTORE4, program::RESTORE6, program::STEER];
+        let ids: BTreeSet<u32> = order.into_iter().copied().filter(|id| !ours.contains(&Some(*id))).collect();
+        let named = ids.into_iter().filter_map(|id| Some((id, self.of(id)?)));
+        named.filter(|(_, name)| !OURS.contains(&name.as_str())).collect()
+    }
+
+    fn of(&mut self, id: u32) -> Option<String> {
+        let ask = || bpf::name(bpf::program(id).ok()?.as_fd()).ok();
+        self.0.entry(id).or_insert_with(ask).clone()
+    }
 }
 
 /// What looking for others' programs came to, where nobody waits for it.
