@@ -92,8 +92,10 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let mut orders = BufReader::new(tokio::io::stdin()).lines();
     while let Some(order) = orders.next_line().await? {
         let (step, fault, at) = read(&order, arguments).with_context(|| format!("no order: {order:?}"))?;
+        settle(&hands.kernel, &wire).await?;
         wire.arm(at, fault);
         let outcome = tokio::time::timeout(PATIENCE, hands.carry_out(&arguments.uid, &step)).await;
+        settle(&hands.kernel, &wire).await?;
         let calls = wire.disarm();
         match outcome {
             Ok(Outcome::Done) => println!("done {calls} well"),
@@ -101,6 +103,17 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
             Err(_) => println!("done {calls} no end of it within {PATIENCE:?}"),
         }
     }
+    Ok(())
+}
+
+/// Until the datapath's thread has looked after what follows from its jobs by itself: so these calls belong to the order
+/// that they came of, and an order has as many calls each time.
+async fn settle(kernel: &kernel::Handle, wire: &Tripwire) -> anyhow::Result<()> {
+    let calls = || {
+        let wire = wire.clone();
+        kernel.run(move |_| wire.seen())
+    };
+    while calls().await? != calls().await? {}
     Ok(())
 }
 

@@ -35,6 +35,12 @@ impl Tripwire {
         *self.lock() = Wire { seen: 0, armed: Some((nth, fault)) };
     }
 
+    /// Calls since it was armed.
+    #[must_use]
+    pub fn seen(&self) -> usize {
+        self.lock().seen
+    }
+
     /// Calls since it was armed; it is no longer.
     #[must_use]
     pub fn disarm(&self) -> usize {
