@@ -26,8 +26,19 @@ const LAST: [&str; 3] = ["ebpf", "netns", "e2e"];
 /// With this setting pods are guarded as on kernels without tcx.
 const GUARD_HOOK: (&str, &str) = ("AMBIT_GUARD_HOOK", "clsact");
 /// The tests of `netns` that notice; they are run both ways.
-const GUARDED: &[&str] =
-    &["guard::", "fail_closed::", "faults::", "kinds::", "lifecycle::", "older::", "refuse::", "upheaval::"];
+const GUARDED: &[&str] = &[
+    "guard::",
+    "fail_closed::",
+    "faults::",
+    "kinds::",
+    "lifecycle::",
+    "older::",
+    "probes::",
+    "refuse::",
+    "upheaval::",
+    "carried::",
+    "handover::",
+];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
