@@ -23,10 +23,12 @@ use super::bpf;
 use super::rules::{self, kernel, talk, unless};
 
 /// Before all others: a filter whose verdict ends the chain must not decide without ours. Of one priority the kernel asks
-/// the filter first that came last.
+/// the filter first that came last, so ours comes again where it is not the first.
 const PRIORITY: u16 = 1;
 /// Ours among the filters of that priority ("ambt").
 const HANDLE: u32 = 0x616d_6274;
+/// Ours while that one changes its place.
+const MOVING: u32 = HANDLE + 1;
 const ETH_P_ALL: u16 = 3;
 const KIND: &str = "clsact";
 
@@ -39,8 +41,8 @@ pub(super) enum Side {
     Egress,
 }
 
-/// Makes sure that our filter is there and runs `program`; `name` is for people (`tc filter show`). Nothing is changed where
-/// it does, so that whoever watches for changes hears no echo.
+/// Makes sure that our filter is there, is asked first, and runs `program`; `name` is for people (`tc filter show`).
+/// Nothing is changed where that is so, so that whoever watches for changes hears no echo.
 ///
 /// # Errors
 /// `Unsupported` when the interface has an ingress qdisc of another kind, which would take the filter and run it on the
@@ -52,38 +54,59 @@ pub(super) fn attach(interface: u32, side: Side, program: BorrowedFd<'_>, name: 
         TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
     ];
     let id = TcOption::Bpf(TcFilterBpfOption::ProgId(bpf::id(program)?));
-    let mut filter = filter(interface, side);
-    filter.attributes = vec![
-        TcAttribute::Kind(TcFilterBpf::KIND.to_owned()),
-        TcAttribute::Options(options.into_iter().map(TcOption::Bpf).collect()),
-    ];
+    let options: Vec<_> = options.into_iter().map(TcOption::Bpf).collect();
+    let make = |handle| {
+        let mut filter = filter(interface, side, handle);
+        filter.attributes =
+            vec![TcAttribute::Kind(TcFilterBpf::KIND.to_owned()), TcAttribute::Options(options.clone())];
+        RouteNetlinkMessage::NewTrafficFilter(filter)
+    };
+    let remove = |handle| RouteNetlinkMessage::DelTrafficFilter(filter(interface, side, handle));
     talk(async |handle| {
-        if ingress_kind(&handle, interface).await?.as_deref() == Some(KIND) {
-            let there = filters(&handle, interface, side).await?;
-            let runs_it =
-                |attribute: &TcAttribute| matches!(attribute, TcAttribute::Options(all) if all.contains(&id));
-            let ours = |one: &&TcMessage| {
-                one.header.handle == filter.header.handle && one.header.info == filter.header.info
-            };
-            if there.iter().filter(ours).any(|one| one.attributes.iter().any(runs_it)) {
-                return Ok(());
-            }
+        make_qdisc(&handle, interface).await?;
+        let there = asked(filters(&handle, interface, side).await?);
+        let is = |one: &TcMessage, handle| is_ours(one, interface, side, handle);
+        let runs_it =
+            |attribute: &TcAttribute| matches!(attribute, TcAttribute::Options(all) if all.contains(&id));
+        let ours = there.iter().position(|one| is(one, HANDLE));
+        let moving = there.iter().any(|one| is(one, MOVING));
+        let behind = ours.is_some_and(|place| place > 0);
+        if behind {
+            // Never without one that is asked first.
+            unless(request(&handle, remove(MOVING), 0).await, libc::ENOENT)?;
+            request(&handle, make(MOVING), NLM_F_CREATE).await?;
+            unless(request(&handle, remove(HANDLE), 0).await, libc::ENOENT)?;
         }
-        let mut qdisc = qdisc(interface);
-        qdisc.attributes.push(TcAttribute::Kind(KIND.to_owned()));
-        let made =
-            request(&handle, RouteNetlinkMessage::NewQueueDiscipline(qdisc), NLM_F_CREATE | NLM_F_EXCL);
-        unless(made.await, libc::EEXIST)?;
-        match ingress_kind(&handle, interface).await? {
-            Some(kind) if kind == KIND => {}
-            other => {
-                let kind = other.unwrap_or_default();
-                let error = format!("interface {interface} has a qdisc {kind:?} in the place of clsact");
-                return Err(io::Error::new(io::ErrorKind::Unsupported, error));
-            }
+        let right = ours.is_some_and(|place| there[place].attributes.iter().any(runs_it));
+        if behind || !right {
+            request(&handle, make(HANDLE), NLM_F_CREATE).await?;
         }
-        request(&handle, RouteNetlinkMessage::NewTrafficFilter(filter), NLM_F_CREATE).await
+        // Also what was left when this was not finished.
+        if behind || moving {
+            unless(request(&handle, remove(MOVING), 0).await, libc::ENOENT)
+        } else {
+            Ok(())
+        }
     })
+}
+
+/// Makes sure that an interface has a clsact qdisc.
+async fn make_qdisc(handle: &Handle, interface: u32) -> io::Result<()> {
+    if ingress_kind(handle, interface).await?.as_deref() == Some(KIND) {
+        return Ok(());
+    }
+    let mut qdisc = qdisc(interface);
+    qdisc.attributes.push(TcAttribute::Kind(KIND.to_owned()));
+    let made = request(handle, RouteNetlinkMessage::NewQueueDiscipline(qdisc), NLM_F_CREATE | NLM_F_EXCL);
+    unless(made.await, libc::EEXIST)?;
+    match ingress_kind(handle, interface).await? {
+        Some(kind) if kind == KIND => Ok(()),
+        other => {
+            let kind = other.unwrap_or_default();
+            let error = format!("interface {interface} has a qdisc {kind:?} in the place of clsact");
+            Err(io::Error::new(io::ErrorKind::Unsupported, error))
+        }
+    }
 }
 
 /// Takes our filter off one side of an interface, and the qdisc with the last filter on it: an empty one does nothing.
@@ -96,8 +119,10 @@ pub(super) fn detach(interface: u32, side: Side) -> io::Result<()> {
         if ingress_kind(&handle, interface).await?.as_deref() != Some(KIND) {
             return Ok(());
         }
-        let removal = RouteNetlinkMessage::DelTrafficFilter(filter(interface, side));
-        unless(request(&handle, removal, 0).await, libc::ENOENT)?;
+        for number in [HANDLE, MOVING] {
+            let removal = RouteNetlinkMessage::DelTrafficFilter(filter(interface, side, number));
+            unless(request(&handle, removal, 0).await, libc::ENOENT)?;
+        }
         for side in [Side::Ingress, Side::Egress] {
             if !filters(&handle, interface, side).await?.is_empty() {
                 return Ok(());
@@ -146,16 +171,28 @@ fn qdisc(interface: u32) -> TcMessage {
     message
 }
 
-fn filter(interface: u32, side: Side) -> TcMessage {
+fn filter(interface: u32, side: Side, handle: u32) -> TcMessage {
     let minor = match side {
         Side::Ingress => TcHandle::MIN_INGRESS,
         Side::Egress => TcHandle::MIN_EGRESS,
     };
     let mut message = TcMessage::with_index(interface as i32);
-    message.header.handle = HANDLE.into();
+    message.header.handle = handle.into();
     message.header.parent = TcHandle { major: TcHandle::CLSACT.major, minor };
     message.header.info = u32::from(PRIORITY) << 16 | u32::from(ETH_P_ALL.to_be());
     message
+}
+
+fn is_ours(one: &TcMessage, interface: u32, side: Side, handle: u32) -> bool {
+    let ours = filter(interface, side, handle).header;
+    one.header.handle == ours.handle && one.header.info == ours.info
+}
+
+/// Those that packets meet, in that order: each priority has an entry beside its filters, and packets begin with chain 0.
+fn asked(mut filters: Vec<TcMessage>) -> Vec<TcMessage> {
+    let later = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Chain(chain) if *chain != 0);
+    filters.retain(|one| one.header.handle != TcHandle::UNSPEC && !one.attributes.iter().any(later));
+    filters
 }
 
 /// All filters on one side of an interface that has a clsact qdisc.
