@@ -211,8 +211,8 @@ impl Datapath {
     }
 
     /// The pods that are captured: after `open` the ones an earlier agent left. Each wants `prepare` and `capture`
-    /// again, which disturb nothing, or `leave`; before `prepare`, `leave` cannot restore what is inside the pod's
-    /// network namespace.
+    /// again, which disturb nothing, or `clear`; before `prepare`, `leave` cannot reach what is inside the pod's network
+    /// namespace.
     pub fn surviving(&self) -> Vec<Survivor> {
         let captured = self.pods.iter().filter(|(_, pod)| pod.captured());
         let survivor =
@@ -242,12 +242,12 @@ impl Datapath {
     /// The network namespace is held until `leave`.
     ///
     /// # Errors
-    /// When a step fails; the earlier ones are undone.
+    /// When a step fails; the earlier ones are undone, unless the pod is captured already and needs them.
     pub fn prepare(&mut self, spec: &PodSpec, kept: Option<Listeners>) -> Result<Listeners, PodError> {
         self.hook().map_err(|failed| failed.of(&spec.uid))?;
         let mut pod = self.pod(spec).map_err(|failed| failed.of(&spec.uid))?;
         let listeners = pod.furnish(&self.config, &mut self.maps, kept);
-        if listeners.is_ok() || pod.captured() {
+        if listeners.is_ok() || pod.captured() || pod.taken_over {
             self.pods.insert(spec.uid.clone(), pod);
         } else {
             undone(&spec.uid, pod.dismantle(&self.config, &mut self.maps));
@@ -268,7 +268,8 @@ impl Datapath {
         foreign::told(self.look_around(uid));
         let unknown = || Failed { step: "capture it", source: io::ErrorKind::NotFound.into() };
         let pod = self.pods.get_mut(uid).ok_or_else(unknown).map_err(|failed| failed.of(uid))?;
-        let before = pod.captured();
+        // Rules, and filters in their place, are another version's as well.
+        let before = pod.captured() || self.versions.has(uid);
         pod.keeps_destinations = self.others.keeps_destinations;
         let steer = pod::step("load sk_lookup", self.steers.load(pod.slot).map_err(io::Error::other));
         let (pins, programs, maps) = (&self.pins, &self.programs, &mut self.maps);
@@ -285,7 +286,7 @@ impl Datapath {
         let result = result.and(pinned);
         let result = result
             .and(pod::step("keep its network namespace", netns))
-            .and_then(|netns| self.release_filters(uid, netns.as_ref()));
+            .and_then(|netns| netns.map_or(Ok(()), |netns| self.release_filters(uid, &netns)));
         let result =
             result.and_then(|()| pod::step("take it from another version", self.versions.release(uid)));
         result.map_err(|failed| failed.of(uid))
@@ -320,6 +321,7 @@ impl Datapath {
             None => pod::step("find a free slot", self.maps.free_slot())?,
         };
         let mut pod = pod::step("enter its network namespace", Pod::new(spec, slot))?;
+        pod.taken_over = self.versions.has(&spec.uid);
         let Some(mut known) = self.pods.remove(&spec.uid) else { return Ok(pod) };
         if known.record.netns_cookie == pod.record.netns_cookie {
             pod.record.captured = known.record.captured;
@@ -350,6 +352,7 @@ impl Datapath {
             let whole = pod.captured()
                 && pod::take_over(&uid, &self.pins, &self.programs, steer, steer_tag).map_err(take_over)?;
             if !whole {
+                pod.record.captured = 0;
                 undone(&uid, pod.release(&self.pins, &mut self.maps, self.config.numbers));
             }
             // Its record is kept also then: it knows what is to be restored inside of the pod.

@@ -326,7 +326,8 @@ async fn add<C: Cluster>(
     again: bool,
 ) -> Result<(), AddError> {
     if again {
-        hands.release(&pod.uid).await;
+        // What could not be taken off is gone with the old sandbox, or taken over in this one.
+        let _ = hands.release(&pod.uid).await;
     }
     match hands.enrol(pod, netns, addresses).await {
         Ok(()) => {

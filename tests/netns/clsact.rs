@@ -150,7 +150,41 @@ fn a_filter_that_was_taken_off_comes_back() -> Result<()> {
         datapath.upkeep();
         ensure!(ids()? == before, "{:?} instead of {before:?}", ids()?);
     }
-    // It hears of what it did itself, and finds all as it should be.
+    nothing_changes(&world, &mut datapath)
+}
+
+/// Of one priority the kernel asks the newest filter first, and one that decides ends the chain.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_filter_that_comes_before_ours_is_asked_after_it() -> Result<()> {
+    let world = world(Family::V4)?;
+    let pass = world.bpffs.join("passes_all");
+    let (mut datapath, _listeners) = world.enrolled(&[&world.a])?;
+    let mut sniffer = Sniffer::new(&world)?;
+    let packet = segment(world.a.at(5000), world.b.at(PORT), SYN);
+    raw_bpf::pin_one_that_passes_all(&pass, Kind::Tcx)?;
+    for (side, count) in [("egress", 1), ("egress", 2), ("ingress", 1)] {
+        let first = format!("filter add dev eth0 {side} pref 1 protocol all bpf da object-pinned");
+        tc(&world.a, &format!("{first} {}", pass.display()))?;
+        send_raw(&world.a, &packet, 0)?;
+        let passed = sniffer.tcp_from(&world.a, world.b.address)?.len();
+        ensure!(passed == usize::from(side == "egress"), "a test that proves nothing: {side} {passed}");
+        datapath.upkeep();
+        send_raw(&world.a, &packet, 0)?;
+        ensure!(sniffer.tcp_from(&world.a, world.b.address)?.is_empty(), "it passed {side} {count}");
+        let order = tc(&world.a, &format!("filter show dev eth0 {side}"))?;
+        let order: Vec<_> = order.lines().filter(|line| line.contains(" handle 0x")).collect();
+        let ours: Vec<_> = order.iter().map(|line| line.contains("handle 0x616d62")).collect();
+        ensure!(ours.len() == count + 1 && ours[0] && !ours[1..].contains(&true), "{side}: {order:#?}");
+    }
+    nothing_changes(&world, &mut datapath)?;
+    datapath.leave(&world.a.uid)?;
+    ensure!(filters(&world.a, "egress")?.is_empty() && filters(&world.a, "ingress")?.is_empty());
+    Ok(())
+}
+
+/// It hears of what it did itself, and finds all as it should be.
+fn nothing_changes(world: &World, datapath: &mut Datapath) -> Result<()> {
     let monitor = world.a.run(|| {
         const RTMGRP_TC: u32 = 8;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -164,21 +198,38 @@ fn a_filter_that_was_taken_off_comes_back() -> Result<()> {
     Ok(())
 }
 
-/// A restarted agent lets a pod go that it did not capture: without the pod's network namespace it cannot, with it
-/// nothing is left.
+/// A restarted agent lets pods go that it, or an agent of another version, did capture: without their network namespaces
+/// it cannot, and they stay as they are; with them nothing is left.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_pod_of_an_earlier_agent_is_let_go_where_it_is() -> Result<()> {
-    let world = world(Family::V4)?;
-    let before = Traces::of(&world.a)?;
-    let (datapath, listeners) = world.enrolled(&[&world.a, &world.b])?;
-    drop((datapath, listeners));
-    let mut datapath = world.open()?;
-    let error = datapath.leave(&world.b.uid).expect_err("its filters cannot be reached");
-    ensure!(error.step.contains("filters"), "{error:?}");
-    datapath.clear(&world.a.uid, Some(world.a.netns.descriptor()?))?;
-    ensure!(Traces::of(&world.a)? == before);
-    ensure!(!world.pod_pins(&world.a).exists());
+    for another_version in [false, true] {
+        let world = world(Family::V4)?;
+        let before = Traces::of(&world.a)?;
+        let (datapath, listeners) = world.enrolled(&[&world.a])?;
+        drop(datapath);
+        if another_version {
+            fs::rename(world.version(), world.version().with_file_name("v0"))?;
+        }
+        let mut datapath = world.open()?;
+        let mut sniffer = Sniffer::new(&world)?;
+        for _ in 0..2 {
+            let error = datapath.leave(&world.a.uid).expect_err("its filters cannot be reached");
+            ensure!(error.step.contains("filters"), "{error:?}");
+            ensure!(datapath.surviving().len() == 1, "{:?}", datapath.surviving());
+            let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+            converse(&client, &accept(&listeners[0].outbound_v4)?)?;
+            send_raw(&world.a, &segment(world.a.at(5000), world.b.at(PORT), SYN), 0)?;
+            ensure!(sniffer.tcp_from(&world.a, world.b.address)?.is_empty(), "in the clear");
+            drop(datapath);
+            datapath = world.open()?;
+        }
+        datapath.clear(&world.a.uid, Some(world.a.netns.descriptor()?))?;
+        ensure!(filters(&world.a, "egress")?.is_empty(), "a filter is left");
+        // What another version recorded of the settings inside is not read.
+        ensure!(another_version || Traces::of(&world.a)? == before);
+        nothing_pinned(&world)?;
+    }
     Ok(())
 }
 

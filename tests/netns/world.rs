@@ -248,7 +248,12 @@ impl World {
 
     /// The pin of the guard on eth0 of a pod.
     pub(crate) fn guard_pin(&self, pod: &Pod, hook: GuardHook) -> Result<PathBuf> {
-        let index = shell::run("ip", ["-n", pod.netns.name(), "-o", "link", "show", "eth0"])?;
+        self.interface_pin(pod, "eth0", hook)
+    }
+
+    /// The pin of the guard on an interface of a pod.
+    pub(crate) fn interface_pin(&self, pod: &Pod, interface: &str, hook: GuardHook) -> Result<PathBuf> {
+        let index = shell::run("ip", ["-n", pod.netns.name(), "-o", "link", "show", interface])?;
         let (index, _) = index.split_once(':').context("ip link show")?;
         let end = if hook == GuardHook::Clsact { "-clsact" } else { "" };
         Ok(self.pod_pins(pod).join(format!("guard-{index}{end}")))

@@ -30,6 +30,9 @@ use super::{Config, Listeners, PodSpec, attach, bpf, clsact, listeners, netns, o
 /// Name of the pin of a pod's sk_lookup link.
 pub(super) const STEER: &str = mesh_ebpf_abi::program::STEER;
 
+/// The step without which no pod is let go.
+pub(super) const FILTERS: &str = "remove the guard's filters";
+
 /// A step that failed.
 #[derive(Debug)]
 pub(super) struct Failed {
@@ -55,6 +58,8 @@ pub(super) struct Pod {
     pub netns: Option<OwnedFd>,
     /// Of a pod of an earlier agent, whether no process of it is left: its network namespace is gone, or may be.
     pub gone: bool,
+    /// Another version captures it, and has set what there is to set inside of it.
+    pub taken_over: bool,
     /// This agent guards it by filters, which only netlink takes off.
     pub filtered: bool,
     /// What is left to do after its capture.
@@ -107,9 +112,19 @@ impl Pod {
 
     /// A pod as its record has it.
     pub(super) fn known(slot: u32, record: PodRecord) -> Self {
-        let (pending, sources, probe_ports) = (Pending::default(), Vec::new(), BTreeSet::new());
-        let (netns, gone, filtered, keeps_destinations, dns) = (None, false, false, false, false);
-        Self { slot, record, netns, gone, filtered, pending, sources, keeps_destinations, probe_ports, dns }
+        Self {
+            slot,
+            record,
+            netns: None,
+            gone: false,
+            taken_over: false,
+            filtered: false,
+            pending: Pending::default(),
+            sources: Vec::new(),
+            keeps_destinations: false,
+            probe_ports: BTreeSet::new(),
+            dns: false,
+        }
     }
 
     /// Whether the record says that it is captured.
@@ -168,7 +183,10 @@ impl Pod {
     ) -> Result<Listeners, Failed> {
         self.sources = step("read its addresses", self.sources(&config.proc))?;
         if self.record.sysctls[0] < 0 {
-            self.record.sysctls = step("read its sysctls", sysctls::current(&config.proc))?;
+            // What they were before another version set them only that one knows.
+            let defaults = self.taken_over.then(|| sysctls::defaults(&config.proc));
+            let before = defaults.map_or_else(|| sysctls::current(&config.proc), Ok);
+            self.record.sysctls = step("read its sysctls", before)?;
         }
         // Before anything is changed: an agent that dies from now on leaves word of what there is to undo.
         step("write its record", maps.remember(self.slot, &self.record))?;
@@ -227,19 +245,24 @@ impl Pod {
         Ok(())
     }
 
-    /// Hooks off, the guard first: what it would drop is what leaves uncaptured next.
+    /// Hooks off, the guard first: what it would drop is what leaves uncaptured next. Where its filters cannot be taken
+    /// off nothing is: the pod stays captured, since without the rest they would drop what its apps send.
     ///
     /// # Errors
-    /// The first one; the other steps are done.
+    /// The first one; the other steps are done, but for that one.
     pub(super) fn release(&mut self, pins: &Pins, maps: &mut Maps, numbers: Numbers) -> Result<(), Failed> {
-        self.record.captured = 0;
-        let dns = step("stop capturing its DNS queries", self.release_dns(numbers));
         let uid = maps::uid(&self.record);
         let links = step("list its pins", pins.pod_links(&uid))?;
         let (filters, links): (Vec<_>, Vec<_>) = links.into_iter().partition(|name| attach::is_filter(name));
         let (guards, others): (Vec<_>, Vec<_>) = links.into_iter().partition(|name| attach::is_guard(name));
         let directory = pins.pod(&uid);
-        let filters = step("remove the guard's filters", self.remove_filters(&directory, &filters));
+        if self.filtered || !filters.is_empty() {
+            let gone = || matches!(attach::alive(&directory.join(STEER)), Ok(false));
+            step(FILTERS, self.detach_filters(gone))?;
+        }
+        (self.filtered, self.record.captured) = (false, 0);
+        let dns = step("stop capturing its DNS queries", self.release_dns(numbers));
+        let filters = step("remove the guard's pins", attach::remove_all(&directory, &filters));
         let guard = step("remove the guard", attach::remove_all(&directory, &guards));
         let connect = step("stop capturing", maps.release(self.record.netns_cookie));
         let steer = step("remove sk_lookup", attach::remove_all(&directory, &others));
@@ -256,22 +279,21 @@ impl Pod {
         })
     }
 
-    /// Filters go with their network namespace. Else it has to be known: the pins stay for whoever knows it.
-    fn remove_filters(&mut self, directory: &Path, pins: &[String]) -> io::Result<()> {
-        if self.filtered || !pins.is_empty() {
-            let gone = || self.gone || matches!(attach::alive(&directory.join(STEER)), Ok(false));
-            match &self.netns {
-                Some(netns) => {
-                    // Once more, since no pin that is removed takes them off.
-                    let detach = || netns::within(netns.as_fd(), clsact::detach_all);
-                    detach().or_else(|_| detach())?;
-                }
-                None if gone() => {}
-                None => return Err(invalid("its network namespace is not known".to_owned())),
+    /// Takes the filters off its interfaces. They go with their network namespace; else it has to be known, and the pins
+    /// that tell of them stay for whoever knows it.
+    ///
+    /// # Errors
+    /// When its network namespace is not known, or as of RTM_DELTFILTER.
+    pub(super) fn detach_filters(&self, gone: impl Fn() -> bool) -> io::Result<()> {
+        match &self.netns {
+            Some(netns) => {
+                // Once more, since no pin that is removed takes them off.
+                let detach = || netns::within(netns.as_fd(), clsact::detach_all);
+                detach().or_else(|_| detach())
             }
+            None if self.gone || gone() => Ok(()),
+            None => Err(invalid("its network namespace is not known".to_owned())),
         }
-        self.filtered = false;
-        attach::remove_all(directory, pins)
     }
 
     /// The rest: rules, routes and settings, listeners' slots, record. A network namespace that is gone, or not

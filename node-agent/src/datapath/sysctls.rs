@@ -26,6 +26,13 @@ pub(super) fn current(proc: &Path) -> io::Result<[i32; 4]> {
     Ok(current)
 }
 
+/// What the kernel has them be in a new network namespace, as `current`.
+pub(super) fn defaults(proc: &Path) -> [i32; 4] {
+    let mut defaults = [-1; 4];
+    defaults.iter_mut().zip(names(proc)).for_each(|(place, _)| *place = 0);
+    defaults
+}
+
 /// Sets them in the calling thread's network namespace.
 ///
 /// # Errors

@@ -74,7 +74,7 @@ impl Datapath {
     /// Does what has become necessary for captured pods without anybody asking. Returns how soon to call it again.
     pub fn upkeep(&mut self) -> Duration {
         let mut next = IDLE;
-        // Without a hook there is no captured pod.
+        // Without a hook nothing can be put back: what an earlier agent captured keeps what it has.
         let Ok(hook) = self.hook else { return next };
         for (uid, pod) in self.pods.iter_mut().filter(|(_, pod)| pod.captured()) {
             let directory = self.pins.pod(uid);

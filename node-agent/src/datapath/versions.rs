@@ -53,6 +53,11 @@ impl Others {
         Ok(pods)
     }
 
+    /// Whether one of them captures the pod; so it is where that cannot be told.
+    pub(super) fn has(&self, uid: &str) -> bool {
+        self.0.iter().any(|version| version.join("links").join(uid).try_exists().unwrap_or(true))
+    }
+
     /// Whether one of them guards the pod by filters, which their pins only tell of.
     pub(super) fn has_filters(&self, uid: &str) -> bool {
         let filters = |version: &PathBuf| {

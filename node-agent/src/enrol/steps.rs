@@ -71,10 +71,7 @@ impl<C: Cluster> Hands<C> {
     pub async fn carry_out(&self, uid: &str, step: &Step) -> Outcome {
         match step {
             Step::Enrol(pod) => self.enrol_running(pod).await,
-            Step::Release => {
-                self.release(uid).await;
-                Outcome::Done
-            }
+            Step::Release => released(self.release(uid).await),
             Step::Sweep => self.sweep(uid).await,
             Step::Annotate(name, captured) => {
                 let annotated = self.cluster.annotate(name, uid, *captured).await;
@@ -121,7 +118,10 @@ impl<C: Cluster> Hands<C> {
     }
 
     /// Gives a pod back to itself, or forgets a dead one.
-    pub async fn release(&self, uid: &str) {
+    ///
+    /// # Errors
+    /// When it stays captured: why.
+    pub async fn release(&self, uid: &str) -> Result<(), String> {
         self.pods.remove(uid).await;
         // Of one that an earlier agent captured the datapath does not know where it is.
         let found = self.find(uid).await;
@@ -133,11 +133,19 @@ impl<C: Cluster> Hands<C> {
         };
         match self.kernel.run(release).await {
             Ok(Ok(())) => info!(uid, "pod released"),
+            Ok(Err(error)) if self.survives(uid).await => {
+                warn!(uid, "the pod cannot be released, will try again: {}", chain(&error));
+                return Err(chain(&error));
+            }
             Ok(Err(error)) => {
                 warn!(uid, "pod released, but something of it could not be removed: {}", chain(&error))
             }
-            Err(dead) => warn!(uid, "{dead}"),
+            Err(dead) => {
+                warn!(uid, "{dead}");
+                return Err(dead.to_string());
+            }
         }
+        Ok(())
     }
 
     /// Forgets a pod whose sandbox the runtime takes down. Where it is not certain that this is the sandbox that the pod
@@ -153,17 +161,13 @@ impl<C: Cluster> Hands<C> {
             }
             tokio::time::sleep(DEL_PAUSE).await;
         }
-        self.release(uid).await;
-        true
+        self.release(uid).await.is_ok()
     }
 
     /// Forgets a pod that seems to be gone, once no process of it is left to speak in the clear.
     async fn sweep(&self, uid: &str) -> Outcome {
         match self.find(uid).await {
-            Err(EnrolError::Netns(NotFound::NoProcess { .. })) => {
-                self.release(uid).await;
-                Outcome::Done
-            }
+            Err(EnrolError::Netns(NotFound::NoProcess { .. })) => released(self.release(uid).await),
             Ok(_) => {
                 debug!(uid, "the pod seems to be gone, its processes are not: it stays captured");
                 Outcome::Failed { error: "processes of it are left".to_owned(), early: true }
@@ -207,7 +211,7 @@ impl<C: Cluster> Hands<C> {
         Ok(tokio::task::spawn_blocking(move || find(&uid)).await.map_err(|_| Dead)??)
     }
 
-    /// Whether the pod is captured already, by an earlier agent.
+    /// Whether the pod is captured already; before it is enrolled, by an earlier agent.
     async fn survives(&self, uid: &str) -> bool {
         let uid = uid.to_owned();
         let captured =
@@ -258,6 +262,10 @@ impl<C: Cluster> Hands<C> {
             }
         }
     }
+}
+
+fn released(result: Result<(), String>) -> Outcome {
+    result.map_or_else(|error| Outcome::Failed { error, early: false }, |()| Outcome::Done)
 }
 
 /// How long a DEL waits for the pod's processes to be gone; the runtime has ended them before it asks.

@@ -31,6 +31,8 @@ pub(super) fn note(journal: &Journal, what: impl Into<String>) {
 pub(super) enum Fault {
     /// It is not done, and says so.
     Error,
+    /// The same, of a pod that is to leave: it stays captured.
+    Refusal,
     /// It does not come back until told to, and nothing has been done.
     HangBefore,
     /// The same, and it has been done.
@@ -42,6 +44,7 @@ impl Fault {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Error => "fails to ",
+            Self::Refusal => "refuses to ",
             Self::HangBefore => "hangs before ",
             Self::HangAfter => "hangs after ",
         }
@@ -72,6 +75,17 @@ impl Faults {
     /// The next step whose name begins so goes wrong, once.
     pub(super) fn set(&self, step: &str, fault: Fault) {
         *self.next.lock().unwrap() = Some((step.to_owned(), fault));
+    }
+
+    /// Whether the step is refused.
+    fn refuses(&self, step: &str) -> bool {
+        let refusal =
+            |(next, fault): &mut (String, Fault)| *fault == Fault::Refusal && step.starts_with(next.as_str());
+        let refused = self.next.lock().unwrap().take_if(refusal).is_some();
+        if refused {
+            note(&self.journal, format!("{}{step}", Fault::Refusal.name()));
+        }
+        refused
     }
 
     /// What hangs goes on.
@@ -118,9 +132,12 @@ impl FakeKernel {
     }
 
     fn does(&self, uid: &str, step: String) -> Result<(), PodError> {
-        let failed = || PodError { uid: uid.to_owned(), step: "obey", source: std::io::Error::other(WISH) };
-        self.runtime.block_on(self.faults.does(&step)).then_some(()).ok_or_else(failed)
+        self.runtime.block_on(self.faults.does(&step)).then_some(()).ok_or_else(|| failure(uid))
     }
+}
+
+fn failure(uid: &str) -> PodError {
+    PodError { uid: uid.to_owned(), step: "obey", source: std::io::Error::other(WISH) }
 }
 
 impl Kernel for FakeKernel {
@@ -162,8 +179,12 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
-    /// As the real one: a pod of which something cannot be removed is captured no more all the same.
+    /// As the real one: a pod of which something cannot be removed is captured no more all the same, unless that is
+    /// refused.
     fn leave(&mut self, uid: &str) -> Result<(), PodError> {
+        if self.faults.refuses(&format!("leave {uid}")) {
+            return Err(failure(uid));
+        }
         self.captured.remove(uid);
         let left = self.does(uid, format!("leave {uid}"));
         if left.is_err() {

@@ -168,6 +168,14 @@ async fn an_error_at_any_step_is_made_good() {
 }
 
 #[tokio::test]
+async fn a_pod_that_cannot_be_let_go_is_let_go_later() {
+    let mut story = up_to("refusal", "leave uid-a", false, Fault::Refusal).await;
+    let entry = |entry: &String| entry == "leave uid-a";
+    assert!(!story.world.journal.borrow().iter().any(entry), "no refusal");
+    story.arrives(OUTSIDE).await;
+}
+
+#[tokio::test]
 async fn a_hang_at_any_step_holds_the_pod_where_it_is() {
     for (index, (step, before, joining, _)) in steps().enumerate() {
         let mut story = up_to(&format!("hang{index}"), step, joining, Fault::HangBefore).await;
