@@ -35,6 +35,8 @@ pub struct Service {
     pub vips: Box<[Vip]>,
     /// Ports that it has; others are refused.
     pub ports: Box<[ServicePort]>,
+    /// Those of them that have names.
+    pub port_names: Box<[(Arc<str>, u16)]>,
     /// Identities that its endpoints may prove besides their own.
     pub identities: Box<[Identity]>,
     /// The L7 proxies that have to be passed, with their share; empty: none.
@@ -70,6 +72,12 @@ pub struct ServicePort {
 }
 
 impl Service {
+    /// The port entry for a port's name.
+    pub fn named_port(&self, name: &str) -> Option<ServicePort> {
+        let (_, port) = self.port_names.iter().find(|(known, _)| **known == *name)?;
+        self.port(*port)
+    }
+
     /// The port entry for a dialled port.
     pub fn port(&self, port: u16) -> Option<ServicePort> {
         self.ports.iter().copied().find(|entry| entry.port == port)

@@ -106,6 +106,13 @@ fn names_resolve_as_outside_of_the_mesh() {
                 }
             }
         }
+        // The lab's DNS has no such records.
+        let query = query("_main._tcp.web.mesh.svc.cluster.local.", RecordType::SRV)?;
+        let (_, records) = gist(&ask(&resolver(&inside, Family::V4)?, &query)?)?;
+        ensure!(
+            records.iter().any(|record| record.ends_with(" 80 web.mesh.svc.cluster.local.")),
+            "{records:?}"
+        );
         ensure!(counted(lab, 1, "client")? > 0);
         let curl =
             inside.curl("http://headless:8080/").or_else(|_| inside.curl("http://headless.mesh:8080/"));

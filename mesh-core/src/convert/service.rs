@@ -35,6 +35,11 @@ pub fn convert(message: &wire::Service, names: &mut Names) -> Result<Service, In
         name: message.name.as_str().into(),
         vips: message.addresses.iter().map(|a| vip(a, names)).collect::<Result<_, _>>()?,
         ports: message.ports.iter().map(service_port).collect::<Result<_, _>>()?,
+        port_names: message
+            .port_names
+            .iter()
+            .map(|(name, number)| Ok((names.share(name), port("port_names", *number)?)))
+            .collect::<Result<_, InvalidPart>>()?,
         // A name that is no SPIFFE identity can never be proved: leaving it out accepts nothing more.
         identities: message.subject_alt_names.iter().filter_map(|name| name.parse().ok()).collect(),
         waypoints: waypoints(message, names)?,

@@ -69,6 +69,7 @@ fn service(namespace: &str, hostname: &str, vip: &str) -> Service {
         }]
         .into(),
         ports: [ServicePort { port: 80, target: Some(8080) }].into(),
+        port_names: [].into(),
         identities: [].into(),
         waypoints: [].into(),
         balancing: Balancing::default(),

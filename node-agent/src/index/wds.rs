@@ -142,6 +142,12 @@ impl Index {
                 .iter()
                 .map(|port| wire_port(port.number, port.target, port.protocol))
                 .collect(),
+            port_names: service
+                .ports
+                .iter()
+                .filter(|port| !port.name.is_empty())
+                .map(|port| (port.name.clone(), port.number.into()))
+                .collect(),
             load_balancing: service.load_balancing.clone(),
             session_affinity_seconds: service.affinity_seconds,
             ip_families: service.families.into(),

@@ -2,15 +2,17 @@
 //!
 //! Answered is what the mesh knows for certain; everything else goes to the server that the client asked. So a name of
 //! the mesh has addresses from here, of either family and also none (a client that asked the server for the other one
-//! would pass the mesh by), but records of other types, ports (SRV) and names that do not exist come from the server.
+//! would pass the mesh by), and the ports of the cluster's services (SRV), but records of other types and names that do
+//! not exist come from the server.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use mesh_core::addr::Network;
-use mesh_core::service::Vip;
-use mesh_core::store::Reader;
+use mesh_core::service::{ServicePort, Vip};
+use mesh_core::store::{Endpoint, Reader, ServiceEntry};
 
-use super::message::{A, AAAA, Query, Reply, Transport, is_query};
+use super::message::{A, AAAA, Location, Query, Reply, SRV, Transport, is_query};
 use super::names::{Meaning, Zone};
 
 /// Seconds that clients may keep an answer, as in Istio; also that there is none.
@@ -49,26 +51,81 @@ pub fn answer(
         return Answer::Drop;
     }
     let reply = || {
-        let query = Query::read(bytes).filter(|query| matches!(query.kind, A | AAAA))?;
-        let meaning = zone.find(mesh, client.namespace, &query.name)?;
-        let mut addresses = addresses(&meaning, client.network, query.kind == A)?;
-        if !addresses.is_empty() {
-            let first = random % addresses.len();
-            addresses.rotate_left(first);
+        let query = Query::read(bytes)?;
+        let reply = Reply::new(&query, transport);
+        match query.kind {
+            A | AAAA => with_addresses(reply, zone.find(mesh, client.namespace, &query.name)?, |meaning| {
+                addresses(meaning, client.network, query.kind == A).map(|all| rotated(all, random))
+            }),
+            SRV => {
+                let (service, port) = zone.port(mesh, client.namespace, &query.name)?;
+                with_locations(reply, rotated(locations(service, port, client.network)?, random))
+            }
+            _ => None,
         }
-        let mut reply = Reply::new(&query, transport);
-        if let Some(canonical) = &meaning.canonical
-            && !reply.alias(canonical, TTL)
-        {
-            return None;
-        }
-        if addresses.is_empty() {
-            reply.nothing(TTL);
-        }
-        addresses.into_iter().for_each(|ip| reply.address(ip, TTL));
-        Some(reply.finish())
     };
-    reply().map_or(Answer::Forward, Answer::Reply)
+    reply().map_or(Answer::Forward, |reply: Reply| Answer::Reply(reply.finish()))
+}
+
+fn with_addresses(
+    mut reply: Reply,
+    meaning: Meaning,
+    addresses: impl FnOnce(&Meaning) -> Option<Vec<IpAddr>>,
+) -> Option<Reply> {
+    let addresses = addresses(&meaning)?;
+    if let Some(canonical) = &meaning.canonical
+        && !reply.alias(canonical, TTL)
+    {
+        return None;
+    }
+    if addresses.is_empty() {
+        reply.nothing(TTL);
+    }
+    addresses.into_iter().for_each(|ip| reply.address(ip, TTL));
+    Some(reply)
+}
+
+fn with_locations(mut reply: Reply, locations: Vec<Location>) -> Option<Reply> {
+    // As the cluster's DNS has it.
+    let weight = u16::try_from(100 / locations.len().max(1)).unwrap_or(1).max(1);
+    locations.into_iter().all(|location| reply.location(location, weight, TTL)).then_some(reply)
+}
+
+/// Another one first.
+fn rotated<T>(mut all: Vec<T>, random: usize) -> Vec<T> {
+    if !all.is_empty() {
+        let first = random % all.len();
+        all.rotate_left(first);
+    }
+    all
+}
+
+/// Where a port of a service of the cluster is: at the service, or, where it has no address, at each of its pods. None if
+/// that is not known of all of them, or there are none.
+fn locations(service: Arc<ServiceEntry>, port: ServicePort, network: &Network) -> Option<Vec<Location>> {
+    let host = service.service.key.hostname.to_string();
+    let (vips, namespace) = (!service.service.vips.is_empty(), service.service.key.namespace.clone());
+    let meaning = |pod| Meaning { service: service.clone(), pod, of_cluster: true, canonical: None };
+    let both = |meaning: &Meaning| {
+        let both = [true, false].map(|v4| addresses(meaning, network, v4));
+        let [v4, v6] = both;
+        Some([v4?, v6?].concat())
+    };
+    if vips {
+        let addresses = both(&meaning(None))?;
+        return Some(vec![Location { port: port.port, host, addresses }]);
+    }
+    let endpoints = service.endpoints();
+    let here = endpoints.iter().filter(|endpoint| endpoint.workload.network == *network);
+    let of_pod = |endpoint: &Arc<Endpoint>| {
+        let workload = &endpoint.workload;
+        let pod =
+            (workload.is_pod() && workload.namespace == namespace).then(|| workload.name.to_string())?;
+        let addresses = both(&meaning(Some(pod.clone())))?;
+        Some(Location { port: endpoint.target_port(port)?, host: format!("{pod}.{host}"), addresses })
+    };
+    let locations: Vec<Location> = here.map(of_pod).collect::<Option<_>>()?;
+    (!locations.is_empty()).then_some(locations)
 }
 
 /// The addresses of one family; none if the mesh does not know what the name's are.

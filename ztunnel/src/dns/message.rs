@@ -22,6 +22,8 @@ const SOA: u16 = 6;
 const CNAME: u16 = 5;
 /// Type AAAA.
 pub const AAAA: u16 = 28;
+/// Type SRV (RFC 2782).
+pub const SRV: u16 = 33;
 /// Type OPT (RFC 6891).
 const OPT: u16 = 41;
 /// Type IXFR (RFC 1995).
@@ -174,7 +176,7 @@ pub fn failure(query: &[u8]) -> Option<Vec<u8>> {
     let end = HEADER + question(query).map_or(0, <[u8]>::len);
     let mut bytes = query[..end].to_vec();
     let edns = Query::read(query).and_then(|query| query.edns);
-    finish(&mut bytes, 0, SERVFAIL, [u16::from(end > HEADER), 0, 0], edns);
+    finish(&mut bytes, 0, SERVFAIL, [u16::from(end > HEADER), 0, 0], 0, edns);
     Some(bytes)
 }
 
@@ -195,6 +197,19 @@ pub struct Reply {
     owner: Owner,
     counts: [u16; 3],
     truncated: bool,
+    /// Hosts whose names are in the message, for how long their addresses are good, and these.
+    hosts: Vec<(Owner, u32, Vec<IpAddr>)>,
+}
+
+/// Where a service, or one pod of it, is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The port.
+    pub port: u16,
+    /// The host's name.
+    pub host: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
 }
 
 impl Reply {
@@ -203,7 +218,8 @@ impl Reply {
         let opt = if query.edns.is_some() { 11 } else { 0 };
         let limit = query.limit(transport) - opt;
         let (bytes, owner) = (query.head.to_vec(), QUESTION);
-        Self { bytes, edns: query.edns, limit, owner, counts: [1, 0, 0], truncated: false }
+        let hosts = Vec::new();
+        Self { bytes, edns: query.edns, limit, owner, counts: [1, 0, 0], truncated: false, hosts }
     }
 
     /// What was asked for is another name of `target`, which the rest is about. False if there is no such name.
@@ -227,6 +243,25 @@ impl Reply {
         }
     }
 
+    /// A place of the service, all of which are equal. False if there is no such name.
+    pub fn location(&mut self, location: Location, weight: u16, ttl: u32) -> bool {
+        let Some(name) = wire_name(&location.host) else { return false };
+        let mut data = Vec::with_capacity(6 + name.len());
+        for word in [0, weight, location.port] {
+            data.extend(word.to_be_bytes());
+        }
+        let before = data.len();
+        data.extend(name);
+        match self.record(self.owner, SRV, ttl, &data) {
+            Some(at) => {
+                self.counts[1] += 1;
+                self.hosts.push((Owner(at.saturating_add(before as u16)), ttl, location.addresses));
+            }
+            None => self.truncated = true,
+        }
+        true
+    }
+
     /// That the name has no record of the type, for so many seconds (RFC 2308): the name's own zone says so.
     pub fn nothing(&mut self, ttl: u32) {
         let owner = pointer(self.owner);
@@ -244,8 +279,28 @@ impl Reply {
     /// Everything, with the right counts.
     pub fn finish(mut self) -> Vec<u8> {
         let flags = if self.truncated { AA | TC } else { AA };
-        finish(&mut self.bytes, flags, 0, self.counts, self.edns);
+        let additional = self.additional();
+        finish(&mut self.bytes, flags, 0, self.counts, additional, self.edns);
         self.bytes
+    }
+
+    /// Writes the hosts' addresses, as far as there is room: what is left out the client can ask for. How many.
+    fn additional(&mut self) -> u16 {
+        let mut written = 0;
+        // Further behind names cannot be referred to.
+        for (owner, ttl, addresses) in std::mem::take(&mut self.hosts) {
+            if owner.0 >= 0x4000 {
+                break;
+            }
+            for ip in addresses {
+                let record = match ip {
+                    IpAddr::V4(ip) => self.record(owner, A, ttl, &ip.octets()),
+                    IpAddr::V6(ip) => self.record(owner, AAAA, ttl, &ip.octets()),
+                };
+                written += u16::from(record.is_some());
+            }
+        }
+        written
     }
 
     /// Where its data begins; none if it does not fit.
@@ -272,6 +327,7 @@ fn finish(
     flags: u8,
     code: u8,
     [questions, answers, authorities]: [u16; 3],
+    additional: u16,
     edns: Option<Edns>,
 ) {
     if let Some(edns) = edns {
@@ -282,7 +338,7 @@ fn finish(
     }
     bytes[2] = QR | flags | (bytes[2] & (OPCODE | RD));
     bytes[3] = RA | code | (bytes[3] & CD);
-    let additional = u16::from(edns.is_some());
+    let additional = additional + u16::from(edns.is_some());
     for (place, count) in
         bytes[4..HEADER].chunks_exact_mut(2).zip([questions, answers, authorities, additional])
     {

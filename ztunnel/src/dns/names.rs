@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use mesh_core::service::ServicePort;
 use mesh_core::store::{Reader, ServiceEntry};
 
 /// The cluster's DNS suffix, below which all of its services are.
@@ -62,6 +63,20 @@ impl Zone {
         let first = first.and_then(|meant| look.searched(meant).or_else(|| look.completed_search(meant)));
         let others = [rest.strip_suffix(".svc"), Some(rest)];
         first.or_else(|| others.into_iter().flatten().find_map(|meant| look.searched(meant)))
+    }
+
+    /// The port that `_http._tcp.web.shop.svc.cluster.local` names, and its service, which is one of the cluster.
+    pub fn port(
+        &self,
+        mesh: &Reader,
+        namespace: &str,
+        name: &str,
+    ) -> Option<(Arc<ServiceEntry>, ServicePort)> {
+        let (port, rest) = name.strip_prefix('_')?.split_once('.')?;
+        let host = rest.strip_prefix("_tcp.").filter(|host| host.ends_with(&self.services))?;
+        let service = mesh.service_named(host, namespace)?;
+        let port = service.service.named_port(port)?;
+        Some((service, port))
     }
 }
 

@@ -32,6 +32,7 @@ fn a_service_with_its_ways_to_choose() {
             hostname: "cart.shop.svc.cluster.local".into(),
             addresses: vec![proto::NetworkAddress { address: vec![10, 96, 0, 7], ..Default::default() }],
             ports: ports(&[(80, 8080), (81, 0)]).ports,
+            port_names: [("http".to_owned(), 80), ("admin".to_owned(), 81)].into(),
             ip_families: proto::IpFamilies::Ipv4Only.into(),
             canonical: true,
             load_balancing: expect,

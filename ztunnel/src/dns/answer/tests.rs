@@ -4,7 +4,7 @@ use hickory_proto::op::{Message, Query as Question, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use mesh_core::addr::NetworkAddress;
 use mesh_core::convert::Names;
-use mesh_core::service::{Balancing, Families, Service, ServiceName, Vip};
+use mesh_core::service::{Balancing, Families, Service, ServiceName, ServicePort, Vip};
 use mesh_core::store::{self, Reader, Writer};
 use mesh_core::workload::{Health, Locality, Membership, Tunnel, Workload, WorkloadType};
 
@@ -20,6 +20,7 @@ fn service(namespace: &str, hostname: &str, vips: &[&str]) -> Service {
         name: "name".into(),
         vips: vips.iter().map(vip).collect(),
         ports: [].into(),
+        port_names: [].into(),
         identities: [].into(),
         waypoints: [].into(),
         balancing: Balancing::default(),
@@ -215,6 +216,67 @@ fn other_types_and_other_messages_go_to_the_server() {
     bytes[2] |= 0x80; // a response
     assert_eq!(judged(&bytes), Answer::Drop);
     assert_eq!(judged(b"not a query"), Answer::Drop);
+}
+
+#[test]
+fn ports_of_the_clusters_services() {
+    let named = |service: Service, ports: &[(&str, u16, Option<u16>)]| Service {
+        ports: ports.iter().map(|(_, port, target)| ServicePort { port: *port, target: *target }).collect(),
+        port_names: ports.iter().map(|(name, port, _)| ((*name).into(), *port)).collect(),
+        ..service
+    };
+    let (web, db, mixed) =
+        ("web.shop.svc.cluster.local", "db.shop.svc.cluster.local", "mixed.shop.svc.cluster.local");
+    let mesh = mesh(|mesh| {
+        let vips = &["10.96.0.7", "fd00:96::7", "198.51.100.1"];
+        mesh.put_service(named(service("shop", web, vips), &[("http", 80, Some(8080)), ("api", 81, None)]));
+        for host in [db, mixed] {
+            mesh.put_service(named(service("shop", host, &[]), &[("sql", 5432, None)]));
+        }
+        mesh.put_service(named(service("shop", "ext.example.com", &["240.0.0.1"]), &[("http", 80, None)]));
+        let with_port = |pod: Workload, target| {
+            let service = pod.services[0].service.clone();
+            Workload { services: [Membership { service, ports: [(5432, target)].into() }].into(), ..pod }
+        };
+        mesh.put_workload(with_port(pod("db-0", "shop", &["10.244.1.2", "fd00:244::2"], db), 15432));
+        mesh.put_workload(with_port(pod("db-1", "shop", &["10.244.1.3"], db), 5432));
+        mesh.put_workload(with_port(pod("mixed-0", "shop", &["10.244.1.4"], mixed), 5432));
+        let machine = with_port(pod("machine", "shop", &["10.9.9.9"], mixed), 5432);
+        mesh.put_workload(Workload {
+            uid: "c/discovery.k8s.io/EndpointSlice/shop/m/10.9.9.9".into(),
+            ..machine
+        });
+    });
+    for (name, expected) in [
+        ("_http._tcp.web.shop.svc.cluster.local.", Some("0 100 80 web.shop.svc.cluster.local.")),
+        ("_API._TCP.web.shop.svc.cluster.local.", Some("0 100 81 web.shop.svc.cluster.local.")),
+        (
+            "_sql._tcp.db.shop.svc.cluster.local.",
+            Some("0 50 15432 db-0.db.shop.svc.cluster.local. 0 50 5432 db-1.db.shop.svc.cluster.local."),
+        ),
+        ("_sql._tcp.mixed.shop.svc.cluster.local.", None),
+        ("_sql._udp.db.shop.svc.cluster.local.", None),
+        ("_no._tcp.db.shop.svc.cluster.local.", None),
+        ("_http._tcp.ext.example.com.", None),
+        ("web.shop.svc.cluster.local.", None),
+    ] {
+        assert_eq!(ask(&mesh, "shop", name, RecordType::SRV).as_deref(), expected, "{name}");
+    }
+    let network = Network::default();
+    let client = Client { namespace: "shop", network: &network };
+    let bytes = query("_http._tcp.web.shop.svc.cluster.local.", RecordType::SRV);
+    let Answer::Reply(bytes) = answer(&mesh, &Zone::from("cluster.local"), client, &bytes, Transport::Udp, 0)
+    else {
+        panic!("no answer")
+    };
+    let reply = Message::from_vec(&bytes).unwrap();
+    let glue: Vec<_> =
+        reply.additionals.iter().map(|record| format!("{} {}", record.name, record.data)).collect();
+    assert_eq!(
+        glue,
+        ["web.shop.svc.cluster.local. 10.96.0.7", "web.shop.svc.cluster.local. fd00:96::7"],
+        "addresses are beside the answer, not in it"
+    );
 }
 
 #[test]

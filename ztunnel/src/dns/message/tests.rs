@@ -157,6 +157,37 @@ fn what_does_not_fit_is_left_out_and_told() {
 }
 
 #[test]
+fn locations_come_before_their_addresses_which_may_be_missing() {
+    let query = asked("_sql._tcp.db.shop.svc.cluster.local.", RecordType::SRV, Some(1232));
+    let location = |n: usize| Location {
+        port: 5432,
+        host: format!("db-{n}.db.shop.svc.cluster.local"),
+        addresses: vec![v4(n)],
+    };
+    let reply = |transport, count| {
+        written(&query, transport, |reply| {
+            (0..count).for_each(|n| assert!(reply.location(location(n), 1, 30)))
+        })
+    };
+    let few = reply(Transport::Udp, 5);
+    assert_eq!((few.answers.len(), few.additionals.len(), few.metadata.truncation), (5, 5, false));
+    for (answer, address) in few.answers.iter().zip(&few.additionals) {
+        let RData::SRV(srv) = &answer.data else { panic!("{answer}") };
+        assert_eq!((&srv.target, srv.port, address.ttl), (&address.name, 5432, 30));
+    }
+    let some = reply(Transport::Udp, 21);
+    assert_eq!((some.answers.len(), some.metadata.truncation), (21, false), "only addresses are left out");
+    assert!(some.additionals.len() < 21);
+    let many = reply(Transport::Udp, 100);
+    assert!(many.metadata.truncation && many.additionals.is_empty());
+    let long = reply(Transport::Tcp, 1000);
+    assert_eq!((long.answers.len(), long.metadata.truncation), (1000, false));
+    assert!(!long.additionals.is_empty(), "names far behind cannot be referred to");
+    let mut reply = Reply::new(&Query::read(&query).unwrap(), Transport::Udp);
+    assert!(!reply.location(Location { host: "a..b".to_owned(), ..location(0) }, 1, 30));
+}
+
+#[test]
 fn failures_are_answers_to_any_query() {
     let query = asked("example.org.", RecordType::TXT, Some(1232));
     let reply = Message::from_vec(&failure(&query).unwrap()).unwrap();
@@ -201,6 +232,8 @@ fn digest(bytes: &[u8]) {
             let mut reply = Reply::new(query, transport);
             reply.alias("other.example.com", 30);
             reply.nothing(30);
+            let host = "db-0.db.shop.svc.cluster.local".to_owned();
+            reply.location(Location { port: 1, host, addresses: vec![v4(1)] }, 1, 30);
             (0..300).for_each(|n| reply.address(v4(n), 30));
             let reply = reply.finish();
             assert!(reply.len() <= query.limit(transport));
