@@ -1,5 +1,7 @@
 //! Evaluation as Istio's ztunnel does it, from the wire's form: one line a case.
 
+mod reference;
+
 use super::*;
 use crate::convert::{self, Names};
 use crate::proto::security as wire;
