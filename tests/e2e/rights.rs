@@ -1,6 +1,7 @@
 //! The manifests: what they install is what is used, no more.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -89,6 +90,25 @@ fn all_used(lab: &Lab, user: &str, roles: &[&str]) -> anyhow::Result<()> {
     })
 }
 
+/// A pod in the mesh refuses a client by policy, which is told on it.
+fn a_refusal(lab: &Lab) -> anyhow::Result<()> {
+    let server = Workload::new("mesh", "refusing").on_node(1).start(lab)?;
+    server.captured()?;
+    lab.apply(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: { name: refusing, namespace: mesh }\n\
+         spec: { selector: { matchLabels: { app: refusing } }, action: DENY, rules: [{}] }\n",
+    )?;
+    let url = format!("http://{}/", SocketAddr::new(server.address()?, 80));
+    eventually("an Event", SOON, || {
+        lab.pod("mesh/client").exec(["curl", "-sS", "--max-time", "5", &url])?;
+        let fields = "--field-selector=reason=PolicyDenied,involvedObject.name=refusing";
+        let events = lab.kubectl(["get", "events", "-n", "mesh", fields, "-o", "name"])?;
+        anyhow::ensure!(!events.is_empty(), "none");
+        Ok(())
+    })?;
+    lab.kubectl(["delete", "-n", "mesh", "authorizationpolicy/refusing", "pod/refusing"]).map(drop)
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn each_right_in_the_manifests_is_used_and_no_other_is_asked_for() {
@@ -140,6 +160,7 @@ fn each_right_in_the_manifests_is_used_and_no_other_is_asked_for() {
             )
         });
         lab.apply(&entries.join("---\n"))?;
+        a_refusal(lab)?;
         all_used(lab, NODE_AGENT, &["clusterrole/ambit-node-agent"])?;
         let all = ["peerauthentication", "authorizationpolicy", "serviceentry", "workloadentry"];
         let all = all.map(|kind| format!("{kind}/nobodys"));

@@ -29,6 +29,7 @@ pub mod netns;
 pub mod node;
 pub mod peer;
 pub mod picks;
+pub mod policies;
 pub mod raw_bpf;
 pub mod reuse;
 pub mod rootfs;

@@ -1,7 +1,7 @@
 //! The lab on the command line: the demo, a lab to play with, and the removal of what dead runs left behind.
 
 use clap::{Parser, Subcommand};
-use mesh_tests::{bench, crash, crowd, demo, picks, reuse};
+use mesh_tests::{bench, crash, crowd, demo, picks, policies, reuse};
 
 /// A Kubernetes cluster of network namespaces, with the mesh in it. Needs root.
 #[derive(Debug, Parser)]
@@ -25,6 +25,8 @@ enum Act {
     Crowd(crowd::Config),
     /// Measure how long a proxy takes to choose an endpoint, by how many there are. Needs no root.
     Picks(picks::Config),
+    /// Measure how long a proxy takes to decide by policy, by how many policies there are. Needs no root.
+    Policies(policies::Config),
     /// Remove what runs left behind whose process is gone.
     Sweep,
 }
@@ -37,6 +39,7 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         Act::Reuse(config) => reuse::run(&config),
         Act::Crowd(config) => crowd::run(&config),
         Act::Picks(config) => picks::run(&config),
+        Act::Policies(config) => policies::run(&config),
         Act::Sweep => {
             let swept = mesh_tests::run::sweep()?;
             println!("removed {} dead runs {}", swept.len(), swept.join(" "));
