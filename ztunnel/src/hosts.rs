@@ -31,8 +31,11 @@ pub struct Hosts {
 #[derive(Debug, Default)]
 struct Host {
     found: Mutex<Option<Found>>,
-    looking: tokio::sync::Mutex<()>,
+    looking: tokio::sync::Mutex<Failed>,
 }
+
+/// The last look-up that came to nothing: when, and of what.
+type Failed = Option<(Instant, String)>;
 
 #[derive(Clone, Debug)]
 struct Found {
@@ -65,18 +68,24 @@ impl Hosts {
     /// # Errors
     /// When the resolver knows no address, and has known none for a while.
     pub async fn look_up(&self, name: &str) -> io::Result<Addresses> {
-        let host = self.host(name);
-        let _alone = host.looking.lock().await;
+        let (host, came) = (self.host(name), Instant::now());
+        let mut failed = host.looking.lock().await;
         if let Some(fresh) = host.fresh() {
             return Ok(fresh);
         }
+        // Whoever waited for it has its outcome, or a resolver that is slow to fail would be waited for one by one.
+        if let Some((_, reason)) = failed.as_ref().filter(|(at, _)| *at >= came) {
+            return Err(io::Error::other(reason.clone()));
+        }
         let answer = resolve(name).await;
         let now = Instant::now();
-        let found = match answer {
-            Ok(addresses) => Found { addresses, said: now, asked: now },
-            Err(error) => {
-                let old = host.found().filter(|found| found.said.elapsed() < STALE);
-                Found { asked: now, ..old.ok_or(error)? }
+        let old = || host.found().filter(|found| found.said.elapsed() < STALE);
+        let found = match (answer, old()) {
+            (Ok(addresses), _) => Found { addresses, said: now, asked: now },
+            (Err(_), Some(old)) => Found { asked: now, ..old },
+            (Err(error), None) => {
+                *failed = Some((now, error.to_string()));
+                return Err(error);
             }
         };
         *host.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found.clone());
@@ -126,6 +135,20 @@ mod tests {
         assert_eq!(hosts.get("localhost"), Some(found));
         hosts.look_up(&none()).await.unwrap_err();
         assert_eq!(hosts.get(&none()), None);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_look_up_that_fails_does_not_begin_another() {
+        let hosts = Hosts::default();
+        let host = hosts.host("localhost");
+        let mut looking = host.looking.lock().await;
+        let waiting = hosts.look_up("localhost");
+        tokio::pin!(waiting);
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        *looking = Some((Instant::now(), "no server answers".to_owned()));
+        drop(looking);
+        assert_eq!(waiting.await.unwrap_err().to_string(), "no server answers");
+        hosts.look_up("localhost").await.expect("who comes later tries again");
     }
 
     #[tokio::test]

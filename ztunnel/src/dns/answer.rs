@@ -105,23 +105,21 @@ fn rotated<T>(mut all: Vec<T>, random: usize) -> Vec<T> {
 fn locations(service: Arc<ServiceEntry>, port: ServicePort, network: &Network) -> Option<Vec<Location>> {
     let host = service.service.key.hostname.to_string();
     let (vips, namespace) = (!service.service.vips.is_empty(), service.service.key.namespace.clone());
-    let meaning = |pod| Meaning { service: service.clone(), pod, of_cluster: true, canonical: None };
-    let both = |meaning: &Meaning| {
-        let both = [true, false].map(|v4| addresses(meaning, network, v4));
-        let [v4, v6] = both;
-        Some([v4?, v6?].concat())
-    };
     if vips {
-        let addresses = both(&meaning(None))?;
-        return Some(vec![Location { port: port.port, host, addresses }]);
+        let meaning = Meaning { service, pod: None, of_cluster: true, canonical: None };
+        let [v4, v6] = [true, false].map(|v4| addresses(&meaning, network, v4));
+        return Some(vec![Location { port: port.port, host, addresses: [v4?, v6?].concat() }]);
     }
-    let endpoints = service.endpoints();
+    let (endpoints, families) = (service.endpoints(), service.service.families);
     let here = endpoints.iter().filter(|endpoint| endpoint.workload.network == *network);
     let of_pod = |endpoint: &Arc<Endpoint>| {
         let workload = &endpoint.workload;
         let pod =
             (workload.is_pod() && workload.namespace == namespace).then(|| workload.name.to_string())?;
-        let addresses = both(&meaning(Some(pod.clone())))?;
+        // Of this one alone: to look for the pod among all would cost the square of their number.
+        let mut addresses = Some(workload.addresses.to_vec()).filter(|all| !all.is_empty())?;
+        addresses.retain(|ip| families.allows(*ip));
+        addresses.sort_unstable();
         Some(Location { port: endpoint.target_port(port)?, host: format!("{pod}.{host}"), addresses })
     };
     let locations: Vec<Location> = here.map(of_pod).collect::<Option<_>>()?;
