@@ -171,7 +171,8 @@ impl Pods {
         }
     }
 
-    async fn converse(&self, link: &Link, flag_map: &OwnedFd) {
+    /// One ztunnel, until its connection ends.
+    pub async fn converse(&self, link: &Link, flag_map: &OwnedFd) {
         let (held, draining) = match greet(link, flag_map).await {
             Ok(greeted) => greeted,
             Err(error) => return warn!("a ztunnel connected, but: {error}"),

@@ -78,7 +78,7 @@ pub fn unchain(conflist: &str) -> Result<Option<String>, InvalidConfiguration> {
 /// When the text is no configuration that we can come after.
 pub fn convert(conf: &str, entry: &Entry) -> Result<String, InvalidConfiguration> {
     let conf = object(conf)?;
-    if conf.get("type").and_then(Value::as_str).is_none_or(str::is_empty) {
+    if conf.get("type").and_then(Value::as_str).is_none_or(|plugin| plugin.is_empty() || plugin == TYPE) {
         return Err(InvalidConfiguration::NoPlugins);
     }
     check_version(&conf)?;
@@ -235,6 +235,8 @@ mod tests {
         }
         let no_type = r#"{"cniVersion": "1.0.0", "name": "x"}"#;
         assert_eq!(convert(no_type, &entry()), Err(InvalidConfiguration::NoPlugins));
+        let only_ours = r#"{"cniVersion": "1.0.0", "name": "n", "type": "mesh-cni"}"#;
+        assert_eq!(convert(only_ours, &entry()), Err(InvalidConfiguration::NoPlugins));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use mesh_core::identity::Identity;
 use mesh_core::proto::workload as proto;
 use proto::load_balancing::{Mode, Scope};
 use serde::Deserialize;
@@ -290,6 +291,12 @@ fn read_endpoint(spec: &EndpointSpec, named: bool, faults: &mut Vec<String>) -> 
             return None;
         }
     };
+    if !may_be_account(&spec.service_account) {
+        let account = &spec.service_account;
+        faults
+            .push(format!("the endpoint {address:?} is left out: {account:?} is no service account's name"));
+        return None;
+    }
     let mut ports = BTreeMap::new();
     for (name, number) in &spec.ports {
         match port_number(*number) {
@@ -309,6 +316,11 @@ fn read_endpoint(spec: &EndpointSpec, named: bool, faults: &mut Vec<String>) -> 
         service_account: spec.service_account.clone(),
         ..Endpoint::named("")
     })
+}
+
+/// Whether there is an identity with it, or it is not said.
+fn may_be_account(name: &str) -> bool {
+    name.is_empty() || format!("spiffe://cluster.local/ns/default/sa/{name}").parse::<Identity>().is_ok()
 }
 
 /// `region/zone/subzone`.

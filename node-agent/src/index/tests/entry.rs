@@ -309,6 +309,12 @@ fn what_cannot_be_done_is_told_and_the_rest_is() {
         ),
         ("no port", spec("STATIC", json!({"ports": [{"number": 0}, {"number": 80}]})), "port 0", 1),
         ("no endpoint", spec("STATIC", json!({"endpoints": [{"address": "unix:///a"}]})), "unix:///a", 1),
+        (
+            "no account",
+            spec("STATIC", json!({"endpoints": [{"address": "192.0.2.1", "serviceAccount": "a=b"}]})),
+            "\"a=b\" is no service account",
+            1,
+        ),
         ("a name", spec("STATIC", json!({"endpoints": [{"address": "a.example"}]})), "a.example", 1),
         ("a wildcard", spec("DNS", json!({"hosts": ["*.example"]})), "*.example", 1),
         ("not supported", spec("DYNAMIC_DNS", json!({})), "DYNAMIC_DNS", 1),
