@@ -5,6 +5,7 @@
 
 mod deny;
 mod ebpf;
+mod fuzz;
 mod kubectl;
 mod lab;
 mod process;
@@ -33,6 +34,8 @@ enum Task {
     Bench(lab::Bench),
     /// Run the eBPF and network namespace suites on Debian 12's own kernel, in a virtual machine. Needs root.
     Qemu(qemu::Args),
+    /// Fuzz what strangers and neighbours can send.
+    Fuzz(fuzz::Args),
     /// Build the kernel programs into target/ebpf/mesh-ebpf.
     Ebpf(ebpf::Args),
     /// Install the Debian packages and tools that the other tasks need.
@@ -61,6 +64,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         Task::Bench(args) => lab::bench(&workspace, &args),
         Task::Test(args) => test::run(&workspace, &args),
         Task::Qemu(args) => qemu::run(&workspace, &args),
+        Task::Fuzz(args) => fuzz::run(&workspace, &args),
         Task::Ebpf(args) => ebpf::run(&workspace, &args),
         Task::Setup => setup::run(&workspace),
         Task::Tidy => tidy::run(&workspace),

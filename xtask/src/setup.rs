@@ -23,6 +23,8 @@ pub(crate) enum Need {
     Lab,
     /// Measure in one.
     Bench,
+    /// Fuzz.
+    Fuzz,
     /// Run suites on another kernel.
     Machine,
 }
@@ -59,6 +61,7 @@ const PACKAGES: &[Package] = &[
         unless: kubectl::is_new_enough,
         ..package("python3-venv", Need::Lab, "a place to install kubectl into")
     },
+    package("g++", Need::Fuzz, "libFuzzer is built with it"),
     package("iperf3", Need::Bench, "throughput between pods"),
     package("qemu-system-x86", Need::Machine, "a machine with another kernel"),
 ];

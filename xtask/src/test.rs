@@ -1,7 +1,7 @@
 //! `cargo xtask test`: what CI runs, in the order in which it is cheapest to fail.
 //!
 //! Suites: `static` (formatting, tidy, lints), `unit` (all that needs no root), `privileged` (what does inside the
-//! crates), and one per test binary (`ebpf`, `netns`, `e2e` ...) for its tests that do. Every cargo call takes all default members: one
+//! crates), `fuzz` (each target of tests/fuzz for some seconds), and one per test binary (`ebpf`, `netns`, `e2e` ...) for its tests that do. Every cargo call takes all default members: one
 //! choice of features, so that clippy, tests and demo share what was built.
 //!
 //! **Invariant:** a suite that fails stops nothing but itself, and a suite for root that ran no test has failed.
@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::fuzz::{self, Bound};
 use crate::process::{self, step};
 use crate::setup::{self, Need};
 use crate::workspace::Workspace;
@@ -21,6 +22,10 @@ const STATIC: &str = "static";
 const UNIT: &str = "unit";
 /// Tests inside the crates that need root.
 const PRIVILEGED: &str = "privileged";
+/// Each fuzz target for a few seconds.
+const FUZZ: &str = "fuzz";
+/// The same inputs each time: what is found by chance is found by `cargo xtask fuzz`.
+const SHORT: Bound = Bound { seconds: 10, executions: 20_000, seed: 1 };
 /// Run last, in this order: a fault that a smaller suite can name should be named by it.
 const LAST: [&str; 3] = ["ebpf", "netns", "e2e"];
 /// With this setting pods are guarded as on kernels without tcx.
@@ -58,7 +63,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let mut chosen = choose(&known, &args.suites)?;
     let checks = chosen.iter().any(|suite| suite == STATIC);
     chosen.retain(|suite| suite != STATIC);
-    if chosen.iter().any(|suite| suite != UNIT) {
+    if chosen.iter().any(|suite| suite != UNIT && suite != FUZZ) {
         setup::require_root("this suite")?;
     }
     let started = Instant::now();
@@ -66,7 +71,8 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         check_format_and_rules(workspace)?;
     }
     if !chosen.is_empty() {
-        setup::ensure(workspace, &[Need::Build, Need::Lab])?;
+        let fuzz = chosen.iter().any(|suite| suite == FUZZ).then_some(Need::Fuzz);
+        setup::ensure(workspace, &[Need::Build, Need::Lab].into_iter().chain(fuzz).collect::<Vec<_>>())?;
         ebpf::build(workspace, false)?;
         ebpf::build_logging(workspace)?;
     }
@@ -109,7 +115,7 @@ fn lint(workspace: &Workspace) -> Result<()> {
 fn suites(workspace: &Workspace) -> Result<Vec<String>> {
     let mut binaries = binaries(workspace)?;
     binaries.sort_by_key(|name| LAST.iter().position(|last| last == name).map_or(0, |place| place + 1));
-    Ok([STATIC, UNIT, PRIVILEGED].map(str::to_owned).into_iter().chain(binaries).collect())
+    Ok([STATIC, UNIT, PRIVILEGED, FUZZ].map(str::to_owned).into_iter().chain(binaries).collect())
 }
 
 fn binaries(workspace: &Workspace) -> Result<Vec<String>> {
@@ -170,6 +176,11 @@ fn run_suites(workspace: &Workspace, chosen: &[String], filter: &[String]) -> Re
         let started = Instant::now();
         let mut results = Vec::new();
         let mut succeeded = true;
+        if suite == FUZZ {
+            let fuzzed = fuzzed(workspace)?;
+            succeeded = fuzzed.iter().all(|outcome| outcome.succeeded);
+            results.push(counted(&fuzzed));
+        }
         for run in runs(suite, chosen) {
             let mut cargo = workspace.cargo("test");
             cargo.args(["--locked", "--quiet", "--no-fail-fast"]).args(run.arguments);
@@ -201,6 +212,18 @@ fn run_suites(workspace: &Workspace, chosen: &[String], filter: &[String]) -> Re
     Ok(reports)
 }
 
+fn fuzzed(workspace: &Workspace) -> Result<Vec<fuzz::Outcome>> {
+    let targets = fuzz::prepare(workspace)?;
+    targets.iter().map(|target| fuzz::fuzz(workspace, target, SHORT)).collect()
+}
+
+/// In the words of libtest's summary.
+fn counted(outcomes: &[fuzz::Outcome]) -> String {
+    let passed = outcomes.iter().filter(|outcome| outcome.succeeded).count();
+    let executions: u64 = outcomes.iter().map(|outcome| outcome.executions).sum();
+    format!("fuzz targets: {passed} passed; {} failed; {executions} executions", outcomes.len() - passed)
+}
+
 /// One `cargo test`.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Run<'a> {
@@ -216,6 +239,7 @@ fn runs<'a>(suite: &'a str, chosen: &[String]) -> Vec<Run<'a>> {
     let as_root = ["--", "--ignored", "--test-threads=1"];
     match suite {
         UNIT => vec![run(&[&["--lib", "--bins", "--tests", "--"]])],
+        FUZZ => Vec::new(),
         PRIVILEGED => vec![run(&[&["--lib", "--bins"], &as_root])],
         // Named without `unit`, a suite brings along those of its tests that need no root.
         binary => {

@@ -12,6 +12,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("ztunnel", &["mesh-core", "mesh-ebpf-abi"]),
     ("node-agent", &["mesh-core", "mesh-ebpf-abi"]),
     ("tests", &["mesh-core", "mesh-ebpf-abi", "node-agent", "ztunnel"]),
+    ("tests/fuzz", &["mesh-core", "mesh-ebpf-abi", "node-agent", "ztunnel"]),
     ("xtask", &[]),
 ];
 
