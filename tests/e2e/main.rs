@@ -24,3 +24,4 @@ mod shared;
 mod starts;
 mod strict;
 mod traffic;
+mod upgrades;

@@ -133,10 +133,7 @@ fn pods_that_cannot_be_in_the_mesh_say_why() {
 
 /// The workloads that the ztunnel of node 1 has at an address.
 pub(crate) fn known_at(lab: &Lab, address: IpAddr) -> anyhow::Result<Vec<String>> {
-    let mut command = lab.node(1).command("curl")?;
-    command.args(["-sS", "--max-time", "5", "http://127.0.0.1:15000/config_dump"]);
-    let dump = mesh_tests::shell::capture(command, "")?.ok("config dump")?;
-    let dump: Value = serde_json::from_str(&dump)?;
+    let dump: Value = serde_json::from_str(&lab.scrape(1, 15000, "/config_dump")?)?;
     let workloads = dump["workloads"].as_array().context("no workloads in the dump")?;
     let at = |one: &&Value| one["addresses"].as_array().is_some_and(|all| all.contains(&json!(address)));
     Ok(workloads.iter().filter(at).map(|one| one["uid"].as_str().unwrap_or_default().to_owned()).collect())

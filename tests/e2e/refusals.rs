@@ -151,9 +151,9 @@ fn calls_to_the_meshs_own_ports_lead_nowhere() {
                 nobody_answers(caller, &format!("http://{host}:{port}/config_dump"))?;
             }
         }
-        // The node's own are for the node: the dump is on its loopback, where the same call does find it.
+        // ztunnel's own dump is on its loopback, where the same call does find it.
         for node in [1, 2] {
-            let address = lab.node(node).address();
+            let address = lab.daemon("ztunnel", node).address()?;
             nobody_answers(&plain, &format!("http://{address}:15000/config_dump"))?;
             assert!(!lab.scrape(node, 15000, "/config_dump")?.is_empty());
         }

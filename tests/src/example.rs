@@ -67,8 +67,15 @@ enum Act {
         /// So many at a time.
         #[arg(long, default_value_t = 1)]
         parallel: usize,
+        /// Between two connections, and between the round trips of one.
         #[arg(long, default_value_t = 10)]
         every_ms: u64,
+        /// Go on with round trips on each connection for as long, then end it in order.
+        #[arg(long, default_value_t = 0)]
+        last_ms: u64,
+        /// Of each round trip.
+        #[arg(long, default_value_t = 4)]
+        bytes: usize,
     },
     /// Call several services in turns until told to stop; then tell, as one JSON object, who answered.
     Ask {
@@ -127,8 +134,9 @@ impl Example {
                 Act::Hold { address, every_ms } => {
                     stream::hold(&address, Duration::from_millis(every_ms)).await
                 }
-                Act::Dial { addresses, parallel, every_ms } => {
-                    dial::run(addresses, parallel, Duration::from_millis(every_ms), &told).await
+                Act::Dial { addresses, parallel, every_ms, last_ms, bytes } => {
+                    let [every, last] = [every_ms, last_ms].map(Duration::from_millis);
+                    dial::run(addresses, parallel, dial::Manner { every, last, bytes }, &told).await
                 }
                 Act::Ask { targets, parallel } => ask::run(&targets, parallel, &told).await,
                 Act::Latency { address, count } => latency::connects(&address, count).await,

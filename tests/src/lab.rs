@@ -25,10 +25,14 @@ use crate::{cgroup, controllers, dns, eventually, kube_proxy, shell};
 mod bootstrap;
 mod pod_ref;
 
+pub(crate) use pod_ref::is_ready;
 pub use pod_ref::{Background, Held, PodRef, REDIRECTION};
 
 /// How long the lab waits for pods, unless a scenario says otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where the node agent has its metrics.
+const AGENT_PORT: u16 = 15014;
 
 /// Describes a lab before it starts.
 #[derive(Clone, Debug)]
@@ -277,11 +281,11 @@ impl Lab {
         &self.kubelets
     }
 
-    /// What a daemon's port answers to its node, e.g. 15020 and `/metrics`.
+    /// What a daemon of node `index` answers on its own loopback, e.g. on 15020 `/metrics`: the agent on 15014, else
+    /// the ztunnel that takes new connections.
     pub fn scrape(&self, index: u8, port: u16, path: &str) -> anyhow::Result<String> {
-        let mut command = self.node(index).command("curl")?;
-        command.args(["-sS", "--fail", "--max-time", "5", &format!("http://127.0.0.1:{port}{path}")]);
-        shell::capture(command, "")?.ok("curl")
+        let daemon = self.daemon(if port == AGENT_PORT { "node-agent" } else { "ztunnel" }, index);
+        daemon.scrape(port, path)
     }
 
     /// Capture the fabric from now on.

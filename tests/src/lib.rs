@@ -37,6 +37,7 @@ pub mod run;
 pub mod sandbox;
 pub mod shell;
 pub mod stack;
+pub mod upgrades;
 pub mod workload;
 
 pub use eventually::eventually;

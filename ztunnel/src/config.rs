@@ -51,7 +51,7 @@ pub struct Config {
     #[arg(long, env = "AMBIT_READINESS_ADDRESS", default_value = "[::]:15021")]
     pub readiness_address: SocketAddr,
     /// After SIGTERM, how many seconds connections may go on before they are cut
-    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", default_value = "5", value_parser = seconds)]
+    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", default_value = "3600", value_parser = seconds)]
     pub drain_deadline: Duration,
     /// Threads that carry connections; 0: a quarter of the processors, but two at least
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", default_value_t = 0)]

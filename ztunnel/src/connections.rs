@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::copy::{Meter, Side, Traffic};
 use mesh_core::hbone::window::Window;
@@ -61,6 +61,14 @@ pub struct Connections {
 struct Inner {
     next: AtomicU64,
     shards: [Mutex<HashMap<u64, Arc<Entry>>>; SHARDS],
+    draining: OnceLock<Draining>,
+}
+
+/// The connections may end by themselves until they are cut.
+#[derive(Debug)]
+struct Draining {
+    since: SystemTime,
+    deadline: SystemTime,
 }
 
 /// A place in the table, freed on drop.
@@ -88,6 +96,23 @@ pub struct Dump {
     seconds: u64,
     bytes_from_client: u64,
     bytes_to_client: u64,
+    #[serde(flatten)]
+    state: State,
+}
+
+/// Whether a connection may go on for as long as it likes. Times in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum State {
+    /// It may.
+    Open,
+    /// It is cut when the process, which was told to end, has waited long enough.
+    Draining {
+        /// When the process was told.
+        since: u64,
+        /// When it is cut.
+        deadline: u64,
+    },
 }
 
 impl Connections {
@@ -99,12 +124,29 @@ impl Connections {
         Place { id, entry, inner: self.inner.clone() }
     }
 
+    /// From now on they have until `deadline` to end.
+    pub fn drain(&self, deadline: Duration) {
+        let since = SystemTime::now();
+        // Nobody is told twice.
+        let _ = self.inner.draining.set(Draining { since, deadline: since + deadline });
+    }
+
+    /// What becomes of them.
+    pub fn state(&self) -> State {
+        let seconds =
+            |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.inner.draining.get().map_or(State::Open, |draining| State::Draining {
+            since: seconds(draining.since),
+            deadline: seconds(draining.deadline),
+        })
+    }
+
     /// All of them, oldest first.
     pub fn dump(&self) -> Vec<Dump> {
-        let mut all = Vec::new();
+        let (mut all, state) = (Vec::new(), self.state());
         for shard in &self.inner.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            all.extend(shard.iter().map(|(id, entry)| (*id, dump(entry))));
+            all.extend(shard.iter().map(|(id, entry)| (*id, dump(entry, state))));
         }
         all.sort_by_key(|(id, _)| *id);
         all.into_iter().map(|(_, dump)| dump).collect()
@@ -123,7 +165,7 @@ impl Drop for Place {
     }
 }
 
-fn dump(entry: &Entry) -> Dump {
+fn dump(entry: &Entry, state: State) -> Dump {
     Dump {
         direction: entry.direction.as_str(),
         source: entry.source,
@@ -132,6 +174,7 @@ fn dump(entry: &Entry) -> Dump {
         seconds: entry.opened.elapsed().as_secs(),
         bytes_from_client: entry.traffic.from(Side::Downstream),
         bytes_to_client: entry.traffic.from(Side::Upstream),
+        state,
     }
 }
 
@@ -163,5 +206,18 @@ mod tests {
         assert_eq!(ports(), [2]);
         drop(second);
         assert!(ports().is_empty());
+    }
+
+    #[test]
+    fn says_since_when_it_drains_and_until_when() {
+        let connections = Connections::default();
+        let told = |connections: &Connections| serde_json::to_value(connections.state()).unwrap();
+        assert_eq!(told(&connections), serde_json::json!({ "state": "open" }));
+        connections.drain(Duration::from_secs(3600));
+        let first = told(&connections);
+        assert_eq!(first["state"], "draining");
+        assert_eq!(first["deadline"].as_u64().unwrap(), first["since"].as_u64().unwrap() + 3600);
+        connections.drain(Duration::from_secs(5));
+        assert_eq!(told(&connections), first);
     }
 }

@@ -27,6 +27,7 @@ pub fn render(config: &Config, proxy: &Proxy, pods: &Listing) -> String {
     let dump = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "config": config_json(config),
+        "process": proxy.connections.state(),
         "pods": pods,
         "connections": proxy.connections.dump(),
         "certificates": proxy.certificates.status(),

@@ -149,6 +149,7 @@ impl Pods {
     /// Takes no new connections from now on; the open ones may end until `deadline`. Pods can still be removed.
     pub fn drain(&mut self, deadline: Duration) {
         self.end = Some(Instant::now() + deadline);
+        self.proxy.connections.drain(deadline);
         self.proxy.neighbours.clear();
         for drain in self.served.values().flat_map(Served::drains) {
             drain.start();

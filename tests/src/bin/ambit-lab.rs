@@ -1,7 +1,7 @@
 //! The lab on the command line: the demo, a lab to play with, and the removal of what dead runs left behind.
 
 use clap::{Parser, Subcommand};
-use mesh_tests::{bench, crash, crowd, demo, picks, policies, reuse};
+use mesh_tests::{bench, crash, crowd, demo, picks, policies, reuse, upgrades};
 
 /// A Kubernetes cluster of network namespaces, with the mesh in it. Needs root.
 #[derive(Debug, Parser)]
@@ -19,6 +19,8 @@ enum Act {
     Bench(bench::Config),
     /// Kill parts of the mesh under load, and count the connections that were refused, reset or lost.
     Crashes(crash::Config),
+    /// Replace daemons by rolling updates under load, and count the connections that were refused, reset or lost.
+    Upgrades(upgrades::Config),
     /// Pass an address on from pod to pod under load, and count the calls that reached the wrong one.
     Reuse(reuse::Config),
     /// Measure how long enrolment takes for each of many pods that are created at once.
@@ -36,6 +38,7 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         Act::Demo(config) => demo::run(&config),
         Act::Bench(config) => bench::run(&config),
         Act::Crashes(config) => crash::run(&config),
+        Act::Upgrades(config) => upgrades::run(&config),
         Act::Reuse(config) => reuse::run(&config),
         Act::Crowd(config) => crowd::run(&config),
         Act::Picks(config) => picks::run(&config),

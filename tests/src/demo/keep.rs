@@ -41,7 +41,13 @@ fn advice(run: &str, kubeconfig: &Path, find: impl Fn(&str) -> Option<PathBuf>) 
             "tcpdump",
             format!("ip netns exec {run}-fabric tcpdump -ni any port 15008    # what crosses the fabric"),
         ),
-        ("curl", format!("ip netns exec {run}-n1 curl -s 127.0.0.1:15020/metrics    # ztunnel of node n1")),
+        (
+            "curl",
+            format!(
+                "ip netns exec {run}-n1 curl -s \"http://$(kubectl -n ambit-system get pods -l app=ztunnel \
+                 --field-selector spec.nodeName=n1 -o jsonpath='{{.items[0].status.podIP}}'):15020/metrics\""
+            ),
+        ),
     ] {
         if find(program).is_some() {
             lines.push(command);

@@ -1,14 +1,17 @@
 //! Clients that only want to know whether a connection comes about.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::http;
@@ -30,40 +33,122 @@ pub(super) async fn probe(target: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A round trip on each new connection: connecting alone proves nothing behind a proxy.
-async fn round_trip(address: &str) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(b"ping").await?;
-    let mut back = [0; 4];
-    stream.read_exact(&mut back).await.map(drop)
+/// What is done with each connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    /// Between two connections, and between the round trips of one.
+    pub(super) every: Duration,
+    /// How long it is kept busy.
+    pub(super) last: Duration,
+    /// Of a round trip.
+    pub(super) bytes: usize,
+}
+
+/// The longest that an answer may take.
+const LIMIT: Duration = Duration::from_secs(15);
+/// What took longer is told.
+const SLOW: Duration = Duration::from_secs(1);
+
+impl Manner {
+    /// One connection: a round trip (connecting alone proves nothing behind a proxy), more of them while it lasts, and
+    /// an end in order. What its longest round trip took, the first one with the connecting, is added to `longest`.
+    async fn converse(
+        self,
+        address: &str,
+        stop: &CancellationToken,
+        answered: &Once,
+        longest: &mut Duration,
+    ) -> std::io::Result<()> {
+        let began = Instant::now();
+        let first = async {
+            let mut stream = TcpStream::connect(address).await?;
+            self.round_trip(&mut stream, 0).await?;
+            Ok(stream)
+        };
+        let mut stream = within(longest, first).await?;
+        answered.call_once(|| println!("answered"));
+        let mut round: u8 = 0;
+        while began.elapsed() < self.last && !stop.is_cancelled() {
+            tokio::select! {
+                () = tokio::time::sleep(self.every) => {}
+                () = stop.cancelled() => {}
+            }
+            round = round.wrapping_add(1);
+            within(longest, self.round_trip(&mut stream, round)).await?;
+        }
+        if self.last.is_zero() {
+            return Ok(());
+        }
+        let end = async {
+            stream.shutdown().await?;
+            match stream.read(&mut [0; 1]).await? {
+                0 => Ok(()),
+                _ => Err(ErrorKind::InvalidData.into()),
+            }
+        };
+        within(longest, end).await
+    }
+
+    /// There and back, both at a time.
+    async fn round_trip(self, stream: &mut TcpStream, round: u8) -> std::io::Result<()> {
+        let there = vec![round; self.bytes];
+        let mut back = vec![!round; self.bytes];
+        let (mut read, mut write) = stream.split();
+        let (sent, received) = tokio::join!(write.write_all(&there), read.read_exact(&mut back));
+        received.and(sent)?;
+        if there == back { Ok(()) } else { Err(ErrorKind::InvalidData.into()) }
+    }
+}
+
+async fn within<T>(
+    longest: &mut Duration,
+    work: impl Future<Output = std::io::Result<T>>,
+) -> std::io::Result<T> {
+    let began = Instant::now();
+    let result = tokio::time::timeout(LIMIT, work).await;
+    *longest = began.elapsed().max(*longest);
+    result.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
 }
 
 /// How the connections of `dial` ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dialled {
-    /// Made a round trip.
+    /// Made their round trips.
     pub done: u32,
     /// Were refused.
     pub refused: u32,
-    /// Came about, and ended before their round trip.
+    /// Came about, and ended before their time.
     pub reset: u32,
-    /// Did not end within 15 s.
+    /// Got no answer within 15 s.
     pub lost: u32,
     /// Failed in another way, by the kind of error.
     pub other: BTreeMap<String, u32>,
-    /// Milliseconds of the one that took longest.
+    /// Milliseconds of the round trip that took longest.
     pub longest_ms: u64,
 }
 
 impl Dialled {
-    /// Those that made no round trip.
+    /// Those that did not make theirs.
     #[must_use]
     pub fn failed(&self) -> u32 {
         self.refused + self.reset + self.lost + self.other.values().sum::<u32>()
     }
 
+    /// Both together.
+    #[must_use]
+    pub fn and(mut self, more: Self) -> Self {
+        self.done += more.done;
+        self.refused += more.refused;
+        self.reset += more.reset;
+        self.lost += more.lost;
+        for (kind, count) in more.other {
+            *self.other.entry(kind).or_default() += count;
+        }
+        self.longest_ms = self.longest_ms.max(more.longest_ms);
+        self
+    }
+
     fn count(&mut self, result: std::io::Result<()>, took: Duration) {
-        use std::io::ErrorKind;
         let number = match result {
             Ok(()) => &mut self.done,
             Err(error) => match error.kind() {
@@ -80,34 +165,31 @@ impl Dialled {
     }
 }
 
-/// Prints `answered` after the first round trip, and the counts as its last line.
+/// Prints `answered` after the first round trip, what was slow or failed, and the counts as its last line.
 pub(super) async fn run(
     addresses: Vec<String>,
     parallel: usize,
-    every: Duration,
+    manner: Manner,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let dialled = Arc::new(Mutex::new(Dialled::default()));
+    let answered = Arc::new(Once::new());
     let mut workers = tokio::task::JoinSet::new();
     for number in 0..parallel.max(1) {
-        let (addresses, dialled, stop) = (addresses.clone(), dialled.clone(), stop.clone());
+        let (addresses, stop) = (addresses.clone(), stop.clone());
+        let (dialled, answered) = (dialled.clone(), answered.clone());
         workers.spawn(async move {
             for address in addresses.iter().cycle().skip(number % addresses.len().max(1)) {
                 if stop.is_cancelled() {
                     return;
                 }
-                let began = tokio::time::Instant::now();
-                let limit = Duration::from_secs(15);
-                let result = tokio::time::timeout(limit, round_trip(address)).await;
-                let result = result.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-                {
-                    let mut dialled = dialled.lock().unwrap_or_else(PoisonError::into_inner);
-                    if result.is_ok() && dialled.done == 0 {
-                        println!("answered");
-                    }
-                    dialled.count(result, began.elapsed());
+                let mut longest = Duration::ZERO;
+                let result = manner.converse(address, &stop, &answered, &mut longest).await;
+                if result.is_err() || longest > SLOW {
+                    eprintln!("{} {address} {longest:?}: {result:?}", Timestamp::now());
                 }
-                tokio::time::sleep(every).await;
+                dialled.lock().unwrap_or_else(PoisonError::into_inner).count(result, longest);
+                tokio::time::sleep(manner.every).await;
             }
         });
     }
@@ -136,7 +218,7 @@ pub(super) async fn datagram(address: &str, text: &str) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Error, ErrorKind};
+    use std::io::Error;
 
     use super::*;
 
@@ -156,5 +238,7 @@ mod tests {
         assert_eq!((dialled.done, dialled.refused, dialled.reset, dialled.lost), (1, 1, 2, 1));
         assert_eq!(dialled.other, BTreeMap::from([("HostUnreachable".to_owned(), 1)]));
         assert_eq!((dialled.failed(), dialled.longest_ms), (5, 7));
+        let twice = dialled.clone().and(dialled);
+        assert_eq!((twice.done, twice.failed(), twice.longest_ms), (2, 10, 7));
     }
 }

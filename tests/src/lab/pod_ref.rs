@@ -179,6 +179,12 @@ impl<'a> PodRef<'a> {
         shell::capture(command, "")
     }
 
+    /// What it answers on its own loopback.
+    pub fn scrape(&self, port: u16, path: &str) -> anyhow::Result<String> {
+        let url = format!("http://127.0.0.1:{port}{path}");
+        self.exec_from_node(["curl", "-sS", "--fail", "--max-time", "5", &url])?.ok("curl")
+    }
+
     /// All output of its container so far, of all its runs.
     pub fn logs(&self) -> anyhow::Result<String> {
         let path = self.live()?.log_path(self.container.as_deref()).context("no such container")?;
@@ -313,7 +319,7 @@ impl Drop for Background {
 }
 
 /// Whether its condition `Ready` holds and nobody has asked for its end.
-pub(super) fn is_ready(pod: &Pod) -> bool {
+pub(crate) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True")
 }

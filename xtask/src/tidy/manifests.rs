@@ -27,6 +27,7 @@ pub(super) fn check(files: &[File]) -> Vec<Finding> {
     for file in files.iter().filter(|f| f.path.starts_with("manifests/base/") && f.has_extension("yaml")) {
         findings.extend(unknown_variables(file, &variables));
         findings.extend(unknown_ports(file, &ports));
+        findings.extend(short_grace(file));
     }
     findings
 }
@@ -61,6 +62,21 @@ fn unknown_ports(file: &File, known: &BTreeSet<u16>) -> Vec<Finding> {
         .collect()
 }
 
+/// Who is killed before its own deadline cannot end its connections in order.
+fn short_grace(file: &File) -> Option<Finding> {
+    let seconds = |text: &str| text.trim().trim_matches('"').parse::<u32>().ok();
+    let lines: Vec<(usize, &str)> = file.lines().map(|(number, line)| (number, line.trim())).collect();
+    let name = lines.iter().position(|(_, line)| *line == "- name: CONNECTION_TERMINATION_DEADLINE")?;
+    let deadline = seconds(lines.get(name + 1)?.1.strip_prefix("value:")?)?;
+    let (number, grace) = lines
+        .iter()
+        .find_map(|(number, line)| Some((*number, line.strip_prefix("terminationGracePeriodSeconds:")?)))?;
+    (seconds(grace)? <= deadline).then(|| {
+        let text = format!("the pod is killed before its connections have had their {deadline} seconds");
+        Finding::new(&file.path, number, text)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::check;
@@ -85,5 +101,19 @@ mod tests {
         assert_eq!(manifest("NODE_NAME", 15021), 0);
         assert_eq!(manifest("NODENAME", 15021), 1);
         assert_eq!(manifest("NODE_NAME", 15022), 1);
+    }
+    #[test]
+    fn the_kubelet_waits_for_longer_than_connections_may_go_on() {
+        let manifest = |grace: u32| {
+            let text = format!(
+                "terminationGracePeriodSeconds: {grace}\nenv:\n  - name: CONNECTION_TERMINATION_DEADLINE\n    value: \"60\"\n"
+            );
+            let code = "env = \"CONNECTION_TERMINATION_DEADLINE\"";
+            check(&[File::new("ztunnel/src/config.rs", code), File::new("manifests/base/z.yaml", &text)])
+                .len()
+        };
+        assert_eq!(manifest(90), 0);
+        assert_eq!(manifest(60), 1);
+        assert_eq!(manifest(30), 1);
     }
 }
