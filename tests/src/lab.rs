@@ -16,6 +16,7 @@ use crate::capture::Capture;
 use crate::cluster::{Cluster, Kind};
 use crate::fabric::{self, Fabric};
 use crate::kubelet::Kubelet;
+use crate::netns::Netns;
 use crate::node::Node;
 use crate::run::Run;
 use crate::sandbox::{Plan, Step};
@@ -295,9 +296,14 @@ impl Lab {
 
     /// A program on the host outside the cluster.
     pub fn outside(&self, program: &str) -> anyhow::Result<Command> {
+        self.in_network(&self.fabric.outside, program)
+    }
+
+    /// A program of the host in a network of this run.
+    fn in_network(&self, network: &Netns, program: &str) -> anyhow::Result<Command> {
         let mut plan = Plan::new();
         plan.step(Step::Cgroup(cgroup::procs(&self.run.cgroup().join("outside"))?));
-        plan.step(Step::Enter(self.fabric.outside.descriptor()?, nix::sched::CloneFlags::CLONE_NEWNET));
+        plan.step(Step::Enter(network.descriptor()?, nix::sched::CloneFlags::CLONE_NEWNET));
         let mut command = Command::new(program);
         plan.apply(&mut command);
         Ok(command)
@@ -379,9 +385,14 @@ pub fn manifests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests")
 }
 
+/// What `cargo xtask` fetched or built for the lab.
+pub(crate) fn tools() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools")
+}
+
 /// The one that `cargo xtask` fetched, if there is none on the PATH.
 fn kubectl_program() -> PathBuf {
-    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/bin/kubectl");
+    let fetched = tools().join("bin/kubectl");
     let on_path = std::env::var_os("PATH").is_some_and(|path| {
         std::env::split_paths(&path).any(|directory| directory.join("kubectl").is_file())
     });

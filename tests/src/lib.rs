@@ -16,6 +16,7 @@ pub mod crash;
 pub mod crowd;
 pub mod demo;
 pub mod dns;
+pub mod envoy;
 pub mod eventually;
 pub mod example;
 pub mod fabric;

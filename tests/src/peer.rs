@@ -62,6 +62,12 @@ impl Authority {
         Ok(Self { issuer: Issuer::from_ca_cert_pem(&pem, key)?, certificate })
     }
 
+    /// Its certificate, as PEM.
+    #[must_use]
+    pub fn pem(&self) -> String {
+        pem_of("CERTIFICATE", &self.certificate)
+    }
+
     /// A certificate for a SPIFFE URI.
     pub fn issue(&self, uri: &str) -> anyhow::Result<Credentials> {
         self.issue_with(uri, |_| {})
@@ -90,6 +96,24 @@ impl Authority {
         let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|error| anyhow::anyhow!("{error}"))?;
         Ok(Credentials { chain: vec![leaf.der().clone(), self.certificate.clone()], key })
     }
+}
+
+impl Credentials {
+    /// Leaf and issuer, as PEM.
+    #[must_use]
+    pub fn chain_pem(&self) -> String {
+        self.chain.iter().map(|certificate| pem_of("CERTIFICATE", certificate)).collect()
+    }
+
+    /// The private key, as PEM.
+    #[must_use]
+    pub fn key_pem(&self) -> String {
+        pem_of("PRIVATE KEY", self.key.secret_der())
+    }
+}
+
+fn pem_of(tag: &str, der: &[u8]) -> String {
+    pem::encode(&pem::Pem::new(tag, der))
 }
 
 /// CONNECT to `authority` through the HBONE port of `server`, from the network of `client`.

@@ -16,7 +16,7 @@ use crate::workspace::Workspace;
 const OLDEST: (u32, u32) = (1, 27);
 
 /// Has the machine a kubectl that will do?
-pub(crate) fn is_new_enough() -> bool {
+fn is_new_enough() -> bool {
     works(Path::new("kubectl"))
 }
 

@@ -50,7 +50,7 @@ impl Demo {
 }
 
 pub(crate) fn bench(workspace: &Workspace, args: &Bench) -> Result<()> {
-    prepare(workspace, &[Need::Build, Need::Lab, Need::Bench], Profile::Release)?;
+    prepare(workspace, &[Need::Build, Need::Lab], Profile::Release)?;
     let arguments = ["bench"].into_iter().chain(args.lab.iter().map(String::as_str));
     become_lab(workspace, Profile::Release, arguments)
 }

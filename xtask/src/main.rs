@@ -9,6 +9,7 @@ mod fuzz;
 mod kubectl;
 mod lab;
 mod process;
+mod pypi;
 mod qemu;
 mod setup;
 mod test;

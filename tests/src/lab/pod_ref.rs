@@ -185,6 +185,12 @@ impl<'a> PodRef<'a> {
         self.exec_from_node(["curl", "-sS", "--fail", "--max-time", "5", &url])?.ok("curl")
     }
 
+    /// A program of the host in the pod's network, for those that no container has. Its connections come from no
+    /// process of the pod, so that they are not captured.
+    pub fn beside(&self, program: &str) -> anyhow::Result<Command> {
+        self.lab.in_network(&*self.live()?.netns().context("the pod has no network")?, program)
+    }
+
     /// All output of its container so far, of all its runs.
     pub fn logs(&self) -> anyhow::Result<String> {
         let path = self.live()?.log_path(self.container.as_deref()).context("no such container")?;
@@ -268,7 +274,8 @@ pub struct Background {
 }
 
 impl Background {
-    pub(crate) fn start(lab: &Lab, mut command: Command) -> anyhow::Result<Self> {
+    /// Start what is ready to run.
+    pub fn start(lab: &Lab, mut command: Command) -> anyhow::Result<Self> {
         let output = lab.directory().join(format!("background-{:08x}", rand::random::<u32>()));
         let file = std::fs::File::create(&output)?;
         let child = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).spawn()?;
