@@ -47,6 +47,9 @@ pub struct Service {
     pub families: Families,
     /// The one that wins when several services claim a hostname or address, e.g. a Kubernetes Service.
     pub canonical: bool,
+    /// Seconds since 1970, 0 where it is unknown: of several that claim a hostname or address the oldest is preferred, so
+    /// that nobody comes in between who is known by it and its clients.
+    pub created: u64,
     /// Only clients of its own namespace see it.
     pub namespace_only: bool,
     /// A client keeps its endpoint until it has made no connection for so long; None: each connection is chosen anew.

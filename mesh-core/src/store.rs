@@ -239,12 +239,9 @@ impl Writer {
                 self.release(NetworkAddress::new(old.network.clone(), address), &old.uid);
             }
         }
-        for membership in &old.services {
-            let kept =
-                new.is_some_and(|new| new.services.iter().any(|other| other.service == membership.service));
-            if kept {
-                continue;
-            }
+        let kept: HashSet<&ServiceName> =
+            new.iter().flat_map(|new| new.services.iter()).map(|membership| &membership.service).collect();
+        for membership in old.services.iter().filter(|membership| !kept.contains(&membership.service)) {
             if let Some(members) = self.members.get_mut(&membership.service) {
                 members.remove(&old.uid);
                 self.changed_members.insert(membership.service.clone());
@@ -323,8 +320,15 @@ fn rank(workload: &Workload) -> (bool, bool) {
     (workload.is_pod(), workload.tunnel == Tunnel::Hbone)
 }
 
+/// In an order that no later change of one of them alters, the same at every node.
 fn with(entries: Option<&Entries>, entry: &Arc<ServiceEntry>) -> Option<Entries> {
-    Some(entries.iter().flat_map(|entries| entries.iter()).chain([entry]).cloned().collect())
+    let mut all: Vec<_> = entries.iter().flat_map(|entries| entries.iter()).chain([entry]).cloned().collect();
+    all.sort_by(|a, b| age(&a.service).cmp(&age(&b.service)));
+    Some(all.into())
+}
+
+fn age(service: &Service) -> (u64, &ServiceName) {
+    (service.created, &service.key)
 }
 
 fn without(entries: Option<&Entries>, entry: &Arc<ServiceEntry>) -> Option<Entries> {

@@ -169,6 +169,11 @@ pub struct Locality {
 }
 
 impl Workload {
+    /// Whether both are one pod. One that was made anew under its old name has the same uid here, and another address.
+    pub fn is_same_pod(&self, other: &Self) -> bool {
+        self.identity == other.identity && self.addresses.iter().any(|own| other.addresses.contains(own))
+    }
+
     /// Whether `uid` has the form of a Kubernetes pod's: such a workload wins an address that two claim.
     pub fn is_pod(&self) -> bool {
         self.uid.as_str().contains("//Pod/")

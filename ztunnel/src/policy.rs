@@ -28,7 +28,7 @@ impl PolicyChanges {
         let mut pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pods.retain(|_, pod| pod.strong_count() > 0);
         let known = pods.get(&described.uid).and_then(Weak::upgrade);
-        let pod = known.filter(|known| known.borrow().identity == described.identity).unwrap_or_else(|| {
+        let pod = known.filter(|known| known.borrow().is_same_pod(described)).unwrap_or_else(|| {
             let pod = Arc::new(Known::new(described.clone()));
             pods.insert(described.uid.clone(), Arc::downgrade(&pod));
             pod
@@ -49,10 +49,10 @@ impl PolicyChanges {
     }
 }
 
-/// What the mesh knows counts, if it is the same identity.
+/// What the mesh knows counts, if it is about this pod.
 fn learn(pod: &Known, mesh: &Reader) {
     pod.send_modify(|known| {
-        let told = mesh.workload(known.uid.as_str()).filter(|told| told.identity == known.identity);
+        let told = mesh.workload(known.uid.as_str()).filter(|told| told.is_same_pod(known));
         *known = told.unwrap_or_else(|| known.clone());
     });
 }
@@ -122,4 +122,42 @@ pub async fn revoked(permit: Option<&Permit>) -> Denial {
         }
     }
     std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::convert::{self, Names};
+    use mesh_core::proto::workload as wire;
+    use mesh_core::store;
+
+    use super::*;
+
+    fn pod(last: u8, policy: &str) -> Workload {
+        let message = wire::Workload {
+            uid: "c//Pod/shop/db-0".to_owned(),
+            name: "db-0".to_owned(),
+            namespace: "shop".to_owned(),
+            service_account: "db".to_owned(),
+            addresses: vec![vec![10, 244, 1, last]],
+            authorization_policies: vec![policy.to_owned()],
+            ..Default::default()
+        };
+        convert::workload::convert(&message, &mut Names::default()).unwrap()
+    }
+
+    /// As of a StatefulSet: made anew under its name, which the mesh still tells the old one's policies of.
+    #[test]
+    fn what_was_known_of_the_last_pod_of_a_name_is_not_said_of_the_next() {
+        let (mut writer, mesh) = store::new();
+        writer.put_workload(pod(1, "shop/old"));
+        writer.commit();
+        let all = PolicyChanges::default();
+        let first = all.of(&Arc::new(pod(1, "shop/older")), &mesh);
+        assert_eq!(*first.borrow().authorization_policies, ["shop/old".into()]);
+        let second = all.of(&Arc::new(pod(2, "shop/new")), &mesh);
+        assert_eq!(*second.borrow().authorization_policies, ["shop/new".into()]);
+        writer.put_workload(pod(2, "shop/newer"));
+        all.tell(&writer.commit(), &mesh);
+        assert_eq!(*second.borrow().authorization_policies, ["shop/newer".into()]);
+    }
 }

@@ -109,13 +109,14 @@ impl Pod {
         Self { uid, sockets, pool, tuples, affinities, budget, dns_streams, proxy, known, described }
     }
 
-    /// The pod as a workload: what the mesh knows (locality, services), if it is the same identity; until then what
-    /// the agent said when it added the pod, and once the mesh has forgotten it what it knew last.
+    /// The pod as a workload: what the mesh knows (locality, services), if that is about this pod and not the last one of
+    /// its name; until then what the agent said when it added the pod, and once the mesh has forgotten it what it knew
+    /// last.
     pub fn workload(&self) -> Arc<Workload> {
         self.proxy
             .mesh
             .workload(self.described.uid.as_str())
-            .filter(|known| known.identity == self.described.identity)
+            .filter(|known| known.is_same_pod(&self.described))
             .unwrap_or_else(|| self.known.borrow().clone())
     }
 

@@ -46,6 +46,7 @@ pub fn convert(message: &wire::Service, names: &mut Names) -> Result<Service, In
         balancing: balancing(message.load_balancing.as_ref())?,
         families: families(message.ip_families)?,
         canonical: message.canonical,
+        created: message.created,
         // Unknown values count as PUBLIC, as in Istio.
         namespace_only: message.visibility == wire::Visibility::Namespace as i32,
         affinity: match message.session_affinity_seconds {

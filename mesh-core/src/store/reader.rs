@@ -14,10 +14,31 @@ impl Reader {
     /// What is at an address: services before workloads (as in Istio's ztunnel), exact addresses before prefixes, and
     /// what was refused only where there is nothing good. `client_namespace` decides between services that claim the same
     /// address, and hides those that are private to another namespace.
+    ///
+    /// What the API server vouches for is not what a namespace claims: a pod has its address before the services of other
+    /// namespaces that are not canonical, and before any prefix; and a workload that is no pod is known by its address to
+    /// clients of its own namespace only.
     pub fn find(&self, address: &NetworkAddress, client_namespace: &str) -> Option<Found> {
-        match self.service_or_refused(address, client_namespace) {
+        let exact = self.service_at(address, client_namespace);
+        let (vouched, claimed) = match exact {
+            Some(service) if service.service.canonical || is_of(&service, client_namespace) => {
+                (Some(service), None)
+            }
+            other => (None, other),
+        };
+        if let Some(service) = vouched {
+            return Some(Found::Service(service));
+        }
+        let workload = self.workload_at(address);
+        if let Some(pod) = workload.clone().filter(|workload| workload.is_pod()) {
+            return Some(Found::Workload(pod));
+        }
+        let service =
+            claimed.map(Found::Service).or_else(|| self.refused_or_prefix(address, client_namespace));
+        let own = workload.filter(|workload| *workload.namespace == *client_namespace);
+        match service {
             service @ Some(Found::Service(_)) => service,
-            other => self.workload_at(address).map(Found::Workload).or(other),
+            other => own.map(Found::Workload).or(other),
         }
     }
 
@@ -31,13 +52,13 @@ impl Reader {
         self.published.by_uid.get(uid)
     }
 
+    fn service_at(&self, address: &NetworkAddress, client_namespace: &str) -> Option<Arc<ServiceEntry>> {
+        self.published.by_vip.get(address).and_then(|entries| preferred(&entries, client_namespace))
+    }
+
     /// Longest match first: a refused address hides the prefix around it, as the resource itself would.
-    fn service_or_refused(&self, address: &NetworkAddress, client_namespace: &str) -> Option<Found> {
+    fn refused_or_prefix(&self, address: &NetworkAddress, client_namespace: &str) -> Option<Found> {
         let published = &self.published;
-        let exact = published.by_vip.get(address).and_then(|entries| preferred(&entries, client_namespace));
-        if let Some(entry) = exact {
-            return Some(Found::Service(entry));
-        }
         if let Some(refused) = published.refused.at(&Vip::Address(address.clone())) {
             return Some(Found::Refused(refused));
         }
@@ -90,9 +111,13 @@ impl Reader {
     }
 }
 
-/// Among services that claim one name or address: the client's namespace, then the canonical one, then the first.
+fn is_of(entry: &ServiceEntry, namespace: &str) -> bool {
+    &*entry.service.key.namespace == namespace
+}
+
+/// Among services that claim one name or address: the client's namespace, then the canonical one, then the oldest.
 fn preferred(entries: &[Arc<ServiceEntry>], client_namespace: &str) -> Option<Arc<ServiceEntry>> {
-    let own = |entry: &&Arc<ServiceEntry>| &*entry.service.key.namespace == client_namespace;
+    let own = |entry: &&Arc<ServiceEntry>| is_of(entry, client_namespace);
     let visible = || entries.iter().filter(|entry| !entry.service.namespace_only || own(entry));
     visible()
         .find(own)

@@ -74,6 +74,7 @@ fn service(namespace: &str, hostname: &str, vip: &str) -> Service {
         waypoints: [].into(),
         balancing: Balancing::default(),
         families: Default::default(),
+        created: 0,
         canonical: false,
         namespace_only: false,
         affinity: None,
@@ -104,14 +105,40 @@ fn nothing_is_visible_before_commit() {
 }
 
 #[test]
-fn service_before_workload_at_one_address() {
+fn who_has_an_address_that_several_claim() {
     let (mut writer, reader) = new();
+    let entry =
+        Workload { uid: "c/networking.istio.io/WorkloadEntry/shop/vm".into(), ..pod("vm", "192.0.2.1") };
     writer.put_workload(pod("a", "10.0.0.1"));
+    writer.put_workload(entry);
+    for service in [
+        service("evil", "all", "0.0.0.0/0"),
+        service("evil", "web", "10.0.0.1"),
+        service("own", "web", "10.0.0.1"),
+        Service { canonical: true, ..service("shop", "of-cluster", "10.96.0.1") },
+        service("evil", "of-cluster", "10.96.0.1"),
+    ] {
+        writer.put_service(service);
+    }
     writer.commit();
-    assert!(matches!(reader.find(&address("10.0.0.1"), ""), Some(Found::Workload(_))));
-    writer.put_service(service("shop", "web", "10.0.0.1"));
+    let found = |ip: &str, client| match reader.find(&address(ip), client)? {
+        Found::Workload(workload) => Some(workload.uid.to_string()),
+        Found::Service(entry) => Some(entry.service.key.to_string()),
+        Found::Refused(_) => None,
+    };
+    for (what, ip, client, expect) in [
+        ("a pod, for others than who claims its address", "10.0.0.1", "shop", "c//Pod/shop/a"),
+        ("a service, for its own namespace", "10.0.0.1", "own", "own/web"),
+        ("a service of the cluster", "10.96.0.1", "shop", "shop/of-cluster"),
+        ("no pod for its namespace", "192.0.2.1", "shop", "evil/all"),
+        ("nobody but a prefix", "198.51.100.1", "shop", "evil/all"),
+    ] {
+        assert_eq!(found(ip, client).as_deref(), Some(expect), "{what}");
+    }
+    writer.remove_service(&key("evil", "all"));
     writer.commit();
-    assert!(matches!(reader.find(&address("10.0.0.1"), ""), Some(Found::Service(_))));
+    assert_eq!(found("192.0.2.1", "shop").as_deref(), Some("c/networking.istio.io/WorkloadEntry/shop/vm"));
+    assert_eq!(found("192.0.2.1", "bank"), None, "what no pod is, is known to its own namespace");
     assert!(reader.find(&address("10.0.0.2"), "").is_none());
     let elsewhere = NetworkAddress::new(Network::from("other"), "10.0.0.1".parse().unwrap());
     assert!(reader.find(&elsewhere, "").is_none());
@@ -180,6 +207,18 @@ fn services_that_claim_one_address() {
     writer.put_service(service("first", "web", "10.96.0.1"));
     writer.put_service(Service { canonical: true, ..service("canonical", "web", "10.96.0.1") });
     writer.put_service(Service { namespace_only: true, ..service("private", "web", "10.96.0.1") });
+    writer.commit();
+    // A change of one does not put it behind the others.
+    writer.put_service(Service { created: 1, namespace_only: true, ..service("old", "db", "10.96.0.9") });
+    writer.put_service(Service { created: 1, ..service("old", "db", "10.96.0.9") });
+    writer.put_service(Service { created: 2, ..service("new", "db", "10.96.0.9") });
+    writer.put_service(Service { created: 1, name: "db2".into(), ..service("old", "db", "10.96.0.9") });
+    writer.commit();
+    assert_eq!(found_service(&reader, "10.96.0.9", "x").as_deref(), Some("old/db"));
+    assert_eq!(reader.service_named("db", "x").unwrap().service.key.to_string(), "old/db");
+    for name in ["old", "new"] {
+        writer.remove_service(&key(name, "db"));
+    }
     writer.commit();
     for (client, expect) in [
         ("first", "first/web"),

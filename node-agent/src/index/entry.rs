@@ -14,7 +14,7 @@ use mesh_core::proto::workload as proto;
 use self::read::{Endpoint, Place, Port, Resolution, ServiceEntry};
 use super::by_namespace::ByNamespace;
 use super::event::{Custom, Kind, ObjectName};
-use super::pod::{Labels, Pod, canonical};
+use super::pod::{Labels, Pod, canonical, selects};
 use super::wds::{bytes, status, wire_port};
 use super::{Changes, Config, Index, Key};
 
@@ -49,11 +49,6 @@ impl Entries {
     }
 }
 
-/// No labels select nothing, as in Services.
-fn selects(selector: &Labels, labels: &Labels) -> bool {
-    !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
-}
-
 /// Addresses of the endpoints that a ServiceEntry lists; one that looks its hosts up has these.
 fn listed(entry: &ServiceEntry) -> Vec<String> {
     let implicit =
@@ -62,6 +57,13 @@ fn listed(entry: &ServiceEntry) -> Vec<String> {
         return entry.hosts.iter().filter(|host| !host.starts_with('*')).cloned().collect();
     }
     entry.endpoints.iter().map(|endpoint| endpoint.place.to_string()).collect()
+}
+
+impl Place {
+    /// What [`Display`](std::fmt::Display) wrote.
+    fn read(text: &str) -> Self {
+        text.parse().map_or_else(|_| Self::Name(text.to_owned()), Self::Address)
+    }
 }
 
 impl std::fmt::Display for Place {
@@ -199,6 +201,7 @@ impl Index {
                 .map(|port| wire_port(port.number, port.target, port.protocol))
                 .collect(),
             subject_alt_names: entry.identities.clone(),
+            created: entry.created.try_into().unwrap_or_default(),
             load_balancing: entry.balancing.clone(),
             visibility: visibility.into(),
             ..Default::default()
@@ -209,7 +212,8 @@ impl Index {
     pub(super) fn listed_workload(&self, name: &ObjectName, place: &str) -> Option<proto::Workload> {
         let entry = self.entries.services.get(name)?;
         let uid = listed_uid(&self.config, name, place);
-        let found = entry.endpoints.iter().find(|endpoint| endpoint.place.to_string() == place);
+        let wanted = Place::read(place);
+        let found = entry.endpoints.iter().find(|endpoint| endpoint.place == wanted);
         let Some(endpoint) = found else {
             // The host itself, and of this host alone.
             listed(entry).into_iter().find(|host| host == place)?;
@@ -284,12 +288,16 @@ impl Index {
         pod: &'a Pod,
     ) -> impl Iterator<Item = (String, proto::PortList)> + 'a {
         let selecting = self.entries.selecting(&pod.name.namespace, &pod.labels);
-        selecting.flat_map(move |entry| {
+        let services = selecting.flat_map(move |entry| {
             let ports = ports(&entry.ports, &BTreeMap::new());
             entry.hosts.iter().map(move |host| (host_name(&pod.name, host), ports.clone()))
-        })
+        });
+        services.take(MOST_HOSTS)
     }
 }
+
+/// Hosts that one workload may be an endpoint of, over all ServiceEntries: every proxy keeps each of them.
+const MOST_HOSTS: usize = 1024;
 
 /// What an endpoint is a part of: each host of these.
 fn services_of<'a>(
@@ -301,7 +309,7 @@ fn services_of<'a>(
         let ports = ports(&entry.ports, &endpoint.ports);
         entry.hosts.iter().map(move |host| (host_name(name, host), ports.clone()))
     });
-    hosts.collect()
+    hosts.take(MOST_HOSTS).collect()
 }
 
 /// Where an endpoint has the ports of a ServiceEntry.

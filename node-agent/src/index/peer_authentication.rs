@@ -5,7 +5,7 @@
 //! DISABLE lets plaintext in too; the tunnel stays open beside it, as in Istio's ambient mode. A selector in the root
 //! namespace selects nothing, also as there. What cannot be understood is taken for STRICT, and reported.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use mesh_core::proto::security as wire;
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::by_namespace::ByNamespace;
 use super::event::{Custom, Kind, ObjectName};
-use super::pod::Labels;
+use super::pod::{Labels, Pod, selects};
 use super::{Changes, Config, Index, PolicyKey};
 
 /// Istio's name of the policy that stands for STRICT.
@@ -77,10 +77,6 @@ impl PeerAuthentication {
         (Self { created, selector, mode, ports }, faults)
     }
 
-    fn selects(&self, labels: &Labels) -> bool {
-        self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
-    }
-
     /// Ports that differ from the rest.
     fn exceptions(&self, base: Mode) -> impl Iterator<Item = u16> + '_ {
         self.ports
@@ -106,16 +102,42 @@ fn mode(field: &str, value: &Value, faults: &mut Vec<String>) -> Option<Mode> {
 
 /// All of them.
 #[derive(Debug, Default)]
-pub(super) struct PeerAuthentications(ByNamespace<PeerAuthentication>);
+pub(super) struct PeerAuthentications {
+    all: ByNamespace<PeerAuthentication>,
+    /// What a namespace's oldest policy without a selector says.
+    modes: HashMap<Arc<str>, Mode>,
+}
 
 impl PeerAuthentications {
     pub(super) fn names(&self) -> Vec<ObjectName> {
-        self.0.names()
+        self.all.names()
+    }
+
+    /// What was there before, if it is another one, and whether its namespace says something else now.
+    fn set(
+        &mut self,
+        name: &ObjectName,
+        new: Option<PeerAuthentication>,
+    ) -> Option<(Option<PeerAuthentication>, bool)> {
+        if self.all.get(name) == new.as_ref() {
+            return None;
+        }
+        let old = match new {
+            Some(new) => self.all.put(name, new),
+            None => self.all.remove(name),
+        };
+        let wide = self.all.of(&name.namespace).filter(|(_, one)| one.selector.is_empty());
+        let mode = oldest(wide).and_then(|(_, one)| one.mode);
+        let before = match mode {
+            Some(mode) => self.modes.insert(name.namespace.clone(), mode),
+            None => self.modes.remove(&name.namespace),
+        };
+        Some((old, before != mode))
     }
 
     /// The policy that stands for the ports of a PeerAuthentication, if it has ports that differ from the rest.
     pub(super) fn ports(&self, config: &Config, name: &ObjectName) -> Option<wire::Authorization> {
-        let own = self.0.get(name)?;
+        let own = self.all.get(name)?;
         if *name.namespace == *config.root_namespace {
             return None;
         }
@@ -140,9 +162,9 @@ impl PeerAuthentications {
 
     /// The policy that a workload is subject to.
     pub(super) fn of(&self, config: &Config, namespace: &str, labels: &Labels) -> Option<PolicyKey> {
-        let own = (*namespace != *config.root_namespace).then(|| self.0.of(namespace));
+        let own = (*namespace != *config.root_namespace).then(|| self.all.of(namespace));
         let selecting = own.into_iter().flatten().filter(|(_, one)| !one.selector.is_empty());
-        let workload = oldest(selecting.filter(|(_, one)| one.selects(labels)));
+        let workload = oldest(selecting.filter(|(_, one)| selects(&one.selector, labels)));
         let base = workload.and_then(|(_, one)| one.mode);
         let base = base.unwrap_or_else(|| self.namespace_mode(config, namespace));
         match workload {
@@ -155,10 +177,7 @@ impl PeerAuthentications {
 
     /// Where no policy that selects the workload has a word.
     fn namespace_mode(&self, config: &Config, namespace: &str) -> Mode {
-        let of = |namespace: &str| {
-            oldest(self.0.of(namespace).filter(|(_, one)| one.selector.is_empty()))
-                .and_then(|(_, one)| one.mode)
-        };
+        let of = |namespace: &str| self.modes.get(namespace).copied();
         of(namespace).or_else(|| of(&config.root_namespace)).unwrap_or(Mode::Permissive)
     }
 }
@@ -220,34 +239,47 @@ impl Index {
     ) {
         let (new, faults) = PeerAuthentication::read(&self.config.root_namespace, name, object);
         self.note(Kind::PeerAuthentication, name, object, Some(faults), changes);
-        if self.peer_authentications.0.get(name) != Some(&new) {
-            self.peer_authentications.0.put(name, new);
-            self.touch_peer_authentication(name, changes);
+        let selectors = [new.selector.clone()];
+        if let Some((old, wide)) = self.peer_authentications.set(name, Some(new)) {
+            let selectors = old.into_iter().map(|old| old.selector).chain(selectors).collect::<Vec<_>>();
+            self.touch_peer_authentication(name, &selectors, wide, changes);
         }
     }
 
     pub(super) fn delete_peer_authentication(&mut self, name: &ObjectName, changes: &mut Changes) {
         self.readings.remove(&(Kind::PeerAuthentication, name.clone()));
-        if self.peer_authentications.0.remove(name).is_some() {
-            self.touch_peer_authentication(name, changes);
+        if let Some((Some(old), wide)) = self.peer_authentications.set(name, None) {
+            self.touch_peer_authentication(name, &[old.selector], wide, changes);
         }
     }
 
-    /// All that inherits from it: its namespace's pods and policies, or everyone's.
-    fn touch_peer_authentication(&self, name: &ObjectName, changes: &mut Changes) {
+    /// The pods that it selects or selected; and where its namespace says something else than before, `wide`, all that
+    /// inherits from it: its namespace's pods and policies, or everyone's.
+    fn touch_peer_authentication(
+        &self,
+        name: &ObjectName,
+        selectors: &[Labels],
+        wide: bool,
+        changes: &mut Changes,
+    ) {
         changes.policies.insert(PolicyKey::Ports(name.clone()));
-        let everyone = *name.namespace == *self.config.root_namespace;
-        let concerned = |namespace: &Arc<str>| everyone || *namespace == name.namespace;
-        let others = self.peer_authentications.names().into_iter();
-        let others = others.filter(|other| concerned(&other.namespace));
-        changes.policies.extend(others.map(PolicyKey::Ports));
-        let mut touch = |pods: &std::collections::BTreeSet<ObjectName>| {
-            pods.iter().filter_map(|pod| self.pods.get(pod)).for_each(|pod| self.touch_pod(pod, changes));
-        };
+        let everyone = wide && *name.namespace == *self.config.root_namespace;
+        let pods = || self.pods_of_namespace.get(&name.namespace).into_iter().flatten();
         if everyone {
-            self.pods_of_namespace.values().for_each(touch);
-        } else if let Some(pods) = self.pods_of_namespace.get(&name.namespace) {
-            touch(pods);
+            changes.policies.extend(self.peer_authentications.names().into_iter().map(PolicyKey::Ports));
+            self.pods.values().for_each(|pod| self.touch_pod(pod, changes));
+        } else if wide {
+            let named = |name: &Arc<str>, namespace: &Arc<str>| ObjectName {
+                namespace: namespace.clone(),
+                name: name.clone(),
+            };
+            let others = self.peer_authentications.all.of(&name.namespace);
+            changes.policies.extend(others.map(|(other, _)| PolicyKey::Ports(named(other, &name.namespace))));
+            pods().filter_map(|pod| self.pods.get(pod)).for_each(|pod| self.touch_pod(pod, changes));
+        } else {
+            let selected = |pod: &&Pod| selectors.iter().any(|selector| selects(selector, &pod.labels));
+            let pods = pods().filter_map(|pod| self.pods.get(pod)).filter(selected);
+            pods.for_each(|pod| self.touch_pod(pod, changes));
         }
     }
 }

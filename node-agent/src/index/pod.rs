@@ -60,6 +60,11 @@ pub(super) struct Pod {
 /// What selectors look at; shared by pods that have the same ones, as those of a ReplicaSet do.
 pub(super) type Labels = BTreeMap<String, String>;
 
+/// No labels select nothing, as in Services.
+pub(super) fn selects(selector: &Labels, labels: &Labels) -> bool {
+    !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
 /// Our condition in a pod's status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reported {

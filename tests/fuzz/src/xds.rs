@@ -69,6 +69,7 @@ fn service(hostname: &str, vips: &[&[u8]]) -> wire::Service {
         hostname: hostname.to_owned(),
         addresses: vips.iter().map(address).collect(),
         ports: vec![port],
+        canonical: hostname.ends_with(".svc.cluster.local"),
         port_names: HashMap::from([("sql".to_owned(), 5432)]).into_iter().collect(),
         ..Default::default()
     }

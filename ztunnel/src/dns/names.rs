@@ -46,21 +46,21 @@ impl Zone {
     /// and who means the namespace `dev` has a resolver that asks for that first.
     pub fn find(&self, mesh: &Reader, namespace: &str, name: &str) -> Option<Meaning> {
         let look = Look { zone: self, mesh, namespace };
+        let Some(rest) = name.strip_suffix(&self.domain).and_then(|rest| rest.strip_suffix('.')) else {
+            let completed = (!name.contains('.') || name.ends_with(".svc")).then(|| look.completed(name));
+            return completed.flatten().or_else(|| look.exact(name)).or_else(|| look.wildcard(name));
+        };
         if let Some(found) = look.exact(name) {
             return Some(found);
         }
-        let Some(rest) = name.strip_suffix(&self.domain).and_then(|rest| rest.strip_suffix('.')) else {
-            let completed =
-                || (!name.contains('.') || name.ends_with(".svc")).then(|| look.completed(name))?;
-            return look.wildcard(name).or_else(completed);
-        };
         if look.is_part_of_service(name) {
             return None;
         }
         // The longest search domain first, as it is the first that resolvers append; whom a name would mean if it were
         // completed by another one had its answer then.
         let first = rest.strip_suffix(&format!(".{namespace}.svc"));
-        let first = first.and_then(|meant| look.searched(meant).or_else(|| look.completed_search(meant)));
+        // What the cluster has of that name before what a ServiceEntry calls so.
+        let first = first.and_then(|meant| look.completed_search(meant).or_else(|| look.searched(meant)));
         let others = [rest.strip_suffix(".svc"), Some(rest)];
         first.or_else(|| others.into_iter().flatten().find_map(|meant| look.searched(meant)))
     }
@@ -90,10 +90,13 @@ struct Look<'a> {
 impl Look<'_> {
     /// The service of that host name, or a pod of a service of the cluster.
     fn exact(&self, name: &str) -> Option<Meaning> {
-        if let Some(service) = self.mesh.service_named(name, self.namespace) {
+        let of_cluster = name.ends_with(&self.zone.services);
+        // A name of the cluster's services is nobody else's, whoever claims it.
+        let service = self.mesh.service_named(name, self.namespace);
+        if let Some(service) = service.filter(|service| service.service.canonical || !of_cluster) {
             return Some(self.meaning(service, None));
         }
-        if !name.ends_with(&self.zone.services) {
+        if !of_cluster {
             return None;
         }
         let (pod, host) = name.split_once('.')?;

@@ -91,7 +91,7 @@ async fn plan(
             Err(PlanError::Unresolved(host)) => host,
             Err(error) => return Err(ProxyError::new(Phase::Plan, Side::Upstream, error)),
         };
-        let addresses = pod.proxy.hosts.look_up(&host).await.map_err(|error| {
+        let addresses = pod.proxy.hosts.look_up(&host, &source.namespace).await.map_err(|error| {
             let what = "looking up the endpoint's host name";
             ProxyError::new(Phase::Plan, Side::Upstream, Cause::Io { what, error })
         })?;

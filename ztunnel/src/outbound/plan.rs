@@ -159,7 +159,12 @@ fn to_service(
         return Err(needs_waypoint(service.service.key.to_string(), waypoint));
     }
     if service.service.balancing.mode == Mode::Passthrough {
-        return Ok(plain(Target::from(dst.get()), Some(service)));
+        let address = NetworkAddress::new(source.network.clone(), dst.ip());
+        return match mesh.workload_at(&address).filter(|workload| workload.is_pod()) {
+            // A pod that speaks HBONE is never dialled in the clear, other than by Istio's ztunnel.
+            Some(pod) => to_workload(source, pod, dst).map(|plan| Plan { service: Some(service), ..plan }),
+            None => Ok(plain(Target::from(dst.get()), Some(service))),
+        };
     }
     let (endpoint, port) = pick(source, &service, dst, choose)
         .map_err(|cause| PlanError::NoEndpoint { service: service.service.key.to_string(), cause })?;
@@ -220,13 +225,14 @@ fn endpoint_at(
     all.get((choose.random >> 32) % all.len().max(1)).copied()
 }
 
-/// An endpoint of which only an address is known, as in a slice or a ServiceEntry that somebody wrote, is who has the
-/// address.
+/// An endpoint of which only an address is known, as in a slice or a ServiceEntry that somebody wrote, is the pod that
+/// has the address, or who of its own namespace claims to have it.
 fn who_is_at(mesh: &Reader, endpoint: &Endpoint, ip: IpAddr) -> Arc<Workload> {
     let named = &endpoint.workload;
     let only_an_address = !named.is_pod() && named.tunnel == Tunnel::Plain;
     let known = || mesh.workload_at(&NetworkAddress::new(named.network.clone(), ip));
-    only_an_address.then(known).flatten().unwrap_or_else(|| named.clone())
+    let credible = |found: &Arc<Workload>| found.is_pod() || found.namespace == named.namespace;
+    only_an_address.then(known).flatten().filter(credible).unwrap_or_else(|| named.clone())
 }
 
 fn has_family(source: &Workload, ip: IpAddr) -> bool {

@@ -145,7 +145,9 @@ pub(super) fn service_entry(
     let mut faults = Vec::new();
     let spec: ServiceSpec = spec(object, &mut faults);
     let resolution = resolution(&spec.resolution, &mut faults);
-    let hosts = hosts(config, name, &spec.hosts, &mut faults);
+    let mut hosts = hosts(config, &spec.hosts, &mut faults);
+    let ports: Vec<Port> = spec.ports.iter().filter_map(|port| read_port(port, &mut faults)).collect();
+    at_most(MOST_PORTS_OF_HOSTS / ports.len().max(1), &mut hosts, "spec.hosts", &mut faults);
     let selector = spec.workload_selector.map(|selector| selector.labels);
     let mut endpoints: Vec<Endpoint> = spec
         .endpoints
@@ -156,6 +158,8 @@ pub(super) fn service_entry(
         faults.push("spec.endpoints is left out, for there is a spec.workloadSelector".to_owned());
         endpoints.clear();
     }
+    let each = hosts.len().max(1) * ports.len().max(1);
+    at_most(MOST_PORTS_OF_ENDPOINTS / each, &mut endpoints, "spec.endpoints", &mut faults);
     match resolution {
         Resolution::None => endpoints.clear(),
         Resolution::Dns if spec.endpoints.is_empty() && selector.is_none() => {
@@ -171,7 +175,7 @@ pub(super) fn service_entry(
         created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
         hosts,
         addresses: spec.addresses.iter().filter_map(|text| address(text, &mut faults)).collect(),
-        ports: spec.ports.iter().filter_map(|port| read_port(port, &mut faults)).collect(),
+        ports,
         resolution,
         selector,
         endpoints,
@@ -220,12 +224,19 @@ fn resolution(text: &str, faults: &mut Vec<String>) -> Resolution {
     }
 }
 
-/// Names of Kubernetes' own services are theirs.
-fn hosts(config: &Config, name: &ObjectName, all: &[String], faults: &mut Vec<String>) -> Vec<String> {
-    let own = format!(".{}.svc.{}", name.namespace, config.cluster_domain);
+/// Names of Kubernetes' own services are theirs, in every namespace: also those that no Service has yet, and those of
+/// pods. So are short forms of them, which clients complete.
+fn hosts(config: &Config, all: &[String], faults: &mut Vec<String>) -> Vec<String> {
+    let services = format!(".svc.{}", config.cluster_domain);
+    let is_services = |host: &str| {
+        let within = host.strip_prefix('*').unwrap_or(host);
+        within.ends_with(&services)
+            || within.ends_with(".svc")
+            || services.ends_with(within) && within.starts_with('.')
+    };
     let mut hosts = Vec::new();
     for host in all.iter().map(|host| host.to_ascii_lowercase()) {
-        if host.ends_with(&own) {
+        if is_services(&host) {
             faults.push(format!("{host} in spec.hosts is left out: it is a name of Services"));
         } else if !host.is_empty() && !hosts.contains(&host) {
             hosts.push(host);
@@ -251,6 +262,19 @@ fn address(text: &str, faults: &mut Vec<String>) -> Option<(IpAddr, Option<u8>)>
         faults.push(format!("{text} in spec.addresses is left out: it is no address or prefix"));
     }
     found
+}
+
+/// Each endpoint names each port of each host: what one object may cost the proxies of every node.
+const MOST_PORTS_OF_HOSTS: usize = 4096;
+const MOST_PORTS_OF_ENDPOINTS: usize = 131_072;
+
+fn at_most<T>(most: usize, all: &mut Vec<T>, field: &str, faults: &mut Vec<String>) {
+    if all.len() > most {
+        let count = all.len();
+        faults
+            .push(format!("of the {count} {field} {most} are used: with more it would have too many ports"));
+        all.truncate(most);
+    }
 }
 
 /// None of UDP, which is not captured.

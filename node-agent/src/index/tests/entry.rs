@@ -97,6 +97,7 @@ fn hosts_are_services_and_listed_endpoints_are_workloads() {
         ],
         ports: vec![proto::Port { service_port: 80, target_port: 8080, app_protocol: 1 }],
         subject_alt_names: vec!["spiffe://cluster.local/ns/shop/sa/db".into()],
+        created: 1_767_225_600,
         ..Default::default()
     };
     assert_eq!(service, expect);
@@ -302,6 +303,14 @@ fn what_cannot_be_done_is_told_and_the_rest_is() {
             1,
         ),
         (
+            "a name in another namespace",
+            spec("STATIC", json!({"hosts": ["db-0.db.bank.svc.cluster.local", "b"]})),
+            "db-0.db.bank",
+            1,
+        ),
+        ("short", spec("STATIC", json!({"hosts": ["web.bank.svc", "b"]})), "web.bank.svc", 1),
+        ("all names", spec("STATIC", json!({"hosts": ["*.cluster.local", "b"]})), "*.cluster.local", 1),
+        (
             "no address",
             spec("STATIC", json!({"addresses": ["240.0.0.0/33", "240.0.0.1"]})),
             "240.0.0.0/33",
@@ -347,4 +356,37 @@ fn what_cannot_be_done_is_told_and_the_rest_is() {
     assert_eq!(index.resource(&entry_key("vm")), None);
     let udp = spec("STATIC", json!({"ports": [{"number": 53, "protocol": "UDP"}]}));
     assert_eq!(apply(&mut index, Kind::ServiceEntry, service_entry("dns", udp)).problems, []);
+}
+
+/// The schema allows each of the lists to be long; what all proxies keep is their product.
+#[test]
+fn one_object_costs_no_more_than_so_much() {
+    let ports: Vec<Value> =
+        (1..=256).map(|number| json!({"number": number, "name": format!("p{number}")})).collect();
+    let hosts: Vec<String> = (0..256).map(|number| format!("h{number}.example")).collect();
+    let endpoints: Vec<Value> = (0..4096)
+        .map(|number| json!({"address": format!("10.9.{}.{}", number / 256, number % 256)}))
+        .collect();
+    let long = spec("STATIC", json!({"hosts": hosts, "ports": ports, "endpoints": endpoints}));
+    let mut index = index();
+    let changes = apply(&mut index, Kind::ServiceEntry, service_entry("db", long));
+    let places = changes.keys.iter().filter(|key| matches!(key, Key::Listed(..)));
+    let ports: usize = places
+        .map(|key| workload_of(&index, key).services.values().map(|list| list.ports.len()).sum::<usize>())
+        .sum();
+    assert_eq!(ports, 131_072);
+    let told: Vec<&str> = changes.problems.iter().map(|problem| &*problem.reason).collect();
+    for expect in ["256 spec.hosts 16 are used", "4096 spec.endpoints 32 are used"] {
+        assert!(told.iter().any(|reason| reason.contains(expect)), "{told:?}");
+    }
+
+    let mut web = pod("web", "10.0.0.9");
+    web["metadata"]["labels"] = json!({"app": "db"});
+    apply(&mut index, Kind::Pod, web);
+    for number in 0..6 {
+        let hosts: Vec<String> = (0..256).map(|host| format!("h{host}.s{number}.example")).collect();
+        let all = spec("STATIC", json!({"hosts": hosts, "workloadSelector": {"labels": {"app": "db"}}}));
+        apply(&mut index, Kind::ServiceEntry, service_entry(&format!("s{number}"), all));
+    }
+    assert_eq!(workload(&index, "web").unwrap().services.len(), 1024);
 }

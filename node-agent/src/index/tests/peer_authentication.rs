@@ -227,6 +227,16 @@ fn a_change_touches_those_that_it_is_about() {
     let mut ports = web("UNSET");
     ports["portLevelMtls"] = json!({"80": {"mode": "PERMISSIVE"}});
     apply(&mut index, Kind::PeerAuthentication, policy("shop/ports", 9, ports));
+    let batch = json!({"selector": {"matchLabels": {"app": "batch"}}, "mtls": {"mode": "STRICT"}});
+    let changes = apply(&mut index, Kind::PeerAuthentication, policy("shop/batch", 9, batch));
+    let own = BTreeSet::from([PolicyKey::Ports(ObjectName::new("shop", "batch"))]);
+    assert_eq!(
+        (changes.keys, changes.policies),
+        (BTreeSet::new(), own),
+        "it selects nobody, and nobody inherits"
+    );
+    let changes = apply(&mut index, Kind::PeerAuthentication, policy("shop/younger", 1, mode("PERMISSIVE")));
+    assert_eq!(changes.keys, BTreeSet::new(), "an older one has the word");
     let changes = apply(&mut index, Kind::PeerAuthentication, strict("istio-system/all"));
     assert_eq!(changes.keys, BTreeSet::from([other, pod_key("web")]), "the root namespace's is about all");
     let inherits = PolicyKey::Ports(ObjectName::new("shop", "ports"));

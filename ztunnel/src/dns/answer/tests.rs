@@ -25,7 +25,8 @@ fn service(namespace: &str, hostname: &str, vips: &[&str]) -> Service {
         waypoints: [].into(),
         balancing: Balancing::default(),
         families: Families::Any,
-        canonical: false,
+        created: 0,
+        canonical: hostname.ends_with(".svc.cluster.local"),
         namespace_only: false,
         affinity: None,
     }
@@ -85,6 +86,11 @@ fn cluster() -> Reader {
         let private = service("pay", "private.example.com", &["240.240.0.4"]);
         mesh.put_service(Service { namespace_only: true, ..private });
         mesh.put_service(service("dev", &domain("payments.dev"), &["10.96.0.10"]));
+        // Who claims names of the cluster's services, or what clients complete to them.
+        for host in [&*domain("db-0.db.shop"), &*domain("gone.shop"), "api.pay", "web.shop.svc"] {
+            let claimed = service("evil", host, &["240.240.6.6"]);
+            mesh.put_service(Service { canonical: false, ..claimed });
+        }
         let db = domain("db.shop");
         mesh.put_workload(pod("db-0", "shop", &["10.244.1.2", "fd00:244::2"], &db));
         mesh.put_workload(pod("db-1", "shop", &["10.244.1.3"], &db));
@@ -310,8 +316,19 @@ fn another_address_is_the_first_each_time() {
 }
 
 #[test]
+fn a_short_name_is_the_clusters_before_it_is_a_hosts() {
+    let mesh = mesh(|mesh| {
+        mesh.put_service(service("shop", "web.shop.svc.cluster.local", &["10.96.0.7"]));
+        mesh.put_service(service("evil", "web", &["240.240.6.6"]));
+    });
+    assert_eq!(ask(&mesh, "shop", "web.", RecordType::A).as_deref(), Some("10.96.0.7"));
+    assert_eq!(ask(&mesh, "bank", "web.", RecordType::A).as_deref(), Some("240.240.6.6"));
+}
+
+#[test]
 fn another_cluster_domain() {
-    let mesh = mesh(|mesh| mesh.put_service(service("shop", "web.shop.svc.corp.example", &["10.96.0.7"])));
+    let web = Service { canonical: true, ..service("shop", "web.shop.svc.corp.example", &["10.96.0.7"]) };
+    let mesh = mesh(|mesh| mesh.put_service(web));
     let network = Network::default();
     let client = Client { namespace: "shop", network: &network };
     let zone = Zone::from("Corp.Example");

@@ -87,6 +87,17 @@ fn world() -> (Reader, Arc<Workload>) {
         member(pod("twin", "10.0.0.15,fd00::15"), "both"),
         member(pod("late", "10.0.0.16"), "only6"),
         wire::Workload { tunnel_protocol: 0, ..pod("clear6", "fd00::17") },
+        wire::Workload {
+            uid: "c/discovery/EndpointSlice/shop/api".into(),
+            tunnel_protocol: 0,
+            network_mode: 1,
+            ..member(pod("api", "192.0.2.9"), "api")
+        },
+        wire::Workload {
+            uid: "c/networking.istio.io/WorkloadEntry/evil/api".into(),
+            namespace: "evil".into(),
+            ..pod("evil", "192.0.2.9")
+        },
         wire::Workload { network_mode: 1, ..pod("host6", "fd00::18") },
     ];
     let mut services: Vec<_> = [
@@ -107,7 +118,9 @@ fn world() -> (Reader, Arc<Workload>) {
     .collect();
     services.push(wire::Service { waypoint: waypoint(), ..service("waypointed", "10.96.0.13") });
     let passthrough = balancing(wire::load_balancing::Mode::Passthrough);
-    services.push(wire::Service { load_balancing: passthrough, ..service("pass", "10.0.0.2") });
+    services.push(wire::Service { load_balancing: passthrough.clone(), ..service("pass", "10.0.0.2") });
+    services.push(wire::Service { load_balancing: passthrough, ..service("outside", "192.0.2.7") });
+    services.push(service("api", "10.96.0.19"));
     let secret = wire::Visibility::Namespace as i32;
     services.push(wire::Service {
         namespace: "other".into(),
@@ -200,7 +213,14 @@ fn table() {
         ("loop over IPv6", "[::1]:15008", "error: [::1]:15008 is the tunnel's own port on loopback"),
         ("itself by its service", "10.96.0.11:80", "own client 10.0.0.1:8080"),
         ("itself by its address", "10.0.0.1:81", "own client 10.0.0.1:81"),
-        ("passthrough, though the address is a pod's", "10.0.0.2:81", "plain - 10.0.0.2:81"),
+        (
+            "passthrough, and the address is a pod's",
+            "10.0.0.2:81",
+            "hbone web 10.0.0.2:15008 for 10.0.0.2:81 as web",
+        ),
+        ("passthrough", "192.0.2.7:81", "plain - 192.0.2.7:81"),
+        ("an address that another namespace claims", "192.0.2.9:81", "plain - 192.0.2.9:81"),
+        ("an endpoint whose address another namespace claims", "10.96.0.19:80", "plain api 192.0.2.9:8080"),
         ("a service that another namespace hides", "10.96.0.14:80", "plain - 10.96.0.14:80"),
         ("loop", "127.0.0.1:15008", "error: 127.0.0.1:15008 is the tunnel's own port on loopback"),
     ] {
