@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 pub use self::fetch::{CaClient, CaConfig, FetchError};
 pub use self::workload::{InvalidCert, WorkloadCert};
 use crate::identity::Identity;
+use crate::tls::revocation::Revocations;
 
 /// Requests to the certificate authority that run at once.
 pub const CONCURRENT_FETCHES: usize = 8;
@@ -65,6 +66,7 @@ pub struct Certificates {
 struct Inner {
     entries: Mutex<HashMap<Identity, Entry>>,
     fetch: Arc<dyn FetchCert>,
+    revocations: Revocations,
     places: Arc<Semaphore>,
     renewals: TaskTracker,
     stop: CancellationToken,
@@ -107,12 +109,13 @@ pub struct CertStatus {
 }
 
 impl Certificates {
-    /// Nothing is fetched before it is asked for.
-    pub fn new(fetch: Arc<dyn FetchCert>) -> Self {
+    /// Nothing is fetched before it is asked for. Peers whose certificates are revoked are not believed.
+    pub fn new(fetch: Arc<dyn FetchCert>, revocations: Revocations) -> Self {
         let stop = CancellationToken::new();
         let inner = Inner {
             entries: Mutex::default(),
             fetch,
+            revocations,
             places: Arc::new(Semaphore::new(CONCURRENT_FETCHES)),
             renewals: TaskTracker::new(),
             _stop_on_drop: stop.clone().drop_guard(),
@@ -184,6 +187,7 @@ impl Inner {
         let renewal = Renewal {
             identity,
             fetch: self.fetch.clone(),
+            revocations: self.revocations.clone(),
             places: self.places.clone(),
             state: sender,
             ask_again: ask_again.clone(),
@@ -197,6 +201,7 @@ impl Inner {
 struct Renewal {
     identity: Identity,
     fetch: Arc<dyn FetchCert>,
+    revocations: Revocations,
     places: Arc<Semaphore>,
     state: watch::Sender<State>,
     ask_again: Arc<Notify>,
@@ -226,7 +231,7 @@ impl Renewal {
 
     async fn attempt(&self) -> Result<WorkloadCert, FetchError> {
         let _place = self.places.acquire().await;
-        let cert = self.fetch.fetch(&self.identity).await?;
+        let cert = self.fetch.fetch(&self.identity).await?.checking(&self.revocations)?;
         tracing::debug!(identity = %self.identity, serial = cert.serial(), "certificate fetched");
         Ok(cert)
     }

@@ -7,18 +7,22 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SanType, SerialNumber,
 };
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
 use crate::certs::{FetchCert, FetchError, WorkloadCert};
 use crate::identity::Identity;
 
-/// A root of its own, signing leaves directly. Panics where a product would return an error.
+/// A root of its own, signing leaves directly or by intermediates. Panics where a product would return an error.
 pub struct TestCa {
     root: rcgen::Certificate,
     issuer: Issuer<'static, KeyPair>,
+    /// From the one that signs up to, without it, the root.
+    intermediates: Vec<CertificateDer<'static>>,
     fetches: AtomicUsize,
 }
 
@@ -35,13 +39,49 @@ impl TestCa {
     /// A new root that nobody else trusts.
     #[allow(clippy::new_without_default, reason = "a key is generated: no two are the same")]
     pub fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(rcgen::DnType::OrganizationName, "test root");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let (params, key) = authority("test root");
         let root = params.self_signed(&key).unwrap();
-        Self { root, issuer: Issuer::new(params, key), fetches: AtomicUsize::new(0) }
+        Self {
+            root,
+            issuer: Issuer::new(params, key),
+            intermediates: Vec::new(),
+            fetches: AtomicUsize::new(0),
+        }
+    }
+
+    /// An authority below this one, and its certificate.
+    pub fn intermediate(&self, name: &str) -> (Self, CertificateDer<'static>) {
+        let (params, key) = authority(name);
+        let own = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        let intermediates = std::iter::once(own.clone()).chain(self.intermediates.iter().cloned()).collect();
+        let (root, issuer) = (self.root.clone(), Issuer::new(params, key));
+        (Self { root, issuer, intermediates, fetches: AtomicUsize::new(0) }, own)
+    }
+
+    /// A revocation list (DER) of these certificates, as if this authority had made them.
+    pub fn revoke(&self, certificates: &[&CertificateDer<'_>]) -> Vec<u8> {
+        let revoked = |certificate: &&CertificateDer<'_>| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial(certificate)),
+            revocation_time: from_now(-60),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: from_now(-60),
+            next_update: from_now(86_400),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: certificates.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().der().to_vec()
+    }
+
+    /// The same as PEM, of the first certificate of each chain (PEM).
+    pub fn revoke_pem(&self, chains: &[String]) -> String {
+        let leaves: Vec<_> =
+            chains.iter().map(|chain| CertificateDer::from_pem_slice(chain.as_bytes()).unwrap()).collect();
+        pem::encode(&pem::Pem::new("X509 CRL", self.revoke(&leaves.iter().collect::<Vec<_>>())))
     }
 
     /// PEM of the root.
@@ -121,7 +161,8 @@ impl Leaf<'_> {
         let identity = identity.unwrap_or_else(|| "spiffe://cluster.local/ns/none/sa/none".parse().unwrap());
         let (key, leaf) = self.parts();
         let roots = self.roots.unwrap_or_else(|| vec![self.ca.root()]);
-        WorkloadCert::unverified(identity, key.into(), vec![leaf], roots).unwrap()
+        let chain = std::iter::once(leaf).chain(self.ca.intermediates.iter().cloned()).collect();
+        WorkloadCert::unverified(identity, key.into(), chain, roots).unwrap()
     }
 
     /// Key and certificate.
@@ -138,6 +179,19 @@ impl Leaf<'_> {
         let leaf = params.signed_by(&key, &self.ca.issuer).unwrap();
         (PrivatePkcs8KeyDer::from(key.serialize_der()), leaf.der().clone())
     }
+}
+
+fn authority(name: &str) -> (CertificateParams, KeyPair) {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    (params, KeyPair::generate().unwrap())
+}
+
+fn serial<'a>(certificate: &'a CertificateDer<'_>) -> &'a [u8] {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).unwrap();
+    parsed.raw_serial()
 }
 
 fn from_now<T: From<std::time::SystemTime>>(seconds: i64) -> T {

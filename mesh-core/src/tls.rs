@@ -6,6 +6,8 @@
 //! **Invariant:** a [`Stream`] exists only after the peer's chain, validity and name were verified.
 
 pub mod client;
+pub mod crl;
+pub mod revocation;
 pub mod server;
 pub mod verify;
 
@@ -21,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsStream;
 
 pub use self::fault::{CertificateFault, TlsError};
+use self::revocation::Presented;
 
 /// The only protocol inside, as ALPN names it.
 pub const ALPN: &[u8] = b"h2";
@@ -56,6 +59,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 pub struct Stream<IO> {
     inner: TlsStream<IO>,
     broken: Broken,
+    presented: Option<Presented>,
 }
 
 /// Why a [`Stream`] broke, readable after the stream has gone into HTTP/2.
@@ -67,20 +71,30 @@ impl Broken {
     pub fn reason(&self) -> Option<&TlsError> {
         self.0.get()
     }
+
+    /// Says why before the stream is ended from this side.
+    pub(crate) fn because(&self, reason: TlsError) {
+        let _ = self.0.set(reason);
+    }
 }
 
 impl<IO> Stream<IO> {
-    fn new(mut inner: TlsStream<IO>) -> Self {
+    fn new(mut inner: TlsStream<IO>, presented: Option<Presented>) -> Self {
         match &mut inner {
             TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(Some(WRITE_LIMIT)),
             TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(Some(WRITE_LIMIT)),
         }
-        Self { inner, broken: Broken::default() }
+        Self { inner, broken: Broken::default(), presented }
     }
 
     /// A view of what breaks it later.
     pub fn broken(&self) -> Broken {
         self.broken.clone()
+    }
+
+    /// What the peer proved itself with, if that may be revoked while the stream is open.
+    pub fn presented(&self) -> Option<Presented> {
+        self.presented.clone()
     }
 
     /// What the handshake settled on, for logs and tests: cipher suite and key exchange group.

@@ -14,6 +14,7 @@ use mesh_core::readiness::Readiness;
 use mesh_core::status::{self, Handlers};
 use mesh_core::store::{self, Changes};
 use mesh_core::telemetry;
+use mesh_core::tls::revocation::{Revocations, file};
 use mesh_core::xds::{self, mesh::Mesh, stream::Session};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -67,10 +68,13 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let (writer, mesh) = store::new();
     let (denials, denied) = denials::denials();
+    let metrics = Metrics::new();
+    let (revocations, follow_file) = revocations(&config, &metrics).await;
     let proxy = Arc::new(Proxy {
         mesh,
-        certificates: Certificates::new(surroundings.authority),
-        metrics: Metrics::new(),
+        certificates: Certificates::new(surroundings.authority, revocations.clone()),
+        revocations,
+        metrics,
         connections: Connections::default(),
         hosts: Hosts::default(),
         policy: PolicyChanges::default(),
@@ -86,6 +90,7 @@ pub async fn run(
     let (xds_gate, pods_gate) = (readiness.gate("xds"), readiness.gate("pods"));
     let mut servers = serve_status(&config, surroundings.levels, &proxy, &pods.listing(), &readiness).await?;
 
+    servers.spawn(follow_file);
     // Policies first: a workload that names one that is not known lets nobody in.
     let session = Session::new(node(&config), &[AUTHORIZATION_TYPE, ADDRESS_TYPE]);
     let xds_socket = config.run_dir.join("xds.sock");
@@ -120,6 +125,27 @@ pub async fn run(
     servers.shutdown().await;
     tracing::info!("bye");
     Ok(())
+}
+
+/// The lists of certificates that are revoked, and what keeps them as their file has them.
+async fn revocations(
+    config: &Config,
+    metrics: &Metrics,
+) -> (Revocations, impl Future<Output = ()> + Send + 'static) {
+    let following = match &config.crl_path {
+        Some(path) => {
+            let revocations = Revocations::new(metrics.crl.clone());
+            Some((file::load(&revocations, path).await, revocations, path.clone()))
+        }
+        None => None,
+    };
+    let revocations = following.as_ref().map(|(_, revocations, _)| revocations.clone()).unwrap_or_default();
+    let follow = async {
+        if let Some((follow, revocations, path)) = following {
+            match follow.run(&revocations, &path).await {}
+        }
+    };
+    (revocations, follow)
 }
 
 /// Name of the pod protocol's socket in the run directory.

@@ -41,6 +41,10 @@ pub struct Config {
     #[command(flatten)]
     #[allow(missing_docs, reason = "a doc comment would replace the help's introduction")]
     pub ca: CaConfig,
+    /// File with certificate revocation lists: PEM, one after the other, or one as DER. Changes are taken over within
+    /// two seconds, for open connections as well; without the file nobody is revoked
+    #[arg(long, env = "CRL_PATH")]
+    pub crl_path: Option<PathBuf>,
     /// Configuration dump; keep it on loopback
     #[arg(long, env = "AMBIT_ADMIN_ADDRESS", default_value = "127.0.0.1:15000")]
     pub admin_address: SocketAddr,

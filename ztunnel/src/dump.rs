@@ -31,6 +31,7 @@ pub fn render(config: &Config, proxy: &Proxy, pods: &Listing) -> String {
         "pods": pods,
         "connections": proxy.connections.dump(),
         "certificates": proxy.certificates.status(),
+        "revocationLists": proxy.revocations.status(),
         "workloads": workloads.iter().map(|workload| workload_json(workload)).collect::<Vec<_>>(),
         "services": services.iter().map(|entry| service_json(entry)).collect::<Vec<_>>(),
         "policies": policies.iter().map(|policy| policy_json(policy)).collect::<Vec<_>>(),
@@ -46,6 +47,7 @@ fn config_json(config: &Config) -> Value {
         "network": config.network,
         "runDir": config.run_dir,
         "caAddress": config.ca.ca_address,
+        "crlPath": config.crl_path,
     })
 }
 

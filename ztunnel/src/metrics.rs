@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mesh_core::identity::Identity;
 use mesh_core::metrics::process::Process;
 use mesh_core::store::Size;
+use mesh_core::tls::revocation;
 use mesh_core::xds;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -207,6 +208,8 @@ pub struct Metrics {
     pub policies: Policies,
     /// Of the talk with the agent.
     pub xds: xds::metrics::Metrics,
+    /// Of certificate revocation lists.
+    pub crl: revocation::Metrics,
     /// Of the pods' DNS queries.
     pub dns: dns::metrics::Metrics,
     /// Label sets that peers made up.
@@ -259,6 +262,7 @@ impl Metrics {
         );
         let policies = Policies::register(&mut root);
         let xds = xds::metrics::Metrics::register(&mut root);
+        let crl = revocation::Metrics::register(&mut root);
         root.register_collector(Box::new(Process));
         let istio = root.sub_registry_with_prefix("istio");
         let build = vec![("component", "ztunnel"), ("tag", env!("CARGO_PKG_VERSION"))];
@@ -287,6 +291,7 @@ impl Metrics {
             denying,
             policies,
             xds,
+            crl,
             dns,
             said: Arc::default(),
             registry: Arc::new(root),

@@ -13,6 +13,7 @@ use mesh_core::drain::Watch;
 use mesh_core::hbone::pool::{Config as PoolConfig, Pool};
 use mesh_core::hbone::{Baggage, HboneStream};
 use mesh_core::store::Reader;
+use mesh_core::tls::revocation::Revocations;
 use mesh_core::workload::Workload;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpStream;
@@ -41,6 +42,8 @@ pub struct Proxy {
     pub mesh: Reader,
     /// The pods' certificates.
     pub certificates: Certificates,
+    /// Whose certificates are revoked.
+    pub revocations: Revocations,
     /// What is counted.
     pub metrics: Metrics,
     /// What is open.

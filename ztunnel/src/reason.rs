@@ -9,6 +9,7 @@ use mesh_core::authz::Denial;
 use mesh_core::certs::CertError;
 use mesh_core::hbone::server::{HandshakeError, TunnelError};
 use mesh_core::hbone::{ConnectError, DialError, InvalidRequest};
+use mesh_core::tls::TlsError;
 
 use crate::budget::Exhausted;
 use crate::inbound::authority::Refusal;
@@ -31,6 +32,8 @@ pub enum Reason {
     NetworkPolicy,
     /// The two sides do not believe each other, or one does not speak TLS.
     Tls,
+    /// A certificate of either side is revoked.
+    Revoked,
     /// TLS works, HTTP/2 does not.
     Http2,
     /// The pod has no certificate.
@@ -60,6 +63,7 @@ impl Reason {
             Self::Connect => "CONNECT",
             Self::NetworkPolicy => "NETWORK_POLICY",
             Self::Tls => "TLS_FAILURE",
+            Self::Revoked => "CERT_REVOKED",
             Self::Http2 => "H2_HANDSHAKE_FAILURE",
             Self::Identity => "IDENTITY_ERROR",
             Self::BadRequest => "BAD_REQUEST",
@@ -182,11 +186,13 @@ impl ProxyError {
             Cause::Certificate(_) => Reason::Identity,
             Cause::Tunnel(error) => tunnel_reason(error),
             Cause::Handshake(HandshakeError::Http2(_)) => Reason::Http2,
-            Cause::Handshake(_) => Reason::Tls,
+            Cause::Handshake(HandshakeError::Tls(error)) => tls_reason(error),
+            Cause::Handshake(HandshakeError::Timeout(_)) => Reason::Tls,
             Cause::Served(_) | Cause::Abandoned => Reason::Broken,
             Cause::NoPort => Reason::Local,
             Cause::NoAddress(_) => Reason::Connect,
             Cause::Cut => Reason::Cut,
+            Cause::Io { error, .. } if is_revoked(error) => Reason::Revoked,
             Cause::Io { .. } => match (self.phase, self.side) {
                 (Phase::Copy, _) => Reason::Broken,
                 (_, Side::Local) => Reason::Local,
@@ -237,6 +243,16 @@ impl ProxyError {
     }
 }
 
+fn tls_reason(error: &TlsError) -> Reason {
+    if error.is_revoked() { Reason::Revoked } else { Reason::Tls }
+}
+
+/// Whether a tunnel was cut because a certificate was revoked: its streams' errors say so.
+fn is_revoked(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>());
+    inner.is_some_and(TlsError::is_revoked)
+}
+
 fn is_endpoints(error: &ConnectError) -> bool {
     match error {
         // 421: it is another workload. 503: its application does not answer, or it has too many connections.
@@ -258,7 +274,7 @@ fn tunnel_reason(error: &ConnectError) -> Reason {
         ConnectError::Refused { status: StatusCode::UNAUTHORIZED, .. } => Reason::Denied,
         ConnectError::Dial(DialError::Certificate(_)) => Reason::Identity,
         ConnectError::Dial(DialError::ConnectTimeout(_)) => Reason::NetworkPolicy,
-        ConnectError::Dial(DialError::Tls(_)) | ConnectError::Tls(_) => Reason::Tls,
+        ConnectError::Dial(DialError::Tls(error)) | ConnectError::Tls(error) => tls_reason(error),
         ConnectError::Dial(DialError::Http2(_)) => Reason::Http2,
         _ => Reason::Connect,
     }

@@ -50,7 +50,7 @@ impl FetchCert for Fickle {
 #[tokio::test]
 async fn fetches_once_for_all_who_wait() {
     let ca = Fickle::new(3600);
-    let certificates = Certificates::new(ca.clone());
+    let certificates = Certificates::new(ca.clone(), Revocations::default());
     let (one, other) = (id(PAYMENTS), id("spiffe://cluster.local/ns/payments/sa/other"));
     let all = futures_util::future::join_all((0..50).map(|_| certificates.get(&one))).await;
     let first = all[0].as_ref().unwrap().clone();
@@ -66,7 +66,7 @@ async fn fetches_once_for_all_who_wait() {
 async fn says_at_once_why_there_is_none_and_tries_again() {
     let ca = Fickle::new(3600);
     ca.away.store(true, Ordering::SeqCst);
-    let certificates = Certificates::new(ca.clone());
+    let certificates = Certificates::new(ca.clone(), Revocations::default());
     let identity = id(PAYMENTS);
     for _ in 0..3 {
         let error = certificates.get(&identity).await.unwrap_err();
@@ -85,7 +85,7 @@ async fn says_at_once_why_there_is_none_and_tries_again() {
 #[tokio::test]
 async fn renews_before_the_end_and_keeps_the_old_one_meanwhile() {
     let ca = Fickle::new(3);
-    let certificates = Certificates::new(ca.clone());
+    let certificates = Certificates::new(ca.clone(), Revocations::default());
     let identity = id(PAYMENTS);
     let first = certificates.get(&identity).await.unwrap();
     ca.away.store(true, Ordering::SeqCst);
@@ -114,7 +114,7 @@ async fn renews_before_the_end_and_keeps_the_old_one_meanwhile() {
 #[tokio::test]
 async fn forgets() {
     let ca = Fickle::new(3600);
-    let certificates = Certificates::new(ca.clone());
+    let certificates = Certificates::new(ca.clone(), Revocations::default());
     let identity = id(PAYMENTS);
     certificates.get(&identity).await.unwrap();
     certificates.forget(&identity);

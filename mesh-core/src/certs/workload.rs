@@ -11,6 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::identity::Identity;
+use crate::tls::revocation::{Presented, Reporter, Revocations};
 use crate::tls::{self, CertificateFault};
 
 /// See the module.
@@ -20,6 +21,7 @@ pub struct WorkloadCert {
     chain: Vec<CertificateDer<'static>>,
     root_certificates: Vec<CertificateDer<'static>>,
     roots: Arc<RootCertStore>,
+    revocations: Revocations,
     serial: String,
     not_before: SystemTime,
     not_after: SystemTime,
@@ -93,12 +95,36 @@ impl WorkloadCert {
             chain,
             root_certificates: roots,
             roots: store,
+            revocations: Revocations::default(),
             serial: facts.serial,
             not_before: facts.not_before,
             not_after: facts.not_after,
             server: Arc::new(server),
             client,
         })
+    }
+
+    /// For peers whose certificates are not revoked.
+    ///
+    /// # Errors
+    /// When it was no workload's certificate to begin with.
+    pub fn checking(mut self, revocations: &Revocations) -> Result<Self, InvalidCert> {
+        if revocations.are_configured() {
+            let (roots, trust_domain) = (self.roots.clone(), self.identity.trust_domain().clone());
+            let server = tls::server::checking(&self.server, roots, trust_domain, revocations.clone());
+            self.server = Arc::new(server.map_err(|error| InvalidCert::Unusable(error.to_string()))?);
+            self.revocations = revocations.clone();
+        }
+        Ok(self)
+    }
+
+    /// What a peer has presented in a handshake with this certificate, if it may be revoked later.
+    pub(crate) fn presented(
+        &self,
+        chain: Option<&[CertificateDer<'static>]>,
+        reporter: Reporter,
+    ) -> Option<Presented> {
+        self.revocations.presented(chain, &self.roots, reporter)
     }
 
     /// Whose it is.
@@ -121,6 +147,11 @@ impl WorkloadCert {
         self.not_after
     }
 
+    /// Leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
     /// PEM, leaf first.
     pub fn chain_pem(&self) -> String {
         to_pem(&self.chain)
@@ -136,7 +167,7 @@ impl WorkloadCert {
     }
 
     pub(crate) fn client_config(&self, expected: &[Identity]) -> ClientConfig {
-        tls::client::expecting(&self.client, self.roots.clone(), expected.to_vec())
+        tls::client::expecting(&self.client, self.roots.clone(), expected.to_vec(), self.revocations.clone())
     }
 }
 

@@ -19,6 +19,7 @@ use super::stream::HboneStream;
 use super::window::{Resizing, Window};
 use crate::certs::{CertError, WorkloadCert};
 use crate::identity::Identity;
+use crate::tls::revocation::{self, Presented};
 use crate::tls::{self, TlsError};
 
 /// Time for the server's answer to CONNECT. It has 10 s to connect to the app, and Istio's waits 5 s for the workload.
@@ -106,36 +107,46 @@ pub async fn handshake<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
 ) -> Result<(Arc<Tunnel>, impl Future<Output = ()> + Send + use<IO>), DialError> {
     let handshake = async {
         let (io, peer) = tls::client::connect(io, certificate, expected).await?;
-        let broken = io.broken();
+        let (broken, presented) = (io.broken(), io.presented());
         let (requests, connection) = settings::client(&window)
             .handshake::<_, Bytes>(io)
             .await
             .map_err(|e| DialError::Http2(e.to_string()))?;
         let resizing = Resizing::new(window.clone(), window.now());
-        Ok::<_, DialError>((requests, connection, resizing, peer, broken))
+        Ok::<_, DialError>((requests, connection, resizing, peer, (broken, presented)))
     };
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
-    let (requests, connection, resizing, peer, broken) = handshake.map_err(|_| TlsError::Timeout)??;
+    let (requests, connection, resizing, peer, (broken, presented)) =
+        handshake.map_err(|_| TlsError::Timeout)??;
     let tunnel = Arc::new(Tunnel {
         requests,
         peer,
         load: Arc::new(Load { streams: AtomicUsize::new(0), idle_since: Mutex::new(Instant::now()) }),
         end: Arc::new(OnceLock::new()),
-        broken,
+        broken: broken.clone(),
         window,
     });
-    let driver = drive(connection, resizing, tunnel.end.clone(), keep_alive);
+    let ended = Ended { end: tunnel.end.clone(), broken };
+    let driver = drive(connection, resizing, ended, presented, keep_alive);
     Ok((tunnel, driver))
+}
+
+/// Where it is said why a tunnel ended.
+struct Ended {
+    end: Arc<OnceLock<String>>,
+    broken: tls::Broken,
 }
 
 async fn drive<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     mut connection: h2::client::Connection<IO, Bytes>,
     mut resizing: Resizing,
-    end: Arc<OnceLock<String>>,
+    Ended { end, broken }: Ended,
+    presented: Option<Presented>,
     keep_alive: KeepAlive,
 ) {
     let dead = settings::until_dead(connection.ping_pong(), keep_alive);
-    tokio::pin!(dead);
+    let revoked = revocation::revoked(presented);
+    tokio::pin!(dead, revoked);
     let why = loop {
         tokio::select! {
             result = &mut connection => break match result {
@@ -147,6 +158,12 @@ async fn drive<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
                 if resizing.asked(wanted, asked).is_err() {
                     break "the peer does not acknowledge settings".to_owned();
                 }
+            }
+            fault = &mut revoked => {
+                // Its streams read why.
+                let error = TlsError::Peer(fault);
+                broken.because(error.clone());
+                break error.to_string();
             }
             () = &mut dead => break format!("no answer to a ping within {:?}", keep_alive.timeout),
         }
@@ -244,7 +261,7 @@ impl Tunnel {
             return Err(ConnectError::Refused { status, reason: told(&REASON), policy: told(&POLICY) });
         }
         let baggage = Baggage::parse(&head.headers);
-        let stream = HboneStream::new(send, receive, self.window.clone(), Some(lease));
+        let stream = HboneStream::new(send, receive, self.window.clone(), self.broken.clone(), Some(lease));
         Ok(Connected { stream, peer: self.peer.clone(), baggage })
     }
 

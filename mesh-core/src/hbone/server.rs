@@ -20,7 +20,8 @@ use super::window::{Resizing, Window};
 use crate::certs::WorkloadCert;
 use crate::drain::Watch;
 use crate::identity::Identity;
-use crate::tls::{self, TlsError};
+use crate::tls::revocation::{self, Presented};
+use crate::tls::{self, CertificateFault, TlsError};
 
 /// Handlers are told to close through their own watch; those that do not are ended after this.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
@@ -69,6 +70,9 @@ pub enum TunnelError {
     /// The client does not answer pings.
     #[error("the client does not answer a ping within {0:?}")]
     Dead(Duration),
+    /// The client was believed, and is not any more.
+    #[error("the client's certificate is refused now: {0}")]
+    Revoked(CertificateFault),
     /// The connection failed or the client broke the protocol.
     #[error("the tunnel broke: {0}")]
     Broken(String),
@@ -101,6 +105,8 @@ pub struct Tunnel<IO> {
     client: Identity,
     config: Config,
     resizing: Resizing,
+    broken: tls::Broken,
+    presented: Option<Presented>,
 }
 
 /// TLS as `certificate`'s identity, then HTTP/2, over an accepted connection.
@@ -115,7 +121,7 @@ pub async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(
     let timeout = config.handshake_timeout;
     let handshake = async {
         let (io, client) = tls::server::accept(io, certificate).await?;
-        let broken = io.broken();
+        let (broken, presented) = (io.broken(), io.presented());
         let resizing = Resizing::new(config.window.clone(), config.window.now());
         let connection =
             settings::server(config.max_streams, &config.window).handshake(io).await.map_err(|error| {
@@ -124,7 +130,7 @@ pub async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(
                     None => HandshakeError::Http2(error.to_string()),
                 }
             })?;
-        Ok(Tunnel { connection, client, config, resizing })
+        Ok(Tunnel { connection, client, config, resizing, broken, presented })
     };
     tokio::time::timeout(timeout, handshake).await.unwrap_or(Err(HandshakeError::Timeout(timeout)))
 }
@@ -153,7 +159,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
         // Asked once for the tunnel's life: the loop turns twice for each connection in it.
         let dead = settings::until_dead(self.connection.ping_pong(), keep_alive);
         let (asked_to_drain, asked_to_close) = (drain.draining(), drain.closing());
-        tokio::pin!(dead, asked_to_drain, asked_to_close);
+        let revoked = revocation::revoked(self.presented.take());
+        tokio::pin!(dead, asked_to_drain, asked_to_close, revoked);
         let mut streams = JoinSet::new();
         let mut draining = false;
         let result = loop {
@@ -161,7 +168,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
                 // While this is polled all streams of the tunnel make progress.
                 accepted = self.connection.accept() => match accepted {
                     Some(Ok((request, respond))) => {
-                        answer(request, respond, &handler, &self.config.window, &mut streams);
+                        let of_tunnel = (&self.config.window, &self.broken);
+                        answer(request, respond, &handler, of_tunnel, &mut streams);
                     }
                     // A client that leaves when it was asked to, or when nothing is under way, breaks nothing.
                     Some(Err(error)) if error.is_io() && (draining || reaped(&mut streams).is_empty()) => {
@@ -180,6 +188,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
                     if self.resizing.asked(wanted, asked).is_err() {
                         break Err(TunnelError::Broken("it does not acknowledge settings".to_owned()));
                     }
+                }
+                fault = &mut revoked => {
+                    // Its streams read why.
+                    self.broken.because(TlsError::Peer(fault.clone()));
+                    break Err(TunnelError::Revoked(fault));
                 }
                 () = &mut dead => break Err(TunnelError::Dead(keep_alive.timeout)),
                 Some(ended) = streams.join_next() => log_panic(ended),
@@ -206,13 +219,14 @@ fn answer(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
     handler: &impl Handler,
-    window: &Window,
+    (window, broken): (&Window, &tls::Broken),
     streams: &mut JoinSet<()>,
 ) {
     match ConnectRequest::parse(&request) {
         Ok(parsed) => {
-            let window = window.clone();
-            let incoming = Incoming { request: parsed, respond, receive: request.into_body(), window };
+            let (window, broken) = (window.clone(), broken.clone());
+            let incoming =
+                Incoming { request: parsed, respond, receive: request.into_body(), window, broken };
             streams.spawn(handler.clone().connect(incoming));
         }
         Err(error) => {
@@ -252,6 +266,7 @@ pub struct Incoming {
     respond: SendResponse<Bytes>,
     receive: RecvStream,
     window: Window,
+    broken: tls::Broken,
 }
 
 impl Incoming {
@@ -268,7 +283,7 @@ impl Incoming {
         let mut response = Response::new(());
         workload.write(response.headers_mut());
         let send = self.respond.send_response(response, false).map_err(std::io::Error::other)?;
-        Ok(HboneStream::new(send, self.receive, self.window, None))
+        Ok(HboneStream::new(send, self.receive, self.window, self.broken, None))
     }
 
     /// Answers with another status, says why in words for the client's log, and which policy it is if one is.

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::client::Lease;
 use super::window::Window;
+use crate::tls::Broken;
 
 /// Gathered bytes that are handed to HTTP/2 without waiting for a flush; at most a window's share is gathered.
 const HAND_OVER: usize = 16 * 1024;
@@ -35,6 +36,8 @@ pub struct HboneStream {
     finished: bool,
     ended: Option<Ended>,
     window: Window,
+    /// Why the connection below ended.
+    broken: Broken,
     /// A client's place on its connection.
     _lease: Option<Lease>,
 }
@@ -50,10 +53,11 @@ impl HboneStream {
         send: SendStream<Bytes>,
         receive: RecvStream,
         window: Window,
+        broken: Broken,
         lease: Option<Lease>,
     ) -> Self {
         let (unread, gathered) = (Bytes::new(), BytesMut::new());
-        Self { send, receive, unread, gathered, finished: false, ended: None, window, _lease: lease }
+        Self { send, receive, unread, gathered, finished: false, ended: None, window, broken, _lease: lease }
     }
 
     /// Ends both directions at once, and tells the peer that this is not how they should have ended. Bytes that are
@@ -64,6 +68,22 @@ impl HboneStream {
         self.send.send_reset(Reason::CONNECT_ERROR);
     }
 
+    /// An error of ours with what is known of its cause.
+    fn error(&self, kind: io::ErrorKind) -> io::Error {
+        match self.broken.reason() {
+            Some(reason) => io::Error::new(kind, reason.clone()),
+            None => kind.into(),
+        }
+    }
+
+    /// To a writer, a peer that has gone for whatever reason is a broken pipe.
+    fn write_error(&self, error: &h2::Error) -> io::Error {
+        match self.broken.reason() {
+            Some(_) => self.error(io::ErrorKind::BrokenPipe),
+            None => io::Error::new(io::ErrorKind::BrokenPipe, error.to_string()),
+        }
+    }
+
     /// Hands over all that is gathered, as the peer's window allows.
     fn poll_hand_over(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.gathered.is_empty() {
@@ -72,12 +92,13 @@ impl HboneStream {
             if capacity == 0 {
                 match ready!(self.send.poll_capacity(cx)) {
                     Some(Ok(_)) => continue,
-                    Some(Err(error)) => return Poll::Ready(Err(write_error(error))),
-                    None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                    Some(Err(error)) => return Poll::Ready(Err(self.write_error(&error))),
+                    None => return Poll::Ready(Err(self.error(io::ErrorKind::BrokenPipe))),
                 }
             }
             let bytes = self.gathered.split_to(capacity.min(self.gathered.len())).freeze();
-            self.send.send_data(bytes, false).map_err(write_error)?;
+            let sent = self.send.send_data(bytes, false);
+            sent.map_err(|error| self.write_error(&error))?;
         }
         // Keeps no memory while the connection is idle.
         self.gathered = BytesMut::new();
@@ -127,7 +148,7 @@ impl AsyncRead for HboneStream {
                     // What came before is delivered first; the end is remembered.
                     _ if buf.filled().len() > before => break,
                     Poll::Ready(Ok(None)) => break,
-                    Poll::Ready(Err(kind)) => return Poll::Ready(Err(kind.into())),
+                    Poll::Ready(Err(kind)) => return Poll::Ready(Err(self.error(kind))),
                     Poll::Pending => return Poll::Pending,
                 }
             }
@@ -174,11 +195,7 @@ impl AsyncWrite for HboneStream {
         }
         ready!(self.poll_hand_over(cx))?;
         self.finished = true;
-        Poll::Ready(self.send.send_data(Bytes::new(), true).map_err(write_error))
+        let sent = self.send.send_data(Bytes::new(), true);
+        Poll::Ready(sent.map_err(|error| self.write_error(&error)))
     }
-}
-
-/// To a writer, a peer that has gone for whatever reason is a broken pipe.
-fn write_error(error: h2::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, error.to_string())
 }

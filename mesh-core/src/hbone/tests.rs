@@ -16,6 +16,7 @@ use super::*;
 use crate::certs::Certificates;
 use crate::drain::{self, Drain};
 use crate::test_ca::TestCa;
+use crate::tls::revocation::Revocations;
 use crate::tls::{CertificateFault, TlsError};
 
 mod refusals;
@@ -112,7 +113,7 @@ fn pool(ca: &Arc<TestCa>) -> Pool<Tcp> {
 }
 
 fn pool_with(ca: &Arc<TestCa>, config: Config) -> Pool<Tcp> {
-    Pool::new(Tcp, Certificates::new(ca.clone()), config)
+    Pool::new(Tcp, Certificates::new(ca.clone(), Revocations::default()), config)
 }
 
 fn request() -> ConnectRequest {

@@ -9,6 +9,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, TlsStream};
 
+use super::revocation::{Reporter, Revocations};
 use super::verify::{self, ServerVerifier};
 use super::{ALPN, CertificateFault, Stream, TlsError, provider};
 use crate::certs::WorkloadCert;
@@ -24,7 +25,11 @@ pub(crate) fn config(
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ServerVerifier { roots, expected: Vec::new() }))
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier {
+            roots,
+            expected: Vec::new(),
+            revocations: Revocations::default(),
+        }))
         .with_client_auth_cert(chain, key)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.enable_sni = false;
@@ -37,9 +42,10 @@ pub(crate) fn expecting(
     config: &ClientConfig,
     roots: Arc<RootCertStore>,
     expected: Vec<Identity>,
+    revocations: Revocations,
 ) -> ClientConfig {
     let mut config = config.clone();
-    config.dangerous().set_certificate_verifier(Arc::new(ServerVerifier { roots, expected }));
+    config.dangerous().set_certificate_verifier(Arc::new(ServerVerifier { roots, expected, revocations }));
     config
 }
 
@@ -64,5 +70,6 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
     let leaf = connection.peer_certificates().and_then(<[_]>::first);
     let leaf = leaf.ok_or(TlsError::Peer(CertificateFault::NoCertificate))?;
     let peer = verify::expect_one_of(expected, verify::identities(leaf)).map_err(TlsError::Peer)?;
-    Ok((Stream::new(TlsStream::Client(stream)), peer))
+    let presented = certificate.presented(connection.peer_certificates(), Reporter::Source);
+    Ok((Stream::new(TlsStream::Client(stream), presented), peer))
 }

@@ -63,6 +63,8 @@ pub enum CertificateFault {
     NoIdentity,
     /// There is none.
     NoCertificate,
+    /// It, or one that it was issued by, is on a revocation list.
+    Revoked,
     /// Refused by the peer without a reason: it may expect another identity or trust domain.
     Unexplained(String),
     /// Anything else, in rustls's words.
@@ -83,6 +85,7 @@ impl fmt::Display for CertificateFault {
             }
             Self::NoIdentity => f.write_str("it carries no SPIFFE identity"),
             Self::NoCertificate => f.write_str("none was presented"),
+            Self::Revoked => f.write_str("it, or the certificate of its issuer, is revoked"),
             Self::Unexplained(alert) => {
                 write!(f, "alert {alert} (it may expect another identity or trust domain)")
             }
@@ -118,6 +121,11 @@ impl TlsError {
         }
     }
 
+    /// Whether a certificate of either side is revoked.
+    pub fn is_revoked(&self) -> bool {
+        matches!(self, Self::Peer(CertificateFault::Revoked) | Self::Ours(CertificateFault::Revoked))
+    }
+
     /// A short constant for a metric label or a log field.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -142,6 +150,7 @@ impl CertificateFault {
             Self::WrongIdentity { .. } => "wrong_identity",
             Self::NoIdentity => "no_identity",
             Self::NoCertificate => "no_certificate",
+            Self::Revoked => "revoked",
             Self::Unexplained(_) => "refused",
             Self::Other(_) => "bad_certificate",
         }
@@ -169,10 +178,10 @@ fn alert_received(alert: AlertDescription) -> TlsError {
         AlertDescription::CertificateExpired => CertificateFault::Expired,
         AlertDescription::UnknownCA => CertificateFault::UnknownIssuer,
         AlertDescription::CertificateRequired => CertificateFault::NoCertificate,
+        AlertDescription::CertificateRevoked => CertificateFault::Revoked,
         AlertDescription::CertificateUnknown
         | AlertDescription::BadCertificate
         | AlertDescription::UnsupportedCertificate
-        | AlertDescription::CertificateRevoked
         | AlertDescription::AccessDenied => CertificateFault::Unexplained(format!("{alert:?}")),
         AlertDescription::ProtocolVersion
         | AlertDescription::HandshakeFailure
@@ -190,6 +199,7 @@ impl From<&CertificateError> for CertificateFault {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired,
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Self::NotYetValid,
             CertificateError::UnknownIssuer => Self::UnknownIssuer,
+            CertificateError::Revoked => Self::Revoked,
             CertificateError::Other(other) => match other.0.downcast_ref::<Self>() {
                 Some(fault) => fault.clone(),
                 None => Self::Other(other.to_string()),

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::NoServerSessionStorage;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::server::{NoServerSessionStorage, WantsServerCert};
+use rustls::{ConfigBuilder, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
+use super::revocation::{Reporter, Revocations};
 use super::verify::{self, ClientVerifier};
 use super::{ALPN, CertificateFault, Stream, TlsError, provider};
 use crate::certs::WorkloadCert;
@@ -26,16 +27,38 @@ pub(crate) fn config(
     roots: Arc<RootCertStore>,
     trust_domain: TrustDomain,
 ) -> Result<ServerConfig, rustls::Error> {
-    let verifier = ClientVerifier::new(roots, trust_domain)
+    let config = believing(roots, trust_domain, Revocations::default())?.with_single_cert(chain, key)?;
+    Ok(only_h2_no_resumption(config))
+}
+
+/// `config`, made of the same certificate, for clients that nobody has revoked.
+pub(crate) fn checking(
+    config: &ServerConfig,
+    roots: Arc<RootCertStore>,
+    trust_domain: TrustDomain,
+    revocations: Revocations,
+) -> Result<ServerConfig, rustls::Error> {
+    let builder = believing(roots, trust_domain, revocations)?;
+    Ok(only_h2_no_resumption(builder.with_cert_resolver(config.cert_resolver.clone())))
+}
+
+fn believing(
+    roots: Arc<RootCertStore>,
+    trust_domain: TrustDomain,
+    revocations: Revocations,
+) -> Result<ConfigBuilder<ServerConfig, WantsServerCert>, rustls::Error> {
+    let verifier = ClientVerifier::new(roots, trust_domain, revocations)
         .map_err(|error| rustls::Error::General(format!("roots cannot be used: {error}")))?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(verifier))
-        .with_single_cert(chain, key)?;
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13])?;
+    Ok(builder.with_client_cert_verifier(Arc::new(verifier)))
+}
+
+fn only_h2_no_resumption(mut config: ServerConfig) -> ServerConfig {
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(config)
+    config
 }
 
 /// Handshakes as `certificate`'s identity with a client that proves to be of its trust domain; returns who it is.
@@ -63,7 +86,8 @@ pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
     let leaf = leaf.ok_or(TlsError::Peer(CertificateFault::NoCertificate))?;
     let trust_domain = certificate.identity().trust_domain();
     let peer = verify::expect_trust_domain(trust_domain, verify::identities(leaf)).map_err(TlsError::Peer)?;
-    Ok((Stream::new(TlsStream::Server(stream)), peer))
+    let presented = certificate.presented(connection.peer_certificates(), Reporter::Destination);
+    Ok((Stream::new(TlsStream::Server(stream), presented), peer))
 }
 
 /// Closing a socket with unread bytes resets the connection, which can overtake the alert that tells the peer why.

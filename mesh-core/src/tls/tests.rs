@@ -1,6 +1,9 @@
+use rustls::pki_types::CertificateDer;
 use rustls::{CipherSuite, NamedGroup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+use super::crl::Lists;
+use super::revocation::Revocations;
 use super::*;
 use crate::certs::WorkloadCert;
 use crate::identity::Identity;
@@ -130,6 +133,43 @@ async fn one_right_name_among_several_is_enough() {
     assert_eq!(met.server, Ok(id(CLIENT)));
     let met = meet(&ca.leaf("spiffe://example.org/ns/a/sa/c").issue(), &server, &[id(SERVER)]).await;
     assert_eq!(met.client, Ok(id(SERVER)));
+}
+
+/// What is on no list is believed; what is, at any place of the chain, is not, and hears why.
+#[tokio::test]
+async fn each_side_refuses_what_is_revoked() {
+    let root = TestCa::new();
+    let (ca, intermediate) = root.intermediate("intermediate");
+    let refused = TlsError::Peer(CertificateFault::Revoked);
+    let told = TlsError::Ours(CertificateFault::Revoked);
+    for (lists, revokes_client, revokes_server) in [
+        ((|_, _| Vec::new()) as fn(_, _) -> Vec<_>, false, false),
+        (|client, _| vec![client], true, false),
+        (|_, server| vec![server], false, true),
+    ] {
+        let (client, server) = (ca.issue(CLIENT), ca.issue(SERVER));
+        let revocations = Revocations::new(revocation::Metrics::default());
+        let of = |cert: &WorkloadCert| cert.chain()[0].clone();
+        let revoked: Vec<CertificateDer<'_>> = lists(of(&client), of(&server));
+        let list = ca.revoke(&revoked.iter().collect::<Vec<_>>());
+        revocations.replace(Lists::parse(&list).unwrap());
+        let checking = |cert: WorkloadCert| cert.checking(&revocations).unwrap();
+        let met = meet(&checking(client), &checking(server), &[id(SERVER)]).await;
+        let expected = match (revokes_client, revokes_server) {
+            (true, _) => (Err(told.clone()), Err(refused.clone())),
+            (_, true) => (Err(refused.clone()), Err(told.clone())),
+            _ => (Ok(id(SERVER)), Ok(id(CLIENT))),
+        };
+        assert_eq!((met.client, met.server), expected);
+    }
+    // The whole chain counts: here the intermediate, for either side.
+    let revocations = Revocations::new(revocation::Metrics::default());
+    revocations.replace(Lists::parse(&root.revoke(&[&intermediate])).unwrap());
+    let checking = |cert: WorkloadCert| cert.checking(&revocations).unwrap();
+    let met = meet(&checking(ca.issue(CLIENT)), &ca.issue(SERVER), &[id(SERVER)]).await;
+    assert_eq!((met.client, met.server), (Err(refused.clone()), Err(told.clone())));
+    let met = meet(&ca.issue(CLIENT), &checking(ca.issue(SERVER)), &[id(SERVER)]).await;
+    assert_eq!((met.client, met.server), (Err(told), Err(refused)));
 }
 
 /// The server's verdict on a client that is made by hand.

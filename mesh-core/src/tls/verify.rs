@@ -17,6 +17,7 @@ use x509_parser::extensions::GeneralName;
 
 use super::fault::CertificateFault;
 use super::provider;
+use super::revocation::{Reporter, Revocations};
 use crate::identity::{Identity, TrustDomain};
 
 /// The SPIFFE identities that a certificate names, in its order. URI names of another form are skipped, as Istio does.
@@ -75,6 +76,7 @@ fn refuse(fault: CertificateFault) -> Error {
 pub(super) struct ServerVerifier {
     pub(super) roots: Arc<RootCertStore>,
     pub(super) expected: Vec<Identity>,
+    pub(super) revocations: Revocations,
 }
 
 impl ServerCertVerifier for ServerVerifier {
@@ -87,6 +89,9 @@ impl ServerCertVerifier for ServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         server_chain(leaf, intermediates, &self.roots, now)?;
+        self.revocations
+            .check(leaf, intermediates, &self.roots, Reporter::Source)
+            .map_err(|_| Error::from(CertificateError::Revoked))?;
         expect_one_of(&self.expected, identities(leaf)).map_err(refuse)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -131,19 +136,22 @@ pub(super) fn expect_one_of(
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
+    roots: Arc<RootCertStore>,
     trust_domain: TrustDomain,
+    revocations: Revocations,
 }
 
 impl ClientVerifier {
     pub(super) fn new(
         roots: Arc<RootCertStore>,
         trust_domain: TrustDomain,
+        revocations: Revocations,
     ) -> Result<Self, VerifierBuilderError> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider())
+        let chain = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
             // Clients have one certificate to offer; the list would only make the handshake longer.
             .clear_root_hint_subjects()
             .build()?;
-        Ok(Self { chain, trust_domain })
+        Ok(Self { chain, roots, trust_domain, revocations })
     }
 }
 
@@ -159,6 +167,9 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(leaf, intermediates, now).map_err(unknown_issuer)?;
+        self.revocations
+            .check(leaf, intermediates, &self.roots, Reporter::Destination)
+            .map_err(|_| Error::from(CertificateError::Revoked))?;
         expect_trust_domain(&self.trust_domain, identities(leaf)).map_err(refuse)?;
         Ok(verified)
     }

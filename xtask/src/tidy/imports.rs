@@ -48,6 +48,7 @@ const PURE: &[&str] = &[
     "mesh-core/src/identity",
     "mesh-core/src/service",
     "mesh-core/src/store",
+    "mesh-core/src/tls/crl",
     "mesh-core/src/workload",
     "mesh-core/src/xds/stream",
     "node-agent/src/cni/conflist",

@@ -165,7 +165,9 @@ async fn reach(
 /// The destination, if its connections may skip the network and this process serves it.
 fn neighbour(pod: &Pod, plan: &Plan) -> Option<Neighbour> {
     let Route::Hbone { near: true, expected, .. } = &plan.route else { return None };
-    let neighbours = (!pod.proxy.same_node_mtls).then_some(&pod.proxy.neighbours)?;
+    // Nothing but a tunnel's handshake looks at certificates.
+    let tunnels_only = pod.proxy.same_node_mtls || pod.proxy.revocations.are_in_force();
+    let neighbours = (!tunnels_only).then_some(&pod.proxy.neighbours)?;
     let found = neighbours.find(&plan.destination.as_ref()?.uid)?;
     // What a tunnel's end would have to prove, and the address that it would be at.
     let is_it = expected.contains(&found.pod.workload().identity)

@@ -8,6 +8,7 @@ use mesh_core::hbone::pool::{Config, Dial, Key, Pool};
 use mesh_core::hbone::{ConnectError, ConnectRequest};
 use mesh_core::identity::Identity;
 use mesh_core::test_ca::TestCa;
+use mesh_core::tls::revocation::Revocations;
 use mesh_core::workload::WorkloadType;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -57,7 +58,7 @@ async fn open(
     request: ConnectRequest,
 ) -> Result<(), ConnectError> {
     let fetch = Given(certificate, world.ca.clone());
-    let pool = Pool::new(Peer, Certificates::new(Arc::new(fetch)), Config::default());
+    let pool = Pool::new(Peer, Certificates::new(Arc::new(fetch), Revocations::default()), Config::default());
     let key = Key {
         source: CLIENT.identity().parse().unwrap(),
         source_address: world.pod_ip(CLIENT),

@@ -15,5 +15,6 @@ mod limits;
 mod logs;
 mod near;
 mod policy;
+mod revocation;
 mod traffic;
 mod world;
