@@ -85,6 +85,9 @@ impl FromStr for TrustDomain {
     type Err = InvalidIdentity;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.bytes().any(|c| c.is_ascii_uppercase()) {
+            return Err(InvalidIdentity::Part { what: "trust domain", value: text.to_owned() });
+        }
         part("trust domain", text).map(|text| Self(text.into()))
     }
 }
@@ -148,6 +151,8 @@ mod tests {
             "spiffe://cluster.local/ns/a\0b/sa/b",
             "spiffe://cluster.local/ns/a%2Fb/sa/b",
             "SPIFFE://cluster.local/ns/a/sa/b",
+            "spiffe://Cluster.local/ns/a/sa/b",
+            "spiffe://cluster.local/NS/a/sa/b",
         ] {
             assert!(bad.parse::<Identity>().is_err(), "{bad:?} parsed");
         }
@@ -156,7 +161,8 @@ mod tests {
     #[test]
     fn compares_every_part() {
         let id = |text: &str| text.parse::<Identity>().unwrap();
-        assert_ne!(id("spiffe://a/ns/b/sa/c"), id("spiffe://A/ns/b/sa/c"));
+        assert_ne!(id("spiffe://a/ns/b/sa/c"), id("spiffe://a.b/ns/b/sa/c"));
+        assert_ne!(id("spiffe://a/ns/b/sa/c"), id("spiffe://a/ns/b/sa/C"));
         assert_ne!(id("spiffe://a/ns/b/sa/c"), id("spiffe://a/ns/b/sa/d"));
     }
 }

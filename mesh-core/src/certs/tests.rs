@@ -151,14 +151,19 @@ fn takes_only_what_peers_will_take() {
         (right_key.clone_key(), vec![right.clone()], vec![], "no root certificate"),
         (right_key.clone_key(), vec![right.clone()], vec![other.root()], "issuer is unknown"),
         (wrong_key, vec![wrong], vec![ca.root()], "the certificate is for"),
-        (right_key.clone_key(), vec![], vec![ca.root()], "the certificate is for"),
+        (right_key.clone_key(), vec![], vec![ca.root()], "none was presented"),
         (
             rustls::pki_types::PrivatePkcs8KeyDer::from(key().serialize_der()),
             vec![right.clone()],
             vec![ca.root()],
             "cannot be used",
         ),
-        (right_key, vec![rustls::pki_types::CertificateDer::from(vec![1, 2])], vec![ca.root()], "is for []"),
+        (
+            right_key,
+            vec![rustls::pki_types::CertificateDer::from(vec![1, 2])],
+            vec![ca.root()],
+            "carries no SPIFFE identity",
+        ),
     ] {
         let error = new(key.into(), chain, roots).unwrap_err().to_string();
         assert!(error.contains(expected), "{expected}: {error}");

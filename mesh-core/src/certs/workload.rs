@@ -36,12 +36,12 @@ pub enum InvalidCert {
     #[error("the certificate cannot be parsed: {0}")]
     Malformed(String),
     /// It names somebody else.
-    #[error("the certificate is for {actual:?}, asked for was {expected}")]
+    #[error("the certificate is for {actual}, asked for was {expected}")]
     Identity {
         /// Whose was asked for.
         expected: Identity,
-        /// SPIFFE URIs that it names.
-        actual: Vec<String>,
+        /// Whose it is.
+        actual: Identity,
     },
     /// Nothing to verify peers with.
     #[error("no root certificate came with the certificate")]
@@ -66,9 +66,9 @@ impl WorkloadCert {
         roots: Vec<CertificateDer<'static>>,
     ) -> Result<Self, InvalidCert> {
         let store = root_store(&roots)?;
-        let actual = chain.first().map(tls::verify::identities).unwrap_or_default();
-        if !actual.contains(&identity) {
-            let actual = actual.iter().map(ToString::to_string).collect();
+        let leaf = chain.first().ok_or(InvalidCert::Chain(CertificateFault::NoCertificate))?;
+        let actual = tls::verify::identity(leaf).map_err(InvalidCert::Chain)?;
+        if actual != identity {
             return Err(InvalidCert::Identity { expected: identity, actual });
         }
         tls::verify::chain(&chain, &store, UnixTime::now()).map_err(InvalidCert::Chain)?;

@@ -69,7 +69,7 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
     }
     let leaf = connection.peer_certificates().and_then(<[_]>::first);
     let leaf = leaf.ok_or(TlsError::Peer(CertificateFault::NoCertificate))?;
-    let peer = verify::expect_one_of(expected, verify::identities(leaf)).map_err(TlsError::Peer)?;
+    let peer = verify::expect_one_of(expected, leaf).map_err(TlsError::Peer)?;
     let presented = certificate.presented(connection.peer_certificates(), Reporter::Source);
     Ok((Stream::new(TlsStream::Client(stream), presented), peer))
 }

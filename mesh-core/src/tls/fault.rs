@@ -5,7 +5,7 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError};
 
-use crate::identity::{Identity, TrustDomain};
+use crate::identity::{Identity, InvalidIdentity, TrustDomain};
 
 /// Why a connection was not established, or broke.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,17 +50,21 @@ pub enum CertificateFault {
         /// Ours.
         expected: TrustDomain,
         /// What it names.
-        actual: Vec<Identity>,
+        actual: Identity,
     },
     /// Its SPIFFE name is none of those that may answer here.
     WrongIdentity {
         /// Who may.
         expected: Vec<Identity>,
         /// What it names.
-        actual: Vec<Identity>,
+        actual: Identity,
     },
-    /// It has no SPIFFE name of the form that the mesh uses.
+    /// It has no URI name.
     NoIdentity,
+    /// It has several URI names, so that it depends on the reader whose it is.
+    SeveralNames(usize),
+    /// Its URI name is not of the form that the mesh uses.
+    BadIdentity(InvalidIdentity),
     /// There is none.
     NoCertificate,
     /// It, or one that it was issued by, is on a revocation list.
@@ -78,12 +82,14 @@ impl fmt::Display for CertificateFault {
             Self::NotYetValid => f.write_str("it is not valid yet (compare the clocks of the two nodes)"),
             Self::UnknownIssuer => f.write_str("its issuer is unknown (the two sides trust different roots)"),
             Self::WrongTrustDomain { expected, actual } => {
-                write!(f, "wrong trust domain: expected {expected}, got {}", Names(actual))
+                write!(f, "wrong trust domain: expected {expected}, got {actual}")
             }
             Self::WrongIdentity { expected, actual } => {
-                write!(f, "wrong identity: expected {}, got {}", Names(expected), Names(actual))
+                write!(f, "wrong identity: expected {}, got {actual}", Names(expected))
             }
             Self::NoIdentity => f.write_str("it carries no SPIFFE identity"),
+            Self::SeveralNames(count) => write!(f, "it carries {count} URI names, where SPIFFE allows one"),
+            Self::BadIdentity(error) => write!(f, "it carries no SPIFFE identity of a workload: {error}"),
             Self::NoCertificate => f.write_str("none was presented"),
             Self::Revoked => f.write_str("it, or the certificate of its issuer, is revoked"),
             Self::Unexplained(alert) => {
@@ -149,6 +155,8 @@ impl CertificateFault {
             Self::WrongTrustDomain { .. } => "wrong_trust_domain",
             Self::WrongIdentity { .. } => "wrong_identity",
             Self::NoIdentity => "no_identity",
+            Self::SeveralNames(_) => "several_names",
+            Self::BadIdentity(_) => "bad_identity",
             Self::NoCertificate => "no_certificate",
             Self::Revoked => "revoked",
             Self::Unexplained(_) => "refused",

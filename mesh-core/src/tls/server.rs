@@ -85,7 +85,7 @@ pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
     let leaf = connection.peer_certificates().and_then(<[_]>::first);
     let leaf = leaf.ok_or(TlsError::Peer(CertificateFault::NoCertificate))?;
     let trust_domain = certificate.identity().trust_domain();
-    let peer = verify::expect_trust_domain(trust_domain, verify::identities(leaf)).map_err(TlsError::Peer)?;
+    let peer = verify::expect_trust_domain(trust_domain, leaf).map_err(TlsError::Peer)?;
     let presented = certificate.presented(connection.peer_certificates(), Reporter::Destination);
     Ok((Stream::new(TlsStream::Server(stream), presented), peer))
 }

@@ -20,15 +20,27 @@ use super::provider;
 use super::revocation::{Reporter, Revocations};
 use crate::identity::{Identity, TrustDomain};
 
-/// The SPIFFE identities that a certificate names, in its order. URI names of another form are skipped, as Istio does.
-pub fn identities(certificate: &CertificateDer<'_>) -> Vec<Identity> {
-    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else { return Vec::new() };
-    let Ok(Some(names)) = parsed.subject_alternative_name() else { return Vec::new() };
-    let uris = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => uri.parse().ok(),
+/// The SPIFFE identity that a certificate names. Names of other kinds do not count, but another URI spoils it (SPIFFE
+/// X509-SVID 2), where Istio's proxies take the first that they can read: the two ends of a connection, or a proxy and an
+/// auditor, must not read different names in one certificate.
+///
+/// # Errors
+/// When it has no URI name, more than one, or one that is no workload's.
+pub fn identity(certificate: &CertificateDer<'_>) -> Result<Identity, CertificateFault> {
+    let unreadable = |_| CertificateFault::NoIdentity;
+    let (_, parsed) =
+        x509_parser::parse_x509_certificate(certificate).map_err(|_| CertificateFault::NoIdentity)?;
+    let names = parsed.subject_alternative_name().map_err(unreadable)?;
+    let names = names.map(|names| &names.value.general_names[..]).unwrap_or_default();
+    let mut uris = names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
         _ => None,
     });
-    uris.collect()
+    match (uris.next(), uris.count()) {
+        (None, _) => Err(CertificateFault::NoIdentity),
+        (Some(uri), 0) => uri.parse().map_err(CertificateFault::BadIdentity),
+        (Some(_), more) => Err(CertificateFault::SeveralNames(more + 1)),
+    }
 }
 
 /// Verifies that `chain` (leaf first) leads to one of `roots` now and may serve; says nothing about names.
@@ -71,7 +83,7 @@ fn refuse(fault: CertificateFault) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(fault))))
 }
 
-/// What a client demands: one of `expected` must be among the server's names. Nobody is expected, nobody is believed.
+/// What a client demands: the server's name must be one of `expected`. Nobody is expected, nobody is believed.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
     pub(super) roots: Arc<RootCertStore>,
@@ -92,7 +104,7 @@ impl ServerCertVerifier for ServerVerifier {
         self.revocations
             .check(leaf, intermediates, &self.roots, Reporter::Source)
             .map_err(|_| Error::from(CertificateError::Revoked))?;
-        expect_one_of(&self.expected, identities(leaf)).map_err(refuse)?;
+        expect_one_of(&self.expected, leaf).map_err(refuse)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -120,16 +132,16 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// The first of the server's names that is expected.
+/// The server's name, if it is expected.
 pub(super) fn expect_one_of(
     expected: &[Identity],
-    actual: Vec<Identity>,
+    leaf: &CertificateDer<'_>,
 ) -> Result<Identity, CertificateFault> {
-    match actual.iter().find(|name| expected.contains(name)) {
-        Some(name) => Ok(name.clone()),
-        None if actual.is_empty() => Err(CertificateFault::NoIdentity),
-        None => Err(CertificateFault::WrongIdentity { expected: expected.to_vec(), actual }),
+    let actual = identity(leaf)?;
+    if expected.contains(&actual) {
+        return Ok(actual);
     }
+    Err(CertificateFault::WrongIdentity { expected: expected.to_vec(), actual })
 }
 
 /// What a server demands: a certificate with a name of its own trust domain. What that name may do is policy, later.
@@ -170,7 +182,7 @@ impl ClientCertVerifier for ClientVerifier {
         self.revocations
             .check(leaf, intermediates, &self.roots, Reporter::Destination)
             .map_err(|_| Error::from(CertificateError::Revoked))?;
-        expect_trust_domain(&self.trust_domain, identities(leaf)).map_err(refuse)?;
+        expect_trust_domain(&self.trust_domain, leaf).map_err(refuse)?;
         Ok(verified)
     }
 
@@ -197,14 +209,14 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// The first of the client's names that is of `expected`: the identity that policy is asked about.
+/// The client's name, if it is of `expected`: the identity that policy is asked about.
 pub(super) fn expect_trust_domain(
     expected: &TrustDomain,
-    actual: Vec<Identity>,
+    leaf: &CertificateDer<'_>,
 ) -> Result<Identity, CertificateFault> {
-    match actual.iter().find(|name| name.trust_domain() == expected) {
-        Some(name) => Ok(name.clone()),
-        None if actual.is_empty() => Err(CertificateFault::NoIdentity),
-        None => Err(CertificateFault::WrongTrustDomain { expected: expected.clone(), actual }),
+    let actual = identity(leaf)?;
+    if actual.trust_domain() == expected {
+        return Ok(actual);
     }
+    Err(CertificateFault::WrongTrustDomain { expected: expected.clone(), actual })
 }
