@@ -6,11 +6,13 @@
 //! **Invariant:** [`Certificates::get`] never returns a certificate that has expired.
 
 pub mod fetch;
+pub mod health;
 pub mod schedule;
 
 mod workload;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 pub use self::fetch::{CaClient, CaConfig, FetchError};
+pub use self::health::Health;
 pub use self::workload::{InvalidCert, WorkloadCert};
 use crate::identity::Identity;
 use crate::tls::revocation::Revocations;
@@ -68,6 +71,7 @@ struct Inner {
     fetch: Arc<dyn FetchCert>,
     revocations: Revocations,
     places: Arc<Semaphore>,
+    failures: Arc<AtomicU64>,
     renewals: TaskTracker,
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
@@ -117,6 +121,7 @@ impl Certificates {
             fetch,
             revocations,
             places: Arc::new(Semaphore::new(CONCURRENT_FETCHES)),
+            failures: Arc::default(),
             renewals: TaskTracker::new(),
             _stop_on_drop: stop.clone().drop_guard(),
             stop,
@@ -168,6 +173,18 @@ impl Certificates {
         all
     }
 
+    /// How well they are kept fresh.
+    pub fn health(&self, now: SystemTime) -> Health {
+        let mut health =
+            Health { failures: self.inner.failures.load(Ordering::Relaxed), ..Health::default() };
+        for entry in self.lock().values() {
+            let state = entry.state.borrow();
+            let life = state.cert.as_ref().map(|cert| (cert.not_before(), cert.not_after()));
+            health.count(life, state.error.is_some(), now);
+        }
+        health
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Identity, Entry>> {
         self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -189,6 +206,7 @@ impl Inner {
             fetch: self.fetch.clone(),
             revocations: self.revocations.clone(),
             places: self.places.clone(),
+            failures: self.failures.clone(),
             state: sender,
             ask_again: ask_again.clone(),
         };
@@ -203,6 +221,7 @@ struct Renewal {
     fetch: Arc<dyn FetchCert>,
     revocations: Revocations,
     places: Arc<Semaphore>,
+    failures: Arc<AtomicU64>,
     state: watch::Sender<State>,
     ask_again: Arc<Notify>,
 }
@@ -222,6 +241,7 @@ impl Renewal {
                     let pause = schedule::retry_after(failures, rand::random());
                     tracing::warn!(identity = %self.identity, %error, retry_in = ?pause, "no certificate");
                     failures += 1;
+                    self.failures.fetch_add(1, Ordering::Relaxed);
                     self.state.send_modify(|state| state.error = Some(error));
                     self.pause(pause).await;
                 }

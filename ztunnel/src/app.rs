@@ -1,11 +1,13 @@
 //! Wires the parts: configuration in, a running proxy, a clean end.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use mesh_core::addr::Network;
+use mesh_core::certs::health::{Alarm, Health};
 use mesh_core::certs::{CaClient, Certificates, FetchCert};
 use mesh_core::drain;
 use mesh_core::proto::discovery::Node;
@@ -91,6 +93,7 @@ pub async fn run(
     let mut servers = serve_status(&config, surroundings.levels, &proxy, &pods.listing(), &readiness).await?;
 
     servers.spawn(follow_file);
+    servers.spawn(warn_of_expiry(proxy.certificates.clone()));
     // Policies first: a workload that names one that is not known lets nobody in.
     let session = Session::new(node(&config), &[AUTHORIZATION_TYPE, ADDRESS_TYPE]);
     let xds_socket = config.run_dir.join("xds.sock");
@@ -148,6 +151,26 @@ async fn revocations(
     (revocations, follow)
 }
 
+/// Says when certificates are not renewed in time: at 50, 25 and 10 percent of the first one's life, each once.
+async fn warn_of_expiry(certificates: Certificates) {
+    const LOOK: Duration = Duration::from_secs(10);
+    let mut alarm = Alarm::default();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = SystemTime::now();
+        let health = certificates.health(now);
+        if let Some(percent) = alarm.due(health.reached) {
+            let Health { failing, missing, soonest, .. } = health;
+            let left = soonest.and_then(|soonest| soonest.duration_since(now).ok()).unwrap_or_default();
+            tracing::error!(
+                failing, missing, first_ends_in = ?Duration::from_secs(left.as_secs()),
+                "certificates are not renewed, of one no more than {percent} percent of its life is left: is the \
+                 certificate authority well? (/config_dump has each error)"
+            );
+        }
+    }
+}
+
 /// Name of the pod protocol's socket in the run directory.
 const PODS_SOCKET: &str = "pods.sock";
 
@@ -159,9 +182,12 @@ async fn serve_status(
     pods: &pods::Listing,
     readiness: &Readiness,
 ) -> anyhow::Result<JoinSet<()>> {
-    let (metrics, mesh) = (proxy.metrics.clone(), proxy.mesh.clone());
+    let (metrics, mesh, certificates) =
+        (proxy.metrics.clone(), proxy.mesh.clone(), proxy.certificates.clone());
     let scrape = move |_: &Request<()>| {
+        let now = SystemTime::now();
         metrics.observe(&mesh.size());
+        metrics.certificates.observe(&certificates.health(now), now);
         answer("application/openmetrics-text; version=1.0.0; charset=utf-8", metrics.encode())
     };
     let (proxy, pods) = (proxy.clone(), pods.clone());

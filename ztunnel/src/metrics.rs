@@ -2,6 +2,7 @@
 //!
 //! Labels are resolved to counters once a connection; what is kept for its life are the counters.
 
+mod certificates;
 mod policies;
 
 use std::collections::HashSet;
@@ -20,6 +21,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+pub use self::certificates::Certificates;
 pub use self::policies::Policies;
 use crate::dns;
 use crate::report::Direction;
@@ -208,6 +210,8 @@ pub struct Metrics {
     pub policies: Policies,
     /// Of the talk with the agent.
     pub xds: xds::metrics::Metrics,
+    /// Of the pods' certificates.
+    pub certificates: Certificates,
     /// Of certificate revocation lists.
     pub crl: revocation::Metrics,
     /// Of the pods' DNS queries.
@@ -262,6 +266,7 @@ impl Metrics {
         );
         let policies = Policies::register(&mut root);
         let xds = xds::metrics::Metrics::register(&mut root);
+        let certificates = Certificates::register(&mut root);
         let crl = revocation::Metrics::register(&mut root);
         root.register_collector(Box::new(Process));
         let istio = root.sub_registry_with_prefix("istio");
@@ -291,6 +296,7 @@ impl Metrics {
             denying,
             policies,
             xds,
+            certificates,
             crl,
             dns,
             said: Arc::default(),

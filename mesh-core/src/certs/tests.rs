@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use futures_util::FutureExt;
 
@@ -92,6 +92,18 @@ async fn renews_before_the_end_and_keeps_the_old_one_meanwhile() {
     ca.asked(2).await;
     // The renewal has failed or is about to; the first one is still good.
     assert_eq!(certificates.get(&identity).await.unwrap().serial(), first.serial());
+    // Longer than the half of its life that was left it goes on, and tells of its trouble.
+    loop {
+        let health = certificates.health(SystemTime::now());
+        if health.reached.is_some_and(|percent| percent <= 25) {
+            assert_eq!((health.fresh, health.failing, health.soonest), (0, 1, Some(first.not_after())));
+            assert!(health.failures > 0);
+            break;
+        }
+        assert!(SystemTime::now() < first.not_after());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(certificates.status()[0].state, "renewal failing");
     let expired = loop {
         let asked = SystemTime::now();
         match certificates.get(&identity).await {
@@ -109,6 +121,8 @@ async fn renews_before_the_end_and_keeps_the_old_one_meanwhile() {
         tokio::task::yield_now().await;
     };
     assert_ne!(renewed.serial(), first.serial());
+    let health = certificates.health(SystemTime::now());
+    assert_eq!((health.fresh, health.failing, health.reached), (1, 0, None));
 }
 
 #[tokio::test]

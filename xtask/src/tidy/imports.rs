@@ -44,6 +44,7 @@ const FOREIGN: &[(&str, &[&str])] = &[
 const PURE: &[&str] = &[
     "mesh-core/src/addr",
     "mesh-core/src/authz",
+    "mesh-core/src/certs/health",
     "mesh-core/src/convert",
     "mesh-core/src/identity",
     "mesh-core/src/service",

@@ -7,6 +7,7 @@ mod account;
 mod agent;
 mod bad_input;
 mod bad_resources;
+mod certificates;
 mod dns;
 mod endpoints;
 mod footprint;
