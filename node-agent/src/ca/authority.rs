@@ -39,6 +39,20 @@ pub struct Authority {
     intermediates: Vec<String>,
     roots: Vec<Vec<u8>>,
     not_after: SystemTime,
+    lives: Vec<Life>,
+}
+
+/// From when to when a certificate is valid that no one but the user renews.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// Whose, in words.
+    pub subject: String,
+    /// Whether it is one of the roots.
+    pub is_root: bool,
+    /// First moment.
+    pub from: SystemTime,
+    /// Last moment.
+    pub until: SystemTime,
 }
 
 /// Why the files of a Secret are no authority.
@@ -92,11 +106,14 @@ impl Authority {
         }
         let issuer = Issuer::from_ca_cert_der(&signing.as_slice().into(), key)
             .map_err(|_| InvalidAuthority::Subject)?;
+        let above = path.iter().filter(|der| !roots.contains(der)).map(|der| (der, false));
+        let lives = above.chain(roots.iter().map(|der| (der, true)));
         let authority = Self {
+            lives: lives.filter_map(|(der, is_root)| Some(life(&parsed(der)?, is_root))).collect(),
             issuer,
             intermediates: path.iter().filter(|der| !roots.contains(der)).map(|der| print(der)).collect(),
             roots,
-            not_after: UNIX_EPOCH + Duration::from_secs(not_after.unsigned_abs()),
+            not_after: moment(not_after),
         };
         authority.check_subject(&certificate)?;
         Ok(authority)
@@ -115,6 +132,11 @@ impl Authority {
     /// When the first certificate on the way to the root expires: nothing may be valid beyond.
     pub fn not_after(&self) -> SystemTime {
         self.not_after
+    }
+
+    /// The certificates that nobody but the user renews: those on the way to the root, and all roots.
+    pub fn lives(&self) -> &[Life] {
+        &self.lives
     }
 
     /// Does a peer that trusts only `other`'s roots trust what this signs, or the other way round? Without that, a
@@ -170,6 +192,21 @@ impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Authority").field("not_after", &self.not_after).finish_non_exhaustive()
     }
+}
+
+fn life(certificate: &X509Certificate<'_>, is_root: bool) -> Life {
+    let validity = certificate.validity();
+    Life {
+        subject: certificate.subject().to_string(),
+        is_root,
+        from: moment(validity.not_before.timestamp()),
+        until: moment(validity.not_after.timestamp()),
+    }
+}
+
+/// Of seconds since 1970; nothing is older than that.
+fn moment(seconds: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds.max(0).unsigned_abs())
 }
 
 fn pair<'a>(der: &'a [u8], key: &str) -> Result<(X509Certificate<'a>, KeyPair), InvalidAuthority> {

@@ -3,17 +3,18 @@
 //! **Invariant:** a change of roots without overlap is not followed while this process lives: certificates of either
 //! side would be refused by the other, for as long as they last.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use mesh_core::certs::health::{self, Alarm};
 use mesh_core::readiness::Gate;
 use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
-use crate::ca::authority::{Authority, InvalidAuthority, Material};
+use crate::ca::authority::{Authority, InvalidAuthority, Life, Material};
 use crate::ca::cluster::{ClusterError, Store};
 use crate::ca::issue::IssueError;
 use crate::ca::metrics::Metrics;
@@ -70,13 +71,15 @@ pub struct Keeper<S> {
     names: Vec<String>,
     gate: Gate,
     metrics: Metrics,
+    alarm: Mutex<Alarm>,
     current: watch::Sender<Option<Arc<Current>>>,
 }
 
 impl<S: Store> Keeper<S> {
     /// `names` are what the CA's clients call it.
     pub fn new(store: S, trust_domain: String, names: Vec<String>, gate: Gate, metrics: Metrics) -> Self {
-        Self { store, trust_domain, names, gate, metrics, current: watch::channel(None).0 }
+        let (alarm, current) = (Mutex::default(), watch::channel(None).0);
+        Self { store, trust_domain, names, gate, metrics, alarm, current }
     }
 
     /// Follows what serves.
@@ -117,9 +120,26 @@ impl<S: Store> Keeper<S> {
             (Ok(None), None) => return Ok(()),
             (Err(error), None) => Err(error),
         }?;
+        if let Some(warning) = self.warning(&current.authority, now) {
+            warn!("{warning}");
+        }
         roots::publish(&self.store, &current.authority.roots()).await?;
         self.gate.open();
         Ok(())
+    }
+
+    /// What is to be said of the certificates that only the user can renew: once at 50, 25 and 10 percent of each life.
+    fn warning(&self, authority: &Authority, now: SystemTime) -> Option<String> {
+        let lowest = |life: &&Life| health::reached(life.from, life.until, now).unwrap_or(100);
+        let life = authority.lives().iter().min_by_key(lowest)?;
+        let reached = health::reached(life.from, life.until, now);
+        let due = self.alarm.lock().unwrap_or_else(PoisonError::into_inner).due(reached)?;
+        let days = life.until.duration_since(now).unwrap_or_default().as_secs() / 86_400;
+        let what = if life.is_root { "the root" } else { "the CA's certificate" };
+        Some(format!(
+            "{what} {} has no more than {due} percent of its life left, {days} days: replace the CA Secret in time",
+            life.subject
+        ))
     }
 
     /// `None`: nothing changed.
@@ -160,7 +180,7 @@ impl<S: Store> Keeper<S> {
         let serving = authority.serving(&self.names, now)?;
         let key = any_ecdsa_type(&PrivatePkcs8KeyDer::from(serving.key).into())?;
         let chain = serving.chain.into_iter().map(CertificateDer::from).collect();
-        self.metrics.authority(authority.not_after());
+        self.metrics.authority(&authority);
         let current = Arc::new(Current {
             authority,
             serving: Arc::new(CertifiedKey::new(chain, key)),

@@ -8,12 +8,15 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::ca::authority::Authority;
+
 /// The CA's metric families. Clones count together.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     issued: Counter,
     refused: Family<Reason, Counter>,
     not_after: Gauge,
+    root_not_after: Gauge,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -33,6 +36,9 @@ impl Metrics {
         );
         let help = "When the CA's own certificate expires, in seconds since 1970";
         registry.register("ambit_ca_not_after_timestamp_seconds", help, metrics.not_after.clone());
+        let help = "When the first of the roots that the mesh trusts expires, in seconds since 1970";
+        let root = metrics.root_not_after.clone();
+        registry.register("ambit_ca_root_not_after_timestamp_seconds", help, root);
         metrics
     }
 
@@ -45,8 +51,13 @@ impl Metrics {
         self.refused.get_or_create(&Reason { reason }).inc();
     }
 
-    pub(super) fn authority(&self, not_after: SystemTime) {
-        let seconds = not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        self.not_after.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    pub(super) fn authority(&self, authority: &Authority) {
+        let seconds = |at: SystemTime| {
+            let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            i64::try_from(seconds).unwrap_or(i64::MAX)
+        };
+        self.not_after.set(seconds(authority.not_after()));
+        let roots = authority.lives().iter().filter(|life| life.is_root).map(|life| life.until);
+        self.root_not_after.set(roots.min().map(seconds).unwrap_or_default());
     }
 }

@@ -99,3 +99,24 @@ fn the_serving_certificate_is_verified_by_its_names() {
         assert_eq!(verified.is_ok(), good, "{name:?}: {verified:?}");
     }
 }
+
+/// Clocks of nodes differ: five minutes either way keep nobody from believing a new certificate, nor its holder from
+/// taking it, and one whose clock is further behind is told so.
+#[test]
+fn clocks_may_be_five_minutes_off() {
+    let now = SystemTime::now();
+    let authority = authority(now);
+    let issued = issue(&authority, DAY, now).unwrap();
+    let der = |pem: &String| CertificateDer::from(pem::parse(pem).unwrap().into_contents());
+    let chain = [der(&issued.cert_chain[0])];
+    let mut roots = RootCertStore::empty();
+    roots.add(der(&authority.roots())).unwrap();
+    let at = |time: SystemTime| UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).unwrap());
+    let believed = |time| mesh_core::tls::verify::chain(&chain, &roots, at(time));
+    let five = Duration::from_secs(300);
+    for time in [now - five, now, now + five, now + DAY - five] {
+        assert_eq!(believed(time), Ok(()));
+    }
+    let behind = believed(now - five - Duration::from_secs(2)).unwrap_err();
+    assert!(behind.to_string().contains("compare the clocks"), "{behind}");
+}

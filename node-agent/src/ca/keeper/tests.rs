@@ -97,3 +97,21 @@ async fn a_broken_secret_does_not_stop_what_serves() {
     assert!(error.contains("Secret cacerts: ca-key.pem"), "{error}");
     assert_eq!(roots(&watch), old);
 }
+
+#[tokio::test]
+async fn what_only_the_user_can_renew_is_told_at_each_threshold_once() {
+    let World { fake, keeper, .. } = world();
+    let (watch, start) = (keeper.watch(), SystemTime::now());
+    let root = Material::generate("cluster.local", start).unwrap();
+    put(&fake, roots::USER_SECRET, &root, "");
+    keeper.round(start).await.unwrap();
+    let current = watch.borrow().clone().unwrap();
+    let [life] = current.authority.lives() else { panic!("{:?}", current.authority.lives()) };
+    assert_eq!((life.is_root, life.until), (true, current.authority.not_after()));
+    let whole = life.until.duration_since(life.from).unwrap();
+    let told = [60, 49, 48, 24, 9, 8].map(|percent| {
+        let now = life.until - whole.mul_f64(f64::from(percent) / 100.0);
+        keeper.warning(&current.authority, now).map(|text| text.contains("Ambit root"))
+    });
+    assert_eq!(told, [None, Some(true), None, Some(true), Some(true), None]);
+}
