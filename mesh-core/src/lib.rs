@@ -11,6 +11,7 @@ pub mod copy;
 pub mod drain;
 pub mod hbone;
 pub mod identity;
+pub mod limits;
 pub mod listener;
 pub mod metrics;
 pub mod pod_link;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use mesh_core::telemetry;
+use mesh_core::{limits, telemetry};
 use node_agent::{app, ca, cni, config};
 
 /// Ambit's node agent: puts the pods of a node into the mesh. Its other role is the mesh's certificate authority.
@@ -56,6 +56,8 @@ fn main() -> ExitCode {
 
 fn start(logs: &telemetry::Config, role: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let _levels = telemetry::init(logs)?;
+    // Each pod takes some thirty: its links, its network namespace, its listeners.
+    limits::raise_descriptors();
     role()
 }
 
