@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** whatever ends the agent, capture and the CNI plugin stay in place.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tracing::info;
 
 use crate::config::Config;
-use crate::datapath::Datapath;
+use crate::datapath::{self, Datapath};
 use crate::enrol::steps::{FindNetns, Hands};
 use crate::parts::Parts;
 use crate::{
@@ -72,7 +72,12 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     let (refused, refusals) = refusals::queue();
     let served = pods::Pods::telling(refused);
     let proc = config.proc.clone();
-    let find: FindNetns = Arc::new(move |uid| netns_of_pod::find(&proc, uid).map(|found| found.netns));
+    let find: FindNetns = Arc::new(move |uid, cookie| {
+        let wanted = |found: &netns_of_pod::PodNetns| {
+            cookie.is_none_or(|cookie| datapath::has_cookie(found.netns.as_fd(), cookie))
+        };
+        netns_of_pod::find(&proc, uid, wanted).map(|found| found.netns)
+    });
     let hands = Hands {
         cluster: Arc::new(cluster::ApiServer::new(client.clone())),
         pods: served.clone(),

@@ -51,6 +51,7 @@ pub use kubelet::Config as KubeletConfig;
 pub use load::OBJECT;
 use load::{Programs, Steers};
 use maps::Maps;
+pub use netns::has_cookie;
 use pins::Pins;
 use pod::{Failed, Pod};
 use probes::Probes;
@@ -104,6 +105,8 @@ pub struct Survivor {
     pub uid: String,
     /// The addresses it was enrolled with; none where that was by an agent with other layouts.
     pub addresses: Vec<IpAddr>,
+    /// Cookie of its network namespace; none as above.
+    pub netns_cookie: Option<u64>,
 }
 
 /// The sockets that the kernel steers a pod's connections to, opened inside its network namespace.
@@ -215,12 +218,15 @@ impl Datapath {
     /// namespace.
     pub fn surviving(&self) -> Vec<Survivor> {
         let captured = self.pods.iter().filter(|(_, pod)| pod.captured());
-        let survivor =
-            |(uid, pod): (&String, &Pod)| Survivor { uid: uid.clone(), addresses: maps::ips(&pod.record) };
+        let survivor = |(uid, pod): (&String, &Pod)| Survivor {
+            uid: uid.clone(),
+            addresses: maps::ips(&pod.record),
+            netns_cookie: Some(pod.record.netns_cookie),
+        };
         let mut survivors: Vec<_> = captured.map(survivor).collect();
         for uid in self.versions.pods().unwrap_or_default() {
             if !self.pods.get(&uid).is_some_and(Pod::captured) {
-                survivors.push(Survivor { uid, addresses: Vec::new() });
+                survivors.push(Survivor { uid, addresses: Vec::new(), netns_cookie: None });
             }
         }
         survivors
@@ -242,7 +248,8 @@ impl Datapath {
     /// The network namespace is held until `leave`.
     ///
     /// # Errors
-    /// When a step fails; the earlier ones are undone, unless the pod is captured already and needs them.
+    /// When a step fails; the earlier ones are undone, unless the pod is captured already and needs them. When it is
+    /// captured in another network namespace that is still there: that stays as it is.
     pub fn prepare(&mut self, spec: &PodSpec, kept: Option<Listeners>) -> Result<Listeners, PodError> {
         self.hook().map_err(|failed| failed.of(&spec.uid))?;
         let mut pod = self.pod(spec).map_err(|failed| failed.of(&spec.uid))?;
@@ -332,8 +339,16 @@ impl Datapath {
             let lost = maps::addresses(&known.record)
                 .filter(|old| !maps::addresses(&pod.record).any(|new| new == *old));
             pod::step("forget its old addresses", self.maps.forget_addresses(slot, lost))?;
+        } else if known.captured()
+            && attach::alive(&self.pins.pod(&spec.uid).join(pod::STEER)).unwrap_or(true)
+        {
+            // Only the runtime says that there is another sandbox, and then the pod was let go. A process of the pod
+            // can make itself another network namespace, and be the only one that is found.
+            self.pods.insert(spec.uid.clone(), known);
+            let source = io::Error::other("its processes are in another one than it is captured in");
+            return Err(Failed { step: "find its network namespace", source });
         } else {
-            // The same pod in another sandbox: the old one is gone, or going.
+            // The same pod in another sandbox: the old one is gone, or it was not captured there.
             known.gone = true;
             self.pods.insert(spec.uid.clone(), known);
             self.leave(&spec.uid).map_err(|error| Failed { step: error.step, source: error.source })?;

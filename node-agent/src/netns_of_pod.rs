@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
@@ -35,6 +36,14 @@ pub enum NotFound {
         /// Why it failed.
         source: io::Error,
     },
+    /// A process cannot be looked at, so nobody knows whether the pod runs.
+    #[error("cannot look at {}: {source}", path.display())]
+    Process {
+        /// Its directory.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// No process is in a cgroup of this pod.
     #[error("no process of pod {uid} is running; it is starting, or has ended")]
     NoProcess {
@@ -49,27 +58,34 @@ pub enum NotFound {
     },
 }
 
-/// Finds the namespace of the pod with this UID. Reads all of `/proc`: blocking, some milliseconds on a busy node.
+/// Finds the namespace of the pod with this UID: of those that its processes are in, the first that is `wanted`, or else
+/// the first. Reads all of `/proc`: blocking, some milliseconds on a busy node.
 ///
 /// # Errors
-/// When no process of the pod is running, or all of them are in the host's namespace.
-pub fn find(proc: &Path, pod_uid: &str) -> Result<PodNetns, NotFound> {
+/// When no process of the pod is running, or all of them are in the host's namespace; and when that cannot be told.
+pub fn find(proc: &Path, pod_uid: &str, wanted: impl Fn(&PodNetns) -> bool) -> Result<PodNetns, NotFound> {
     let hosts = host_inodes(proc)?;
-    let mut candidates: Vec<_> =
-        processes(proc)?.into_iter().filter_map(|pid| Candidate::open(proc, pid, pod_uid)).collect();
+    let mut candidates = Vec::new();
+    for pid in processes(proc)? {
+        candidates.extend(Candidate::open(proc, pid, pod_uid)?);
+    }
     // The pause process is the pod's first. A container may make namespaces of its own (docker in a pod does), so
     // later processes, and those in cgroups below a container's, are asked last.
     candidates.sort_by_key(|candidate| (candidate.nested, candidate.started));
     let mut in_host = false;
+    let mut others: Vec<PodNetns> = Vec::new();
     for candidate in candidates {
-        match candidate.netns(pod_uid) {
+        match candidate.netns(pod_uid)? {
             Some(found) if hosts.contains(&found.inode) => in_host = true,
-            Some(found) => return Ok(found),
+            Some(found) if others.iter().any(|other| other.inode == found.inode) => {}
+            Some(found) if wanted(&found) => return Ok(found),
+            Some(found) => others.push(found),
             None => {}
         }
     }
     let uid = pod_uid.to_owned();
-    Err(if in_host { NotFound::HostNetwork { uid } } else { NotFound::NoProcess { uid } })
+    let nowhere = if in_host { NotFound::HostNetwork { uid } } else { NotFound::NoProcess { uid } };
+    others.into_iter().next().ok_or(nowhere)
 }
 
 /// Which pod a process is in.
@@ -114,6 +130,7 @@ pub(crate) fn pod_uid_of(segment: &str) -> Option<String> {
 /// A process that was in the pod. Its files are read through its directory's descriptor, so a new process with the
 /// same number cannot take its place: reads of a dead one fail.
 struct Candidate {
+    path: PathBuf,
     directory: OwnedFd,
     nested: bool,
     /// In clock ticks since boot.
@@ -121,30 +138,64 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn open(proc: &Path, pid: u32, pod_uid: &str) -> Option<Self> {
+    /// None where it is gone, or no process of the pod.
+    fn open(proc: &Path, pid: u32, pod_uid: &str) -> Result<Option<Self>, NotFound> {
+        let path = proc.join(pid.to_string());
+        Self::look(&path, pod_uid).map_err(|source| NotFound::Process { path, source })
+    }
+
+    fn look(path: &Path, pod_uid: &str) -> io::Result<Option<Self>> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = nix::fcntl::open(&proc.join(pid.to_string()), flags, Mode::empty()).ok()?;
-        let membership = membership(&read(&directory, "cgroup")?).filter(|found| found.uid == pod_uid)?;
-        let started = started(&read(&directory, "stat")?)?;
-        Some(Self { directory, nested: membership.nested, started })
+        let Some(directory) = there(nix::fcntl::open(path, flags, Mode::empty()))? else { return Ok(None) };
+        let cgroup = read(&directory, "cgroup")?;
+        let own = cgroup.and_then(|text| membership(&text)).filter(|found| found.uid == pod_uid);
+        let Some(Membership { nested, .. }) = own else { return Ok(None) };
+        let started = read(&directory, "stat")?.and_then(|stat| started(&stat));
+        Ok(started.map(|started| Self { path: path.to_owned(), directory, nested, started }))
     }
 
     /// Its network namespace, if it is still in the pod with that open: processes can be moved.
-    fn netns(&self, pod_uid: &str) -> Option<PodNetns> {
+    fn netns(&self, pod_uid: &str) -> Result<Option<PodNetns>, NotFound> {
+        self.look_inside(pod_uid).map_err(|source| NotFound::Process { path: self.path.clone(), source })
+    }
+
+    fn look_inside(&self, pod_uid: &str) -> io::Result<Option<PodNetns>> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let netns = nix::fcntl::openat(&self.directory, "ns/net", flags, Mode::empty()).ok()?;
-        let inode = nix::sys::stat::fstat(&netns).ok()?.st_ino;
-        let still = membership(&read(&self.directory, "cgroup")?).is_some_and(|found| found.uid == pod_uid);
-        still.then_some(PodNetns { netns, inode })
+        let netns = match nix::fcntl::openat(&self.directory, "ns/net", flags, Mode::empty()) {
+            // What the kernel also says of a process that ends meanwhile (proc_ns_get_link()).
+            Err(Errno::EACCES) if read(&self.directory, "cgroup")?.is_none() => return Ok(None),
+            opened => there(opened)?,
+        };
+        let Some(netns) = netns else { return Ok(None) };
+        let inode = nix::sys::stat::fstat(&netns)?.st_ino;
+        let cgroup = read(&self.directory, "cgroup")?;
+        let still = cgroup.and_then(|text| membership(&text)).is_some_and(|found| found.uid == pod_uid);
+        Ok(still.then_some(PodNetns { netns, inode }))
     }
 }
 
-fn read(directory: &OwnedFd, name: &str) -> Option<String> {
+/// Only these two say that a process is gone. Any other error, of a reader without descriptors for example, says nothing:
+/// a pod that runs must not be taken for one that has ended.
+fn there<T>(result: nix::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// None where the process is gone.
+fn read(directory: &OwnedFd, name: &str) -> io::Result<Option<String>> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    let file = File::from(nix::fcntl::openat(directory, name, flags, Mode::empty()).ok()?);
+    let Some(file) = there(nix::fcntl::openat(directory, name, flags, Mode::empty()))? else {
+        return Ok(None);
+    };
     let mut text = Vec::new();
-    file.take(MAX_FILE).read_to_end(&mut text).ok()?;
-    Some(String::from_utf8_lossy(&text).into_owned())
+    match File::from(file).take(MAX_FILE).read_to_end(&mut text) {
+        Ok(_) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Field 22 of `/proc/<pid>/stat`; the second one is the command in parentheses, which may hold anything (proc(5)).

@@ -83,7 +83,7 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let wire = Tripwire::default();
     let kernel = watched(datapath, &wire)?;
     let (uid, netns) = (arguments.uid.clone(), arguments.netns.clone());
-    let find = move |_: &str| {
+    let find = move |_: &str, _: Option<u64>| {
         File::open(&netns).map(Into::into).map_err(|_| NotFound::NoProcess { uid: uid.clone() })
     };
     let hands = Hands { cluster: Arc::new(NoCluster), pods, kernel, find: Arc::new(find) };

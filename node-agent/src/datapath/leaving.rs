@@ -27,8 +27,7 @@ impl Datapath {
         theirs.map_err(|failed| failed.of(uid))?;
         if let Some(pod) = self.pods.get_mut(uid).filter(|pod| pod.netns.is_none()) {
             let cookie = pod.record.netns_cookie;
-            let same =
-                |netns: &OwnedFd| netns::within(netns.as_fd(), netns::cookie).is_ok_and(|now| now == cookie);
+            let same = |netns: &OwnedFd| netns::has_cookie(netns.as_fd(), cookie);
             pod.netns = netns.filter(same);
             pod.gone = pod.netns.is_none();
         }

@@ -36,6 +36,11 @@ pub(super) fn cookie() -> io::Result<u64> {
     cookie_of(&socket)
 }
 
+/// Whether a network namespace is the one with this cookie; not where that cannot be told.
+pub fn has_cookie(netns: BorrowedFd<'_>, wanted: u64) -> bool {
+    within(netns, cookie).is_ok_and(|found| found == wanted)
+}
+
 /// Cookie of the network namespace that a socket is in.
 ///
 /// # Errors

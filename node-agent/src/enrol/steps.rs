@@ -20,8 +20,8 @@ use crate::index::local::{LocalPod, with_addresses};
 use crate::netns_of_pod::NotFound;
 use crate::pods::{Pods, ServeError, Served};
 
-/// Finds the network namespace of a running pod by its UID.
-pub type FindNetns = Arc<dyn Fn(&str) -> Result<OwnedFd, NotFound> + Send + Sync>;
+/// Finds the network namespace of a running pod by its UID, rather the one with this cookie than another.
+pub type FindNetns = Arc<dyn Fn(&str, Option<u64>) -> Result<OwnedFd, NotFound> + Send + Sync>;
 
 /// All that steps act on.
 pub struct Hands<C> {
@@ -207,8 +207,11 @@ impl<C: Cluster> Hands<C> {
     }
 
     async fn find(&self, uid: &str) -> Result<OwnedFd, EnrolError> {
-        let (find, uid) = (Arc::clone(&self.find), uid.to_owned());
-        Ok(tokio::task::spawn_blocking(move || find(&uid)).await.map_err(|_| Dead)??)
+        let (find, owned) = (Arc::clone(&self.find), uid.to_owned());
+        // A process of the pod can be in a network namespace of its own making.
+        let survivors = self.kernel.run(|kernel| kernel.surviving()).await?;
+        let captured = survivors.into_iter().find(|pod| pod.uid == uid).and_then(|pod| pod.netns_cookie);
+        Ok(tokio::task::spawn_blocking(move || find(&owned, captured)).await.map_err(|_| Dead)??)
     }
 
     /// Whether the pod is captured already; before it is enrolled, by an earlier agent.

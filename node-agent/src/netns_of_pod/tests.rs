@@ -119,7 +119,13 @@ impl Proc {
     }
 
     fn check(&self, uid: &str, expect: Result<&str, &str>) {
-        match (find(&self.0, uid), expect) {
+        self.check_wanting("", uid, expect);
+    }
+
+    /// The namespace of this name is wanted; there is none without one.
+    fn check_wanting(&self, wanted: &str, uid: &str, expect: Result<&str, &str>) {
+        let wanted = fs::metadata(self.namespace(wanted)).map_or(0, |metadata| metadata.ino());
+        match (find(&self.0, uid, |found| found.inode == wanted), expect) {
             (Ok(found), Ok(netns)) => {
                 assert_eq!(found.inode, fs::metadata(self.namespace(netns)).unwrap().ino(), "{uid}");
             }
@@ -165,6 +171,34 @@ fn a_broken_process_does_not_hide_another() {
     fs::create_dir(proc.0.join("71")).unwrap();
     proc.process(72, &pod, 20, "pod");
     proc.check(UID, Ok("pod"));
-    let nothing = find(Path::new("/nonexistent"), UID).unwrap_err().to_string();
+    let nothing = find(Path::new("/nonexistent"), UID, |_| true).unwrap_err().to_string();
     assert!(nothing.contains("/nonexistent") && nothing.contains("hostPID"), "{nothing}");
+}
+
+#[test]
+fn the_namespace_that_the_pod_was_captured_in_comes_first() {
+    let proc = Proc::new("wanted");
+    let pod = format!("0::/kubepods/pod{UID}/app");
+    proc.process(80, &pod, 10, "made-by-unshare");
+    proc.process(81, &pod, 20, "pod");
+    proc.process(82, &pod, 30, "host");
+    proc.check(UID, Ok("made-by-unshare"));
+    proc.check_wanting("pod", UID, Ok("pod"));
+    proc.check_wanting("host", UID, Ok("made-by-unshare"));
+}
+
+/// Whoever cannot read, for want of descriptors for example, does not know that nobody is there.
+#[test]
+fn a_process_that_cannot_be_looked_at_is_not_gone() {
+    for file in ["cgroup", "stat", "ns/net"] {
+        let proc = Proc::new(&format!("unreadable-{}", file.replace('/', "-")));
+        proc.process(70, &format!("0::/kubepods/pod{UID}/x"), 10, "pod");
+        let path = proc.0.join("70").join(file);
+        fs::remove_file(&path).unwrap();
+        // Too many levels of symbolic links.
+        symlink(&path, &path).unwrap();
+        proc.check(UID, Err("/70: "));
+        fs::remove_file(&path).unwrap();
+        proc.check(UID, Err("no process"));
+    }
 }

@@ -145,6 +145,7 @@ impl Kernel for FakeKernel {
         let survivor = |(uid, addresses): (&String, &Vec<IpAddr>)| Survivor {
             uid: uid.clone(),
             addresses: addresses.clone(),
+            netns_cookie: None,
         };
         self.captured.iter().map(survivor).collect()
     }

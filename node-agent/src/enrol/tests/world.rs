@@ -70,7 +70,7 @@ impl World {
         });
         let running = Arc::new(Mutex::new(["uid-a".to_owned(), "uid-host".to_owned()].into()));
         let processes: Arc<Mutex<BTreeSet<String>>> = Arc::clone(&running);
-        let find: FindNetns = Arc::new(move |uid| match processes.lock().unwrap().contains(uid) {
+        let find: FindNetns = Arc::new(move |uid, _| match processes.lock().unwrap().contains(uid) {
             true => Ok(descriptor()),
             false => Err(NotFound::NoProcess { uid: uid.to_owned() }),
         });
