@@ -177,6 +177,7 @@ impl Datapath {
     pub fn open(config: &Config) -> Result<Self, DatapathError> {
         let bpffs = |source| DatapathError::Bpffs { path: config.bpffs.clone(), source };
         let pins = Pins::create(&config.bpffs).map_err(bpffs)?;
+        pins::remove_new(pins.root()).map_err(bpffs)?;
         let (programs, maps) = load::load(&pins)?;
         let hook = hook::choose(config.guard_hook, programs.guard.as_fd());
         let root = cgroup::root(config)?;
@@ -364,9 +365,13 @@ impl Datapath {
             let uid = maps::uid(&record);
             let mut pod = Pod::known(slot, record);
             let steer = || self.steers.load(slot).map_err(io::Error::other);
-            let whole = pod.captured()
-                && pod::take_over(&uid, &self.pins, &self.programs, steer, steer_tag).map_err(take_over)?;
-            if !whole {
+            let moved = pod.captured().then(|| {
+                pod::take_over(&uid, &self.pins, &self.programs, steer, steer_tag).unwrap_or_else(|error| {
+                    warn!(pod = uid, %error, "its hooks cannot be moved to this agent's programs: they stay as they are");
+                    true
+                })
+            });
+            if moved != Some(true) {
                 pod.record.captured = 0;
                 undone(&uid, pod.release(&self.pins, &mut self.maps, self.config.numbers));
             }

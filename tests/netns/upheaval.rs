@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use anyhow::{Context as _, Result, ensure};
 use mesh_ebpf_abi::HBONE_PORT;
 use mesh_tests::raw_bpf::{self, Kind};
-use node_agent::datapath::{Config, Datapath, GuardHook};
+use node_agent::datapath::{Config, Datapath, GuardHook, PodSpec};
 
 use crate::foreign::load_balancer;
 use crate::lifecycle::{Traces, nothing_pinned};
@@ -272,4 +272,68 @@ fn a_takeover_that_fails_leaves_the_pod_captured_by_the_other_version() -> Resul
     captured("taken over")?;
     datapath.leave(&world.a.uid)?;
     nothing_pinned(&world)
+}
+
+/// What an agent left that died while it replaced a pin is removed; a hook that cannot be moved is its pod's trouble.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn pins_that_are_none_of_a_hook_stop_no_agent() -> Result<()> {
+    let world = World::new()?;
+    let (datapath, listeners) = world.enrolled(&[&world.a])?;
+    drop((datapath, listeners));
+    let (pins, program) = (world.pod_pins(&world.a), world.version().join("progs/guard"));
+    let (half_made, no_link) = (pins.join("guard-98_new"), pins.join("guard-99"));
+    fs::hard_link(&program, &half_made)?;
+    let mut datapath = world.open().context("a pin that is half made")?;
+    ensure!(!half_made.exists(), "it is left");
+    drop(datapath);
+    fs::hard_link(&program, &no_link)?;
+    datapath = world.open().context("a pin that is no link")?;
+    ensure!(datapath.surviving().len() == 1, "{:?}", datapath.surviving());
+    let listeners = enrol(&mut datapath, &world.a)?;
+    let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+    converse(&client, &accept(&listeners.outbound_v4)?)?;
+    drop((client, listeners));
+    datapath.leave(&world.a.uid)?;
+    nothing_pinned(&world)
+}
+
+/// An interface that cannot be guarded is no reason to leave the next one open.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_interface_that_refuses_the_guard_leaves_no_other_without() -> Result<()> {
+    let world = World::new()?;
+    let (mut datapath, _listeners) = world.enrolled(&[&world.a])?;
+    world.second_network(&world.a, "net1", 1)?;
+    world.second_network(&world.a, "net2", 2)?;
+    let [refuses, next] = ["net1", "net2"].map(|name| world.interface_pin(&world.a, name, world.guard_hook));
+    let (refuses, next) = (refuses?, next?);
+    let obstacle = refuses.join("in-the-way");
+    fs::create_dir_all(&obstacle)?;
+    datapath.upkeep();
+    ensure!(next.exists(), "the next one has no guard");
+    fs::remove_dir(&obstacle)?;
+    fs::remove_dir(&refuses)?;
+    datapath.upkeep();
+    ensure!(refuses.exists(), "it is not tried again");
+    Ok(())
+}
+
+/// A process of the pod makes itself a network namespace, and is the only one that is found.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_captured_pod_is_not_looked_for_in_another_network_namespace() -> Result<()> {
+    let world = World::new()?;
+    let (datapath, mut listeners) = world.enrolled(&[&world.a])?;
+    let kept = listeners.remove(0);
+    drop(datapath);
+    let mut datapath = world.open()?;
+    let spec = PodSpec { netns: world.b.netns.descriptor()?, ..world.a.spec()? };
+    let error = datapath.prepare(&spec, None).expect_err("it is another one's");
+    ensure!(error.step == "find its network namespace", "{error:?}");
+    let client = world.a.dial(world.b.at(PORT), PATIENCE)?;
+    converse(&client, &accept(&kept.outbound_v4)?)?;
+    datapath.prepare(&world.a.spec()?, Some(kept.try_clone()?))?;
+    datapath.capture(&world.a.uid)?;
+    Ok(())
 }

@@ -61,15 +61,21 @@ pub(super) fn connect(pins: &Pins, programs: &Programs, root: &Path) -> io::Resu
 /// pins are in `directory`.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// When the kernel refuses: the first one, with what it was about. The others are attached.
 pub(super) fn guard(directory: &Path, programs: &Programs, hook: Chosen) -> io::Result<()> {
-    rules::interfaces()?.into_iter().try_for_each(|interface| {
+    let mut result = Ok(());
+    for interface in rules::interfaces()? {
         let sides = [(refuse_program(interface), Side::Ingress), (guard_program(interface), Side::Egress)];
-        sides.into_iter().try_for_each(|(name, side)| {
+        for (name, side) in sides {
             let program = programs.on_interface(name).ok_or(io::ErrorKind::NotFound)?;
-            on_interface(directory, program.as_fd(), name, interface, side, hook)
-        })
-    })
+            let attached = on_interface(directory, program.as_fd(), name, interface, side, hook);
+            let attached = attached.map_err(|error| {
+                io::Error::new(error.kind(), format!("{name} on interface {}: {error}", interface.index))
+            });
+            result = result.and(attached);
+        }
+    }
+    result
 }
 
 /// One program on one interface. What the other hook has of it, from an agent that could not or would not use this one,
@@ -96,7 +102,10 @@ fn on_interface(
         }
         Chosen::Clsact => {
             // First: a filter that no pin tells of would not be looked for.
-            replace(program, &filter)?;
+            if !bpf::open(&filter).is_ok_and(|pinned| same_program(pinned.as_fd(), program).unwrap_or(false))
+            {
+                replace(program, &filter)?;
+            }
             clsact::attach(interface.index, side, program, name)?;
             detach(&link)
         }

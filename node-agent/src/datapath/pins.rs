@@ -80,13 +80,33 @@ pub(super) fn valid_uid(uid: &str) -> bool {
     !uid.is_empty() && uid.len() <= MAX_UID && uid.bytes().all(plain)
 }
 
+/// End of the name that a pin has until it takes another one's place.
+const NEW: &str = "_new";
+
+/// Removes what an agent left that died within [`replace`]: what is pinned so is not in use, or is made again.
+///
+/// # Errors
+/// The first one; the rest is removed.
+pub(super) fn remove_new(directory: &Path) -> io::Result<()> {
+    let mut result = Ok(());
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            result = result.and(remove_new(&entry.path()));
+        } else if entry.file_name().to_string_lossy().ends_with(NEW) {
+            result = result.and(remove(&entry.path()));
+        }
+    }
+    result
+}
+
 /// Pins an object, in the place of what is pinned there.
 ///
 /// # Errors
 /// When bpffs refuses.
 pub(super) fn replace(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push("_new");
+    name.push(NEW);
     let beside = path::Path::with_file_name(path, name);
     remove(&beside)?;
     bpf::pin(object, &beside)?;
@@ -124,6 +144,20 @@ mod tests {
         ] {
             assert_eq!(valid_uid(uid), expected, "{uid:?}");
         }
+    }
+
+    #[test]
+    fn only_half_made_pins_are_removed() {
+        let root = std::env::temp_dir().join(format!("ambit-pins-{}", std::process::id()));
+        let pod = root.join("links/pod_new");
+        fs::create_dir_all(&pod).unwrap();
+        for name in ["guard-2", "guard-2_new", "steer_new"] {
+            fs::write(pod.join(name), "").unwrap();
+        }
+        remove_new(&root).unwrap();
+        let left: Vec<_> = fs::read_dir(&pod).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        fs::remove_dir_all(&root).unwrap();
+        assert_eq!(left, ["guard-2"]);
     }
 
     #[test]
