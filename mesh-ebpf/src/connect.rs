@@ -16,7 +16,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_ebpf_abi::capture::{Call, Connect, decide};
 use mesh_ebpf_abi::event::Counter;
-use mesh_ebpf_abi::{Address, Dialled, KEEP_DESTINATION, SOCKET_OLDER, SOCKET_PROBED};
+use mesh_ebpf_abi::{Address, Dialled, KEEP_DESTINATION, SOCKET_OLDER, SOCKET_PROBED, SOCKET_TUNNEL};
 
 use crate::maps::{DIALLED, NSCFG, SKPROXY, count, slot_of};
 
@@ -137,7 +137,7 @@ fn try_capture(ctx: &SockAddrContext, destination: Address, words: [u32; 4]) -> 
     };
     // SAFETY: checked here for null, a full socket in this hook.
     let flag = if socket.is_null() { None } else { unsafe { SKPROXY.get(socket.cast()) } };
-    if matches!(flag, Some(SOCKET_OLDER | SOCKET_PROBED)) {
+    if matches!(flag, Some(SOCKET_OLDER | SOCKET_PROBED | SOCKET_TUNNEL)) {
         // SAFETY: the socket had a flag, so it is one.
         unsafe { SKPROXY.forget(socket.cast()) };
     }

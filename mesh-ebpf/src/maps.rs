@@ -29,7 +29,7 @@ pub(crate) static PODIP: HashMap<Address, PodAddress> =
 #[map]
 pub(crate) static LISTEN: SockMap = SockMap::with_max_entries(MAX_PODS * SOCKETS_PER_POD, 0);
 
-/// Written by the agent (listeners), ztunnel (the sockets it opens), `older`, `bystanders`, the guard (the app's ends of
+/// Written by the agent (listeners), ztunnel (the sockets it opens), `older`, `inherit`, `bystanders`, the guard (the app's ends of
 /// probes), and connect, which takes the flag of an older connection away; accepted sockets inherit. Read by connect,
 /// the guard and `probes`.
 #[btf_map]
@@ -52,7 +52,7 @@ pub(crate) static ASKED: PerCpuArray<Asked> = PerCpuArray::with_max_entries(PLAC
 #[map]
 static PODS: HashMap<u32, PodRecord> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
 
-/// Written by `older`, read and cleared by `grown`. The oldest give way when there are too many.
+/// Written by `older` and `inherit`, read and cleared by `grown`. The oldest give way when there are too many.
 #[map]
 pub(crate) static HANDSHAKES: LruHashMap<Handshake, u64> = LruHashMap::with_max_entries(16 * 1024, 0);
 

@@ -10,7 +10,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_seq_write, bpf_skc_to_tcp_sock};
 use mesh_ebpf_abi::event::Counter;
-use mesh_ebpf_abi::{HBONE_PORT, Handshake, SOCKET_OLDER, SOCKET_PROXY};
+use mesh_ebpf_abi::{HBONE_PORT, Handshake, SOCKET_OLDER, SOCKET_TUNNEL};
 
 use crate::maps::{HANDSHAKES, SKPROXY, count};
 
@@ -51,8 +51,26 @@ const PATIENCE_NS: u64 = 10_000_000_000;
 #[unsafe(no_mangle)]
 extern "C" fn older(ctx: *const TcpIterator) -> i32 {
     let Some(seen) = look(ctx) else { return 0 };
+    first(&seen, SOCKET_OLDER)
+}
+
+/// In the place of `older` for a pod that another version of this program captures: there nothing but the proxy gets
+/// connections to HBONE's port, and policy was asked about them. Of a handshake for one the connection inherits the flag
+/// of the proxy's listener. An app's own sockets on that port from before are taken for tunnels too, until they end.
+#[unsafe(link_section = "iter/tcp")]
+#[unsafe(no_mangle)]
+extern "C" fn inherit(ctx: *const TcpIterator) -> i32 {
+    let Some(seen) = look(ctx) else { return 0 };
+    // The other end's port comes first, in network order.
+    let local = (seen.handshake.ports >> 16) as u16;
+    first(&seen, if local == HBONE_PORT { SOCKET_TUNNEL } else { SOCKET_OLDER })
+}
+
+/// Flags a connection, notes a handshake.
+#[inline(always)]
+fn first(seen: &Seen, value: u32) -> i32 {
     if seen.state != TCP_NEW_SYN_RECV {
-        flag(&seen);
+        flag(seen, value);
         return 0;
     }
     count(Counter::OlderPending);
@@ -78,7 +96,7 @@ extern "C" fn grown(ctx: *const TcpIterator) -> i32 {
         return 0;
     }
     if !late {
-        flag(&seen);
+        flag(&seen, SOCKET_OLDER);
     }
     // Used up: a later connection may have the same ports. Gone already is fine.
     let _ = HANDSHAKES.remove(seen.handshake);
@@ -117,17 +135,12 @@ fn look_again(seq: *mut c_void) {
     unsafe { bpf_seq_write(seq.cast(), (&raw mut byte).cast(), 1) };
 }
 
-/// A tunnel is the proxy's, from before another version of this program captured the pod: nothing else has that port in
-/// the mesh, and policy was asked about it.
 #[inline(always)]
-fn flag(seen: &Seen) {
+fn flag(seen: &Seen, value: u32) {
     // SAFETY: null for what is not a full TCP socket, TIME_WAIT for example.
     let full = unsafe { bpf_skc_to_tcp_sock(seen.socket.cast()) };
     if !full.is_null() {
         count(Counter::OlderFlagged);
-        // The other end's port comes first, in network order.
-        let local = (seen.handshake.ports >> 16) as u16;
-        let value = if local == HBONE_PORT { SOCKET_PROXY } else { SOCKET_OLDER };
         // SAFETY: not null, a BTF socket pointer.
         unsafe { SKPROXY.flag(full.cast(), value) };
     }

@@ -43,6 +43,7 @@ fn load_all(mut object: Ebpf, most: u32) -> Result<()> {
         program::REFUSE,
         program::REFUSE_L3,
         program::OLDER,
+        program::INHERIT,
         program::GROWN,
         program::PROBES,
         program::BYSTANDERS,
@@ -63,6 +64,6 @@ fn load_all(mut object: Ebpf, most: u32) -> Result<()> {
         println!("{name}: {verified} instructions verified, {} bytes", info.size_translated().unwrap_or(0));
         assert!(verified < most, "{name}: {verified} instructions verified");
     }
-    assert_eq!(object.programs().count(), 13, "a program that this test does not know");
+    assert_eq!(object.programs().count(), 14, "a program that this test does not know");
     Ok(())
 }

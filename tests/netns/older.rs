@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd as _};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Map, MapData, MapError, SkStorage};
-use mesh_ebpf_abi::SOCKET_OLDER;
 use mesh_ebpf_abi::event::Counter;
+use mesh_ebpf_abi::{HBONE_PORT, SOCKET_OLDER};
 use mesh_tests::shell;
 use node_agent::datapath::Datapath;
 use socket2::{Protocol, SockRef, Socket, Type};
@@ -63,6 +63,38 @@ fn an_older_socket_that_connects_again_is_captured() -> Result<()> {
         let seen = sniffer.tcp_from(&world.a, world.b.address)?;
         ensure!(seen.is_empty(), "{seen:?}");
         Ok(())
+    })
+}
+
+/// HBONE's port is the app's own before enrolment: it excuses nothing, whether the app connects from it or accepts on it.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_older_socket_on_the_tunnels_port_is_no_tunnel() -> Result<()> {
+    over_both(|world| {
+        let theirs = world.b.serve()?;
+        let old: TcpStream = world.a.run(|| {
+            let socket = Socket::new(world.family.domain(), Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&world.a.at(HBONE_PORT).into())?;
+            socket.connect_timeout(&world.b.at(PORT).into(), PATIENCE)?;
+            Ok(socket.into())
+        })?;
+        drop(theirs.accept()?);
+        let ours = world.a.run(|| Ok(std::net::TcpListener::bind(world.a.at(HBONE_PORT))?))?;
+        let _client = world.b.dial(world.a.at(HBONE_PORT), PATIENCE)?;
+        let (accepted, _) = ours.accept()?;
+        let (datapath, listeners) = world.enrolled(&[&world.a])?;
+        for socket in [&old, &accepted] {
+            ensure!(flag_of(&datapath, socket)? == Some(SOCKET_OLDER));
+        }
+        ensure!(
+            datapath.reset_older(&world.a.uid, &|_, _| true)?.count >= 1,
+            "the accepted one is not reset"
+        );
+        disconnect(&old)?;
+        let socket = SockRef::from(&old);
+        world.a.run(|| Ok(socket.connect(&world.b.at(PORT).into())?))?;
+        converse(&old, &accept(world.family.outbound(&listeners[0]))?)
     })
 }
 
@@ -129,7 +161,7 @@ fn forward(world: &World, on: bool) -> Result<()> {
 }
 
 /// The socket's value in SKPROXY.
-fn flag_of(datapath: &Datapath, socket: &TcpStream) -> Result<Option<u32>> {
+pub(crate) fn flag_of(datapath: &Datapath, socket: &TcpStream) -> Result<Option<u32>> {
     let map = MapData::from_fd(datapath.skproxy_map().try_clone_to_owned()?)?;
     let map = SkStorage::<_, u32>::try_from(Map::SkStorage(map))?;
     match map.get(&socket.as_fd(), 0) {
@@ -141,7 +173,7 @@ fn flag_of(datapath: &Datapath, socket: &TcpStream) -> Result<Option<u32>> {
 
 /// connect() with AF_UNSPEC.
 #[allow(unsafe_code, reason = "socket2 has no address without a family")]
-fn disconnect(socket: &TcpStream) -> Result<()> {
+pub(crate) fn disconnect(socket: &TcpStream) -> Result<()> {
     let nowhere = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
     // SAFETY: an address of the length given, and an open socket.
     let result =

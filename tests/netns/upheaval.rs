@@ -5,12 +5,14 @@ use std::fs;
 use std::net::{SocketAddr, TcpStream};
 
 use anyhow::{Context as _, Result, ensure};
-use mesh_ebpf_abi::HBONE_PORT;
+use mesh_ebpf_abi::{HBONE_PORT, SOCKET_TUNNEL};
 use mesh_tests::raw_bpf::{self, Kind};
 use node_agent::datapath::{Config, Datapath, GuardHook, PodSpec};
+use socket2::SockRef;
 
 use crate::foreign::load_balancer;
 use crate::lifecycle::{Traces, nothing_pinned};
+use crate::older::{disconnect, flag_of};
 use crate::packets::{SYN, Sniffer, segment, send_raw};
 use crate::world::{PATIENCE, PORT, World, accept, converse, enrol};
 
@@ -199,6 +201,12 @@ fn another_map_layout_takes_over_and_drains_the_old_one() -> Result<()> {
     ensure!(sniffer.tcp_from(&world.a, world.b.address)?.is_empty(), "in the clear");
     ensure!(datapath.reset_older(&world.a.uid, &|_, _| true)?.count == 0, "tunnels met the proxy");
     converse(&tunnel.0, &tunnel.1).context("a tunnel")?;
+    ensure!(flag_of(&datapath, &tunnel.1)? == Some(SOCKET_TUNNEL));
+    // As an app could with a socket that it had on the port before the old version captured it.
+    disconnect(&tunnel.1)?;
+    let again = SockRef::from(&tunnel.1);
+    world.a.run(|| Ok(again.connect(&world.b.at(PORT).into())?))?;
+    converse(&tunnel.1, &accept(&kept.outbound_v4)?).context("a tunnel that connects again")?;
     ensure!(!old.join("links").join(&world.a.uid).exists(), "the old version still has the pod");
     ensure!(old.join("links").join(&world.b.uid).exists(), "the old version has lost the other pod");
     datapath.clear(&world.b.uid, Some(world.b.netns.descriptor()?))?;

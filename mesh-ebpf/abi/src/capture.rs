@@ -59,7 +59,7 @@ mod tests {
     use core::net::IpAddr;
 
     use super::*;
-    use crate::SOCKET_OLDER;
+    use crate::{SOCKET_OLDER, SOCKET_TUNNEL};
 
     fn call(destination: &str) -> Connect {
         let destination = Address::from(destination.parse::<IpAddr>().unwrap());
@@ -138,6 +138,7 @@ mod tests {
             let flagged = |flag| decide(&Connect { flag: Some(flag), ..call(destination) });
             assert_eq!(flagged(SOCKET_PROXY), Call::Leave);
             assert_eq!(flagged(SOCKET_OLDER), Call::Capture);
+            assert_eq!(flagged(SOCKET_TUNNEL), Call::Capture);
         }
     }
 

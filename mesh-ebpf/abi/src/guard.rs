@@ -6,7 +6,7 @@
 use crate::Address;
 use crate::event::Counter;
 use crate::packet::{ACK, Packet, RST, SYN};
-use crate::{SOCKET_OLDER, SOCKET_PROXY};
+use crate::{SOCKET_OLDER, SOCKET_PROXY, SOCKET_TUNNEL};
 
 /// The packet's socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,7 @@ pub fn judge(packet: &Packet, sender: Sender) -> Verdict {
     let &Packet::Tcp { flags, data, .. } = packet else { return Verdict::Pass };
     match (sender.kind, sender.flag) {
         (Kind::Socket | Kind::Handshake, SOCKET_PROXY) => Verdict::Pass,
+        (Kind::Socket, SOCKET_TUNNEL) => Verdict::Pass,
         (Kind::Socket, SOCKET_OLDER) => Verdict::PassCounted(Counter::GuardOlder),
         _ if !data && flags & RST != 0 => Verdict::Pass,
         (Kind::None, _) if !data && flags & (SYN | ACK) == SYN | ACK => Verdict::Pass,
@@ -150,6 +151,14 @@ mod tests {
                 ACK,
                 DATA,
                 Verdict::PassCounted(Counter::GuardOlder),
+            ),
+            ("a tunnel's data", Kind::Socket.flagged(SOCKET_TUNNEL), ACK, DATA, Verdict::Pass),
+            (
+                "a tunnel that listens",
+                Kind::Handshake.flagged(SOCKET_TUNNEL),
+                SYN | ACK,
+                BARE,
+                drop(Counter::GuardAppListener),
             ),
             ("an app's data", Kind::Socket.flagged(0), ACK, DATA, drop(Counter::GuardApp)),
             ("an app's SYN", Kind::Socket.flagged(0), SYN, BARE, drop(Counter::GuardApp)),

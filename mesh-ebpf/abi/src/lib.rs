@@ -19,7 +19,7 @@ use core::mem::{align_of, offset_of, size_of};
 pub use addr::Address;
 
 /// Names the pin directory, so that programs of one build never meet bytes of another layout.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Port of HBONE on every workload (Istio's).
 pub const HBONE_PORT: u16 = 15008;
@@ -100,6 +100,8 @@ pub mod program {
     pub const REFUSE_L3: &str = "refuse_l3";
     /// TCP socket iterator: flags the sockets older than enrolment.
     pub const OLDER: &str = "older";
+    /// TCP socket iterator: the same for a pod that another version captures, whose tunnels it tells from the rest.
+    pub const INHERIT: &str = "inherit";
     /// TCP socket iterator: flags those whose handshake is older than enrolment.
     pub const GROWN: &str = "grown";
     /// sockops: records the kubelet's connections.
@@ -132,6 +134,9 @@ pub const SOCKET_OLDER: u32 = 2;
 /// Value in `SKPROXY`: the app's end of a connection of the kubelet. Passes the guard. It is captured when it connects
 /// elsewhere, and loses the flag.
 pub const SOCKET_PROBED: u32 = 3;
+/// Value in `SKPROXY`: a tunnel from before another version of the programs captured the pod: the proxy's, and policy was
+/// asked about it. Passes the guard. It is captured when it connects again, and loses the flag.
+pub const SOCKET_TUNNEL: u32 = 5;
 /// Value in `SKPROXY`: of a pod on the node's network, so not the kubelet's.
 pub const SOCKET_BYSTANDER: u32 = 4;
 

@@ -55,6 +55,8 @@ pub(super) struct Programs {
     pub refuse_l3: OwnedFd,
     /// TCP socket iterator, the first look.
     pub older: OwnedFd,
+    /// TCP socket iterator, the first look at a pod of another version.
+    pub inherit: OwnedFd,
     /// TCP socket iterator, later looks.
     pub grown: OwnedFd,
     /// sockops, the kubelet's cgroup.
@@ -79,6 +81,7 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps), DatapathError> {
         refuse: shared(&mut object, pins, program::REFUSE)?,
         refuse_l3: shared(&mut object, pins, program::REFUSE_L3)?,
         older: shared(&mut object, pins, program::OLDER)?,
+        inherit: shared(&mut object, pins, program::INHERIT)?,
         grown: shared(&mut object, pins, program::GROWN)?,
         probes: shared(&mut object, pins, program::PROBES)?,
         bystanders: shared(&mut object, pins, program::BYSTANDERS)?,

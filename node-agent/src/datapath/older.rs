@@ -18,12 +18,14 @@ const LOOKS: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// Flags what there is in the calling thread's network namespace, and for a moment what comes of the handshakes that
-/// are under way. Returns whether some still are: then [`look_again`].
+/// are under way. Returns whether some still are: then [`look_again`]. Of a pod that is `taken_over` from another version
+/// the proxy's tunnels are told from what the apps have.
 ///
 /// # Errors
 /// When the iterators cannot be run.
-pub(super) fn flag(programs: &Programs) -> io::Result<bool> {
-    let mut pending = run(programs.older.as_fd())?;
+pub(super) fn flag(programs: &Programs, taken_over: bool) -> io::Result<bool> {
+    let first = if taken_over { &programs.inherit } else { &programs.older };
+    let mut pending = run(first.as_fd())?;
     for _ in 0..LOOKS {
         if !pending {
             break;

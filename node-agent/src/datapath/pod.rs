@@ -239,7 +239,7 @@ impl Pod {
 
     fn flag_inside(&mut self, programs: &Programs) -> Result<(), Failed> {
         if !self.captured() {
-            let under_way = step("flag its older connections", older::flag(programs))?;
+            let under_way = step("flag its older connections", older::flag(programs, self.taken_over))?;
             self.pending.handshakes = under_way.then(|| Instant::now() + older::PATIENCE);
         }
         Ok(())
