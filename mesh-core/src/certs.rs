@@ -66,6 +66,13 @@ pub struct Certificates {
     inner: Arc<Inner>,
 }
 
+/// Without what is in it.
+impl std::fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Certificates").finish_non_exhaustive()
+    }
+}
+
 struct Inner {
     entries: Mutex<HashMap<Identity, Entry>>,
     fetch: Arc<dyn FetchCert>,
@@ -151,6 +158,12 @@ impl Certificates {
                 })
             }
         }
+    }
+
+    /// The certificate of `identity` if it is here and good, at once.
+    pub fn current(&self, identity: &Identity) -> Option<Arc<WorkloadCert>> {
+        let cert = self.entry(identity).0.borrow().cert.clone();
+        cert.filter(|cert| SystemTime::now() < cert.not_after())
     }
 
     /// Starts to fetch the certificate of `identity`, unless it is here.

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
+use mesh_core::identity::{Identity, TrustDomain};
 use mesh_core::readiness::Readiness;
 use mesh_core::{pod_link, status};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::config::Config;
@@ -99,6 +101,7 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     let status = handlers(readiness, kernel.clone(), sources);
     parts.spawn("status", status::serve(status_socket, status, stop.clone().cancelled_owned()));
     parts.spawn("model", writer.run(watch::ApiServer::new(&client), publisher, synced, stop.clone()));
+    parts.spawn("xDS over TCP", remote_xds(&config, client.clone(), feed.clone(), stop.clone())?);
     parts.try_spawn("xDS", xds::server::serve(sockets.xds, feed, stop.clone()));
     parts.spawn("pod protocol", served.serve(sockets.pods, flag_map, stop.clone()));
     parts.spawn("enrolment", enrolment.run(stop.clone()));
@@ -114,6 +117,22 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
         parts.spawn("CNI installation", keeper);
     }
     Ok(())
+}
+
+/// Serves proxies on the network under the agent's own identity.
+fn remote_xds(
+    config: &Config,
+    client: kube::Client,
+    feed: xds::server::Feed,
+    stop: CancellationToken,
+) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
+    let trust_domain = config.trust_domain.parse::<TrustDomain>().context("--trust-domain")?;
+    let identity = Identity::new(trust_domain, &config.system_namespace, "node-agent")?;
+    let rules = config.xds.rules(&config.node_name, &config.root_namespace, &config.system_namespace);
+    let callers = ca::cluster::Cluster::new(client, config.system_namespace.clone());
+    let strangers = xds::remote::Strangers::new(rules, callers);
+    let (settings, cluster_id) = (config.xds.clone(), config.cluster_id.clone());
+    Ok(xds::remote::run(settings, identity, cluster_id, strangers, feed, stop))
 }
 
 /// Where ztunnel and the CNI plugin find the agent; only once pods can be enrolled, they wait for answers from then on.

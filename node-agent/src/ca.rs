@@ -18,7 +18,7 @@ pub mod roots;
 pub mod server;
 
 #[cfg(test)]
-mod fakes;
+pub(crate) mod fakes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -87,7 +87,7 @@ pub async fn run(config: Config, client: kube::Client, shutdown: CancellationTok
     info!(listen = %config.listen, status = %config.status_address, trust_domain = config.trust_domain, "CA started");
 
     let bounds = Bounds::default();
-    let incoming = listen::accept(listener, listen::tls_config(current)?, bounds);
+    let incoming = listen::accept(listener, listen::tls_config(Arc::new(listen::Own(current)))?, bounds);
     let metrics = mesh_core::metrics::handler(Arc::new(registry));
     let handlers = Handlers::new().readiness(readiness).liveness().get("/metrics", metrics);
     tokio::select! {
@@ -145,13 +145,21 @@ impl Config {
     fn rules(&self) -> anyhow::Result<Rules> {
         let trust_domain = self.trust_domain.parse::<TrustDomain>().context("--trust-domain")?;
         let ztunnel = ServiceAccount { namespace: self.system_namespace.clone(), name: "ztunnel".to_owned() };
-        Ok(Rules { trust_domain, ztunnel })
+        let agent = ServiceAccount { name: "node-agent".to_owned(), ..ztunnel.clone() };
+        Ok(Rules { trust_domain, ztunnel, agent, agent_names: self.names_of("node-agent") })
+    }
+
+    /// The names of a Service of the mesh.
+    fn names_of(&self, service: &str) -> Vec<String> {
+        let name = format!("{service}.{}.svc", self.system_namespace);
+        vec![format!("{name}.{}", self.cluster_domain), name]
     }
 
     /// What clients call the CA, and what its serving certificate therefore says.
     fn names(&self) -> Vec<String> {
-        let service = format!("ambit-ca.{}.svc", self.system_namespace);
-        vec![format!("{service}.{}", self.cluster_domain), service, "localhost".to_owned()]
+        let mut names = self.names_of("ambit-ca");
+        names.push("localhost".to_owned());
+        names
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{cni, datapath, index};
+use crate::{cni, datapath, index, xds};
 
 /// Every setting can be given as a flag or as its environment variable.
 #[derive(Clone, Debug, clap::Args)]
@@ -50,6 +50,9 @@ pub struct Config {
     /// The eBPF datapath.
     #[command(flatten)]
     pub datapath: datapath::Config,
+    /// xDS for proxies on the network.
+    #[command(flatten)]
+    pub xds: xds::remote::Config,
     /// The CNI plugin's installation.
     #[command(flatten)]
     pub cni: cni::install::Config,

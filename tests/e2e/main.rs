@@ -27,3 +27,4 @@ mod starts;
 mod strict;
 mod traffic;
 mod upgrades;
+mod xds;

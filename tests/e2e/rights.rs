@@ -161,6 +161,7 @@ fn each_right_in_the_manifests_is_used_and_no_other_is_asked_for() {
         });
         lab.apply(&entries.join("---\n"))?;
         a_refusal(lab)?;
+        crate::xds::a_stranger(lab)?;
         all_used(lab, NODE_AGENT, &["clusterrole/ambit-node-agent"])?;
         let all = ["peerauthentication", "authorizationpolicy", "serviceentry", "workloadentry"];
         let all = all.map(|kind| format!("{kind}/nobodys"));

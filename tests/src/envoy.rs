@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::eventually;
 use crate::lab::{Background, Lab, PATIENCE};
 use crate::peer::{Authority, Credentials};
+use crate::tools;
 
 /// Where Envoy is an HTTP proxy: what clients CONNECT to there goes through a tunnel.
 pub const PROXY: u16 = 18000;
@@ -30,7 +31,7 @@ impl Envoy {
         place: impl FnOnce(&str) -> anyhow::Result<Command>,
         settings: &Value,
     ) -> anyhow::Result<Self> {
-        let program = crate::lab::tools().join("pypi/envoy/_bin/envoy");
+        let program = tools::directory().join("pypi/envoy/_bin/envoy");
         anyhow::ensure!(program.is_file(), "there is no Envoy; `cargo xtask setup` fetches it");
         let mut command = place(program.to_str().context("the checkout's path is no text")?)?;
         command.args(["--disable-hot-restart", "--concurrency", "1", "--file-flush-interval-msec", "50"]);

@@ -21,7 +21,7 @@ use crate::node::Node;
 use crate::run::Run;
 use crate::sandbox::{Plan, Step};
 use crate::stack::{Family, Stack};
-use crate::{cgroup, controllers, dns, eventually, kube_proxy, shell};
+use crate::{cgroup, controllers, dns, eventually, kube_proxy, shell, tools};
 
 mod bootstrap;
 mod pod_ref;
@@ -192,7 +192,7 @@ impl Lab {
         arguments: impl IntoIterator<Item = &'a str>,
         input: &str,
     ) -> anyhow::Result<String> {
-        let mut command = Command::new(kubectl_program());
+        let mut command = Command::new(tools::kubectl());
         // A cache of discovery outside the run would outlive it.
         command.env("KUBECONFIG", &self.kubeconfig).env("KUBECACHEDIR", self.run.directory().join("kubectl"));
         command.args(arguments);
@@ -383,18 +383,4 @@ fn log_to_stderr() {
 #[must_use]
 pub fn manifests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests")
-}
-
-/// What `cargo xtask` fetched or built for the lab.
-pub(crate) fn tools() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools")
-}
-
-/// The one that `cargo xtask` fetched, if there is none on the PATH.
-fn kubectl_program() -> PathBuf {
-    let fetched = tools().join("bin/kubectl");
-    let on_path = std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path).any(|directory| directory.join("kubectl").is_file())
-    });
-    if on_path || !fetched.is_file() { PathBuf::from("kubectl") } else { fetched }
 }

@@ -38,6 +38,7 @@ pub mod run;
 pub mod sandbox;
 pub mod shell;
 pub mod stack;
+pub mod tools;
 pub mod upgrades;
 pub mod workload;
 

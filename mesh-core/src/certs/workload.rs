@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::ResolvesServerCert;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::identity::Identity;
@@ -160,6 +161,11 @@ impl WorkloadCert {
     /// PEM.
     pub fn roots_pem(&self) -> String {
         to_pem(&self.root_certificates)
+    }
+
+    /// To serve with it clients that need no certificate.
+    pub fn resolver(&self) -> Arc<dyn ResolvesServerCert> {
+        self.server.cert_resolver.clone()
     }
 
     pub(crate) fn server_config(&self) -> Arc<ServerConfig> {

@@ -28,7 +28,7 @@ pub struct Review {
 }
 
 /// A Kubernetes service account.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceAccount {
     /// Its namespace.
     pub namespace: String,
@@ -114,6 +114,10 @@ pub struct Rules {
     pub trust_domain: TrustDomain,
     /// Who may ask for others' identities.
     pub ztunnel: ServiceAccount,
+    /// Who is a server besides, whose clients know it by DNS names.
+    pub agent: ServiceAccount,
+    /// These names.
+    pub agent_names: Vec<String>,
 }
 
 /// Where the decision stands.
@@ -227,6 +231,30 @@ impl Caller {
         };
         Ok(Self { account: ServiceAccount { namespace: namespace.to_owned(), name: name.to_owned() }, place })
     }
+}
+
+impl Caller {
+    /// The node of its pod, if the token says it.
+    pub fn node(&self) -> Option<&str> {
+        match &self.place {
+            Place::Node(node) => Some(node),
+            Place::Pod { .. } | Place::Unknown => None,
+        }
+    }
+
+    /// Name and UID of its pod, if the token says these and no node.
+    pub fn pod(&self) -> Option<(&str, &str)> {
+        match &self.place {
+            Place::Pod { name, uid } => Some((name, uid)),
+            Place::Node(_) | Place::Unknown => None,
+        }
+    }
+}
+
+/// The DNS names of a certificate for `identity`: the agent's in its own, if it asks for it itself. Others have none.
+pub fn server_names<'a>(rules: &'a Rules, account: &ServiceAccount, identity: &Identity) -> &'a [String] {
+    let own = identity.namespace() == account.namespace && identity.service_account() == account.name;
+    if own && *account == rules.agent { &rules.agent_names } else { &[] }
 }
 
 impl std::fmt::Display for ServiceAccount {

@@ -60,10 +60,26 @@ impl Authority {
         validity: Duration,
         now: SystemTime,
     ) -> Result<Issued, IssueError> {
+        self.issue_named(key, identity, &[], validity, now)
+    }
+
+    /// The same for a server that clients know by DNS names, too.
+    ///
+    /// # Errors
+    /// When the authority has expired, or signing fails.
+    pub fn issue_named(
+        &self,
+        key: &SubjectPublicKeyInfo,
+        identity: &Identity,
+        names: &[String],
+        validity: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, IssueError> {
         let validity = if validity.is_zero() { MAX_VALIDITY } else { validity.min(MAX_VALIDITY) };
         let (mut params, not_after) = self.leaf(validity, now)?;
         let uri = Ia5String::try_from(identity.to_string())?;
         params.subject_alt_names = vec![SanType::URI(uri)];
+        params.subject_alt_names.extend(dns_names(names)?);
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = self.sign(&params, key)?;
@@ -80,9 +96,7 @@ impl Authority {
     pub fn serving(&self, names: &[String], now: SystemTime) -> Result<Serving, IssueError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let (mut params, not_after) = self.leaf(MAX_VALIDITY, now)?;
-        for name in names {
-            params.subject_alt_names.push(SanType::DnsName(Ia5String::try_from(name.as_str())?));
-        }
+        params.subject_alt_names = dns_names(names)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let mut chain = vec![self.sign(&params, &key)?];
         chain.extend(
@@ -114,6 +128,10 @@ impl Authority {
     fn sign(&self, params: &CertificateParams, key: &impl PublicKeyData) -> Result<Vec<u8>, IssueError> {
         Ok(params.signed_by(key, &self.issuer)?.der().to_vec())
     }
+}
+
+fn dns_names(names: &[String]) -> Result<Vec<SanType>, rcgen::Error> {
+    names.iter().map(|name| Ok(SanType::DnsName(Ia5String::try_from(name.as_str())?))).collect()
 }
 
 /// In rcgen's calendar.

@@ -1,4 +1,4 @@
-//! TLS for the CA's server: the certificate of the moment, and bounds on what strangers can hold.
+//! TLS for servers of strangers, the CA's for one: the certificate of the moment, and bounds on what they can hold.
 
 use std::collections::HashMap;
 use std::io;
@@ -35,16 +35,16 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// Out of file descriptors: wait for some to come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// TLS 1.3 with the certificate that `current` shows at each handshake; none before there is one.
+/// TLS 1.3 with the certificate of the moment, asked for at each handshake.
 ///
 /// # Errors
 /// When the TLS library refuses the settings.
-pub fn tls_config(current: CurrentWatch) -> Result<ServerConfig, rustls::Error> {
+pub fn tls_config(certificate: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, rustls::Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(Resolver(current)));
+        .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
 }
@@ -106,8 +106,9 @@ async fn accept_all(
     }
 }
 
+/// The CA's own certificate; no handshake succeeds before there is one.
 #[derive(Debug)]
-struct Resolver(CurrentWatch);
+pub struct Own(pub CurrentWatch);
 
 impl std::fmt::Debug for crate::ca::keeper::Current {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -115,7 +116,7 @@ impl std::fmt::Debug for crate::ca::keeper::Current {
     }
 }
 
-impl ResolvesServerCert for Resolver {
+impl ResolvesServerCert for Own {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.0.borrow().as_ref().map(|current| Arc::clone(&current.serving))
     }

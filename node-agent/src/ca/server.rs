@@ -10,10 +10,11 @@ use mesh_core::proto::ca::istio_certificate_service_server::{
 use mesh_core::proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use prost_types::value::Kind;
 use tokio::sync::Semaphore;
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 use tracing::{info, warn};
 
-use crate::ca::attest::{Caller, Fact, Facts, Refusal, Rules, Verdict, attest};
+use crate::ca::attest::{Caller, Fact, Facts, Refusal, Rules, Verdict, attest, server_names};
 use crate::ca::cluster::{Callers, ClusterError};
 use crate::ca::csr::{InvalidCsr, SigningRequest};
 use crate::ca::issue::{IssueError, Issued};
@@ -74,13 +75,15 @@ impl<C: Callers> CertificateService<C> {
         csr.check_names(&identity)?;
         let validity = Duration::from_secs(message.validity_duration.try_into().unwrap_or(0));
         let current = self.current.borrow().clone().ok_or(Refused::NoAuthority)?;
-        let issued = current.authority.issue(&csr.key, &identity, validity, SystemTime::now())?;
+        let names = server_names(&self.rules, &caller.account, &identity);
+        let issued =
+            current.authority.issue_named(&csr.key, &identity, names, validity, SystemTime::now())?;
         info!(%identity, caller = %caller.account, "issued a certificate");
         Ok(issued)
     }
 
     async fn authenticate(&self, request: &Request<IstioCertificateRequest>) -> Result<Caller, Refused> {
-        let token = bearer(request).ok_or(Refusal::NoToken)?;
+        let token = bearer(request.metadata()).ok_or(Refusal::NoToken)?;
         let review = self.callers.review(token).await?;
         Ok(Caller::from_review(&review)?)
     }
@@ -151,8 +154,9 @@ impl Refused {
     }
 }
 
-fn bearer(request: &Request<IstioCertificateRequest>) -> Option<&str> {
-    let value = request.metadata().get("authorization")?.to_str().ok()?;
+/// The token of `authorization: Bearer <token>`.
+pub(crate) fn bearer(metadata: &MetadataMap) -> Option<&str> {
+    let value = metadata.get("authorization")?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::stream::{self, BoxStream, Stream};
+use http::Extensions;
 use mesh_core::proto::discovery::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -20,12 +21,15 @@ use mesh_core::proto::workload::Address;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Connected;
+use tonic::metadata::MetadataMap;
+use tonic::transport::{self, server::Connected};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
+use super::scope::Scope;
 use super::session::{Received, Session};
 use super::snapshot::{Name, Served, Snapshot, Type};
 
@@ -136,12 +140,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(self: &Arc<Self>) -> Membership {
+    fn join(self: &Arc<Self>, scope: Scope) -> Membership {
         let wake = Arc::new(Notify::new());
         let mut state = self.lock();
         let id = state.next_client;
         state.next_client += 1;
-        state.clients.insert(id, Client { session: Session::default(), wake: Arc::clone(&wake) });
+        state.clients.insert(id, Client { session: Session::new(scope), wake: Arc::clone(&wake) });
         Membership { id, wake, shared: Arc::clone(self) }
     }
 }
@@ -196,6 +200,44 @@ impl Drop for Membership {
     }
 }
 
+/// Decides about each stream before it begins.
+pub trait Admission: Send + Sync + 'static {
+    /// What is held for as long as the stream lasts.
+    type Place: Send + 'static;
+
+    /// May it begin?
+    fn admit(
+        &self,
+        metadata: &MetadataMap,
+        connection: &Extensions,
+    ) -> impl Future<Output = Result<Admitted<Self::Place>, Status>> + Send;
+}
+
+/// A stream that may begin.
+#[derive(Debug)]
+pub struct Admitted<P> {
+    /// For the log.
+    pub who: String,
+    /// What it is told of.
+    pub scope: Scope,
+    /// Held until its end.
+    pub place: P,
+    /// When it ends, so that its client proves itself anew; none: never.
+    pub until: Option<Instant>,
+}
+
+/// For a socket that only this node's ztunnel can connect to.
+#[derive(Clone, Copy, Debug)]
+pub struct OfTheNode;
+
+impl Admission for OfTheNode {
+    type Place = ();
+
+    async fn admit(&self, _: &MetadataMap, _: &Extensions) -> Result<Admitted<()>, Status> {
+        Ok(Admitted { who: "this node's".to_owned(), scope: Scope::Everything, place: (), until: None })
+    }
+}
+
 /// The socket could not be made.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen for proxies on {}: {source}; is its directory writable?", path.display())]
@@ -224,7 +266,7 @@ pub fn bind(path: &Path) -> Result<UnixListenerStream, BindError> {
     made().map(UnixListenerStream::new).map_err(|source| BindError { path: path.to_owned(), source })
 }
 
-/// Serves every connection of `incoming` until `shutdown`; the clients keep what they have then.
+/// Serves every connection of `incoming`, a socket of this node, until `shutdown`; the clients keep what they have then.
 ///
 /// # Errors
 /// When the transport fails as a whole, not for a single connection.
@@ -236,9 +278,25 @@ pub async fn serve<IO>(
 where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
-    let service = AggregatedDiscoveryServiceServer::new(Server { feed, shutdown: shutdown.clone() })
-        .max_decoding_message_size(MAX_REQUEST);
-    tonic::transport::Server::builder()
+    serve_to(transport::Server::builder(), incoming, feed, OfTheNode, MAX_REQUEST, shutdown).await
+}
+
+/// The same for clients that `admission` decides about, whose requests have at most so many bytes.
+pub(super) async fn serve_to<IO>(
+    server: transport::Server,
+    incoming: impl Stream<Item = io::Result<IO>>,
+    feed: Feed,
+    admission: impl Admission,
+    max_request: usize,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error>
+where
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    let service =
+        AggregatedDiscoveryServiceServer::new(Server { feed, admission, shutdown: shutdown.clone() })
+            .max_decoding_message_size(max_request);
+    server
         .http2_keepalive_interval(Some(KEEPALIVE))
         .add_service(service)
         .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
@@ -246,23 +304,31 @@ where
 }
 
 #[derive(Debug)]
-struct Server {
+struct Server<A> {
     feed: Feed,
+    admission: A,
     shutdown: CancellationToken,
 }
 
 #[tonic::async_trait]
-impl AggregatedDiscoveryService for Server {
+impl<A: Admission> AggregatedDiscoveryService for Server<A> {
     type DeltaAggregatedResourcesStream = BoxStream<'static, Result<DeltaDiscoveryResponse, Status>>;
 
     async fn delta_aggregated_resources(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let membership = self.feed.0.join();
-        info!(client = membership.id, "xDS client connected");
-        let conversation =
-            Conversation { membership, requests: request.into_inner(), shutdown: self.shutdown.clone() };
+        let admitted = self.admission.admit(request.metadata(), request.extensions()).await?;
+        let Admitted { who, scope, place, until } = admitted;
+        let membership = self.feed.0.join(scope);
+        info!(client = membership.id, who, "xDS client connected");
+        let conversation = Conversation {
+            membership,
+            requests: request.into_inner(),
+            until,
+            shutdown: self.shutdown.clone(),
+            _place: place,
+        };
         Ok(Response::new(Box::pin(stream::unfold(Some(conversation), |conversation| async {
             let mut conversation = conversation?;
             match conversation.next().await {
@@ -274,21 +340,32 @@ impl AggregatedDiscoveryService for Server {
     }
 }
 
-struct Conversation {
+struct Conversation<P> {
     membership: Membership,
     requests: Streaming<DeltaDiscoveryRequest>,
+    until: Option<Instant>,
     shutdown: CancellationToken,
+    _place: P,
 }
 
-impl Conversation {
+impl<P> Conversation<P> {
     /// The next response; none at the end of the conversation.
     async fn next(&mut self) -> Result<Option<DeltaDiscoveryResponse>, Status> {
+        let until = self.until;
+        let ended = async {
+            match until {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(ended);
         loop {
             if let Some(response) = self.membership.next() {
                 return Ok(Some(response));
             }
             tokio::select! {
                 () = self.shutdown.cancelled() => return Ok(None),
+                () = &mut ended => return Ok(None),
                 () = self.membership.wake.notified() => {}
                 request = self.requests.message() => match request? {
                     Some(request) => self.membership.receive(request)?,

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use mesh_core::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use prost_types::Any;
 
+use super::scope::{Scope, View};
 use super::snapshot::{Name, Snapshot, Type, Version};
 
 /// What a client did wrong, so that its stream has to end.
@@ -49,6 +50,7 @@ pub struct Session {
     nonces: u64,
     /// The client has answered before it asked for workloads, so it will not: clients say at once what they want.
     policies_alone: bool,
+    scope: Scope,
 }
 
 #[derive(Debug)]
@@ -94,6 +96,11 @@ struct Outstanding {
 }
 
 impl Session {
+    /// Of a client that is told of these resources alone. The default is told of all.
+    pub fn new(scope: Scope) -> Self {
+        Self { scope, ..Self::default() }
+    }
+
     /// Takes a request in.
     ///
     /// # Errors
@@ -123,7 +130,12 @@ impl Session {
     pub fn changed(&mut self, r#type: Type, names: impl IntoIterator<Item = Name>, snapshot: &Snapshot) {
         let Some(subscription) = self.subscriptions.get_mut(&r#type) else { return };
         let Pending::Names(pending) = &mut subscription.pending else { return };
-        pending.extend(names);
+        let view = View { snapshot, scope: &self.scope };
+        // Of what the client does not have and may not see it is told nothing, not even later.
+        let held = &subscription.held;
+        pending.extend(
+            names.into_iter().filter(|name| held.contains_key(name) || view.find(r#type, name).is_some()),
+        );
         // Names of resources that came and went while the client did not answer: bounded by comparing all instead.
         if pending.len() > snapshot.count(r#type) + subscription.held.len() {
             subscription.pending = Pending::All;
@@ -134,18 +146,19 @@ impl Session {
     /// name a policy that its proxy does not know, and no policy may be about nobody in between: policies that are new
     /// come before the workloads; those that are gone, or are from now on about those alone that name them, after them.
     pub fn next(&mut self, snapshot: &Snapshot) -> Option<DeltaDiscoveryResponse> {
-        let Self { subscriptions, nonces, policies_alone } = self;
+        let Self { subscriptions, nonces, policies_alone, scope } = self;
+        let view = View { snapshot, scope };
         let [addresses, policies] = [Type::Address, Type::Authorization];
         // A client that comes back asks for policies first, and may have had others than these with its workloads.
         let naming = subscriptions.get(&addresses).map_or(!*policies_alone, Subscription::is_pending);
         if let Some(subscription) = subscriptions.get_mut(&policies) {
             let last = if naming { Last::Held } else { Last::Told };
-            let next = subscription.next(policies, snapshot, nonces, last);
-            if next.is_some() || subscription.lacks(policies, snapshot) {
+            let next = subscription.next(policies, view, nonces, last);
+            if next.is_some() || subscription.lacks(policies, view) {
                 return next;
             }
         }
-        subscriptions.get_mut(&addresses)?.next(addresses, snapshot, nonces, Last::Told)
+        subscriptions.get_mut(&addresses)?.next(addresses, view, nonces, Last::Told)
     }
 }
 
@@ -161,7 +174,7 @@ impl Subscription {
     fn next(
         &mut self,
         r#type: Type,
-        snapshot: &Snapshot,
+        view: View<'_>,
         nonces: &mut u64,
         last: Last,
     ) -> Option<DeltaDiscoveryResponse> {
@@ -173,14 +186,14 @@ impl Subscription {
         let mut names = match pending {
             Pending::Names(names) => names,
             Pending::Start | Pending::All => {
-                snapshot.names(r#type).chain(self.held.keys()).map(Name::clone).collect()
+                view.names(r#type).chain(self.held.keys()).map(Name::clone).collect()
             }
         };
         if last == Last::Held {
-            let later = names.extract_if(|name| self.is_last(r#type, name, snapshot)).collect();
+            let later = names.extract_if(|name| self.is_last(r#type, name, view)).collect();
             self.pending = Pending::Names(later);
         }
-        let (resources, removed) = self.difference(r#type, names, snapshot);
+        let (resources, removed) = self.difference(r#type, names, view);
         if resources.is_empty() && removed.is_empty() && !must_answer {
             return None;
         }
@@ -204,16 +217,16 @@ impl Subscription {
     }
 
     /// Whether the client loses it, or it is about fewer than what the client has under this name.
-    fn is_last(&self, r#type: Type, name: &Name, snapshot: &Snapshot) -> bool {
+    fn is_last(&self, r#type: Type, name: &Name, view: View<'_>) -> bool {
         let at_large = || self.held.get(name).is_some_and(|held| !held.named);
-        snapshot.find(r#type, name).is_none_or(|resource| resource.named && at_large())
+        view.find(r#type, name).is_none_or(|resource| resource.named && at_large())
     }
 
     /// Whether the client is yet to be told of a resource before the workloads.
-    fn lacks(&self, r#type: Type, snapshot: &Snapshot) -> bool {
+    fn lacks(&self, r#type: Type, view: View<'_>) -> bool {
         match &self.pending {
             Pending::Start | Pending::All => true,
-            Pending::Names(names) => names.iter().any(|name| !self.is_last(r#type, name, snapshot)),
+            Pending::Names(names) => names.iter().any(|name| !self.is_last(r#type, name, view)),
         }
     }
 
@@ -222,11 +235,11 @@ impl Subscription {
         &mut self,
         r#type: Type,
         names: HashSet<Name>,
-        snapshot: &Snapshot,
+        view: View<'_>,
     ) -> (Vec<Resource>, Vec<String>) {
         let (mut resources, mut removed) = (Vec::new(), Vec::new());
         for name in names {
-            match snapshot.find(r#type, &name) {
+            match view.find(r#type, &name) {
                 Some(resource) => {
                     let held = Held { version: Some(resource.version), named: resource.named };
                     let known = self.held.insert(Name::clone(&name), held);

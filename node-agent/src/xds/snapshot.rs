@@ -3,13 +3,13 @@
 //! A version is a digest of the resource's bytes, so it means the same to an agent that was restarted: a proxy that
 //! reconnects is sent only what differs. **Invariant:** one writer; a name is in the snapshot or it does not exist.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use mesh_core::proto::security::{Authorization, Scope};
-use mesh_core::proto::workload::Address;
+use mesh_core::proto::workload::{Address, address};
 use mesh_core::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use prost::Message;
 
@@ -71,19 +71,36 @@ pub struct Resource {
     pub bytes: Bytes,
     /// See [`Served::is_named`].
     pub named: bool,
+    /// See [`Served::namespace`].
+    pub namespace: Name,
 }
 
 /// What can be served.
 pub trait Served: Message {
+    /// Whose it is.
+    fn namespace(&self) -> &str;
+
     /// It is about those resources alone that name it.
     fn is_named(&self) -> bool {
         false
     }
 }
 
-impl Served for Address {}
+impl Served for Address {
+    fn namespace(&self) -> &str {
+        match &self.r#type {
+            Some(address::Type::Workload(workload)) => &workload.namespace,
+            Some(address::Type::Service(service)) => &service.namespace,
+            None => "",
+        }
+    }
+}
 
 impl Served for Authorization {
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     fn is_named(&self) -> bool {
         self.scope() == Scope::WorkloadSelector
     }
@@ -97,17 +114,20 @@ pub type Name = Arc<str>;
 pub struct Snapshot {
     addresses: HashMap<Name, Resource>,
     authorizations: HashMap<Name, Resource>,
+    /// Each once, however many resources it has.
+    namespaces: HashSet<Name>,
 }
 
 impl Snapshot {
     /// Sets or removes a resource; the name comes back when that made a difference.
     pub fn put(&mut self, r#type: Type, name: &str, resource: Option<&impl Served>) -> Option<Name> {
-        let resources = self.resources_mut(r#type);
         let Some(message) = resource else {
-            return resources.remove_entry(name).map(|(name, _)| name);
+            return self.resources_mut(r#type).remove_entry(name).map(|(name, _)| name);
         };
         let bytes = Bytes::from(message.encode_to_vec());
-        let resource = Resource { version: Version::of(&bytes), bytes, named: message.is_named() };
+        let namespace = self.namespace(message.namespace());
+        let resource = Resource { version: Version::of(&bytes), bytes, named: message.is_named(), namespace };
+        let resources = self.resources_mut(r#type);
         let name = match resources.get_key_value(name) {
             Some((_, known)) if known.version == resource.version => return None,
             Some((known, _)) => Name::clone(known),
@@ -122,14 +142,23 @@ impl Snapshot {
         self.resources(r#type).get(name)
     }
 
-    /// Names of all resources of a type.
-    pub fn names(&self, r#type: Type) -> impl Iterator<Item = &Name> {
-        self.resources(r#type).keys()
+    /// All resources of a type by name.
+    pub fn all(&self, r#type: Type) -> impl Iterator<Item = (&Name, &Resource)> {
+        self.resources(r#type).iter()
     }
 
     /// How many there are of a type.
     pub fn count(&self, r#type: Type) -> usize {
         self.resources(r#type).len()
+    }
+
+    fn namespace(&mut self, name: &str) -> Name {
+        if let Some(known) = self.namespaces.get(name) {
+            return Name::clone(known);
+        }
+        let name = Name::from(name);
+        self.namespaces.insert(Name::clone(&name));
+        name
     }
 
     fn resources(&self, r#type: Type) -> &HashMap<Name, Resource> {

@@ -35,6 +35,7 @@ const FOREIGN: &[(&str, &[&str])] = &[
             "mesh-core/src/proto",
             "mesh-core/src/xds/client",
             "node-agent/src/ca",
+            "node-agent/src/xds/remote",
             "node-agent/src/xds/server",
         ],
     ),

@@ -8,7 +8,9 @@ const PAYMENT: &str = "spiffe://cluster.local/ns/payments/sa/payment";
 
 fn rules() -> Rules {
     let ztunnel = ServiceAccount { namespace: "ambit-system".into(), name: "ztunnel".into() };
-    Rules { trust_domain: "cluster.local".parse().unwrap(), ztunnel }
+    let agent = ServiceAccount { name: "node-agent".into(), ..ztunnel.clone() };
+    let agent_names = vec!["node-agent.ambit-system.svc".into()];
+    Rules { trust_domain: "cluster.local".parse().unwrap(), ztunnel, agent, agent_names }
 }
 
 fn review(username: &str, extra: &[(&str, &str)]) -> Review {
@@ -141,4 +143,23 @@ fn refusals_say_what_was_asked_and_why() {
         format!("no running pod on node n1 has identity {asked}; one that had it has ended")
     );
     assert!(!refusal.is_unauthenticated());
+}
+
+/// A DNS name is a claim to be that server: only the agent itself makes it, and only in its own name.
+#[test]
+fn the_agent_alone_has_dns_names() {
+    let rules = rules();
+    let account =
+        |namespace: &str, name: &str| ServiceAccount { namespace: namespace.into(), name: name.into() };
+    let agents = "spiffe://cluster.local/ns/ambit-system/sa/node-agent";
+    for (namespace, name, identity, expected) in [
+        ("ambit-system", "node-agent", agents, 1),
+        ("ambit-system", "node-agent", PAYMENT, 0),
+        ("ambit-system", "ztunnel", agents, 0),
+        ("ambit-system", "ztunnel", OWN, 0),
+        ("payments", "node-agent", "spiffe://cluster.local/ns/payments/sa/node-agent", 0),
+    ] {
+        let names = server_names(&rules, &account(namespace, name), &identity.parse().unwrap());
+        assert_eq!(names.len(), expected, "{namespace}/{name} as {identity}");
+    }
 }

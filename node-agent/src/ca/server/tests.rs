@@ -58,6 +58,7 @@ async fn world_with(bounds: Bounds) -> World {
     let roots = fake.state().maps.values().next().unwrap().clone();
 
     fake.token("payment", "payments:payment", &[]);
+    fake.token("agent", "ambit-system:node-agent", &[("node-name", "n1")]);
     fake.token("ztunnel-n1", "ambit-system:ztunnel", &[("node-name", "n1")]);
     fake.token("ztunnel-old", "ambit-system:ztunnel", &[("pod-name", "ztunnel-1"), ("pod-uid", "u1")]);
     fake.token("ztunnel-unbound", "ambit-system:ztunnel", &[]);
@@ -73,11 +74,14 @@ async fn world_with(bounds: Bounds) -> World {
     let rules = Rules {
         trust_domain: "cluster.local".parse().unwrap(),
         ztunnel: ServiceAccount { namespace: "ambit-system".into(), name: "ztunnel".into() },
+        agent: ServiceAccount { namespace: "ambit-system".into(), name: "node-agent".into() },
+        agent_names: vec!["node-agent.ambit-system.svc".into()],
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = CertificateService::new(fake.clone(), rules, keeper.watch(), metrics);
-    let incoming = listen::accept(listener, listen::tls_config(keeper.watch()).unwrap(), bounds);
+    let incoming =
+        listen::accept(listener, listen::tls_config(Arc::new(listen::Own(keeper.watch()))).unwrap(), bounds);
     let stop = shutdown.clone();
     tokio::spawn(async move {
         // Holds the keeper, whose end would close the watch.
