@@ -15,6 +15,7 @@ pub mod limits;
 pub mod listener;
 pub mod metrics;
 pub mod pod_link;
+pub mod pod_protocol;
 pub mod proto;
 pub mod readiness;
 pub mod service;

@@ -72,7 +72,7 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     let (publisher, feed) = xds::server::feed();
     let (writer, reader) = model::model(config.index());
     let (refused, refusals) = refusals::queue();
-    let served = pods::Pods::telling(refused);
+    let served = pods::Pods::telling(refused, &config.protocol);
     let proc = config.proc.clone();
     let find: FindNetns = Arc::new(move |uid, cookie| {
         let wanted = |found: &netns_of_pod::PodNetns| {

@@ -47,6 +47,9 @@ pub struct Config {
     /// hear of it later than this meanwhile fail to reach the pod
     #[arg(long, env = "AMBIT_LEAVE_GRACE", default_value = "5s", value_parser = seconds)]
     pub leave_grace: Duration,
+    /// The pod protocol.
+    #[command(flatten)]
+    pub protocol: mesh_core::pod_protocol::Config,
     /// The eBPF datapath.
     #[command(flatten)]
     pub datapath: datapath::Config,

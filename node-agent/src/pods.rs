@@ -4,17 +4,20 @@
 //! restarted agent takes them back from ztunnel. `state` decides, this file carries it out.
 //! **Invariant:** a silent, confused or foreign peer costs its own connection only.
 
+mod greeting;
 mod served;
 mod state;
 
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mesh_core::pod_link::{Link, LinkError, Listener};
+use mesh_core::pod_protocol;
 use mesh_core::proto::pods::{self as proto, from_agent, from_ztunnel};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -27,11 +30,6 @@ use crate::refusals::Refusal;
 pub use served::{InvalidDescriptors, Served};
 use state::{BadAck, LinkId, Next, Progress, State};
 
-/// Versions of the protocol that this agent speaks.
-const VERSIONS: std::ops::RangeInclusive<u32> = 2..=2;
-/// For the peer's log.
-const SOFTWARE: &str = concat!("node-agent ", env!("CARGO_PKG_VERSION"));
-
 /// The pods that ztunnel is to serve. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct Pods {
@@ -43,6 +41,7 @@ struct Shared {
     state: Mutex<State>,
     changed: watch::Sender<()>,
     refusals: mpsc::Sender<Refusal>,
+    versions: RangeInclusive<u32>,
 }
 
 /// Why a pod is not served.
@@ -65,12 +64,13 @@ impl Pods {
     /// No pods, no proxies yet; pods that a proxy reports are taken over until [`Self::settle`].
     /// What policy denies them is told nobody.
     pub fn new() -> Self {
-        Self::telling(mpsc::channel(1).0)
+        Self::telling(mpsc::channel(1).0, &pod_protocol::Config::default())
     }
 
-    /// The same; what policy denies them goes to `refusals`.
-    pub fn telling(refusals: mpsc::Sender<Refusal>) -> Self {
-        let shared = Shared { state: Mutex::new(State::new()), changed: watch::channel(()).0, refusals };
+    /// The same; what policy denies them goes to `refusals`, and proxies are spoken to as `protocol` says.
+    pub fn telling(refusals: mpsc::Sender<Refusal>, protocol: &pod_protocol::Config) -> Self {
+        let (state, changed) = (Mutex::new(State::new()), watch::channel(()).0);
+        let shared = Shared { state, changed, refusals, versions: protocol.versions() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -173,12 +173,12 @@ impl Pods {
 
     /// One ztunnel, until its connection ends.
     pub async fn converse(&self, link: &Link, flag_map: &OwnedFd) {
-        let (held, draining) = match greet(link, flag_map).await {
+        let greeted = match greeting::greet(link, &self.shared.versions, flag_map).await {
             Ok(greeted) => greeted,
             Err(error) => return warn!("a ztunnel connected, but: {error}"),
         };
-        info!(pods = held.len(), "ztunnel connected");
-        let id = self.change(|state| state.join(held, draining));
+        info!(pods = greeted.held.len(), "ztunnel connected");
+        let id = self.change(|state| state.join(greeted));
         let error = self.keep_informed(link, id).await;
         self.change(|state| state.part(id));
         match error {
@@ -230,7 +230,7 @@ impl Pods {
     fn told(&self, id: LinkId, message: &from_ztunnel::Message) -> Result<(), ConversationError> {
         match message {
             from_ztunnel::Message::Draining(_) => {
-                info!("ztunnel drains: it gets no more pods");
+                info!("ztunnel drains");
                 self.change(|state| state.drains(id));
                 Ok(())
             }
@@ -278,9 +278,9 @@ impl Default for Pods {
 #[derive(Debug, thiserror::Error)]
 enum ConversationError {
     #[error(
-        "it speaks versions {min} to {max} of the pod protocol, this agent {VERSIONS:?}; upgrade the older of both"
+        "it speaks versions {theirs:?} of the pod protocol, this agent {ours:?}; upgrade the older of both"
     )]
-    Version { min: u32, max: u32 },
+    Version { theirs: RangeInclusive<u32>, ours: RangeInclusive<u32> },
     #[error("it sent {0} where that has no place in the pod protocol")]
     Unexpected(&'static str),
     #[error("it sent a message without content, perhaps of a newer version")]
@@ -293,49 +293,6 @@ enum ConversationError {
     Ack(#[from] BadAck),
     #[error(transparent)]
     Link(#[from] LinkError),
-}
-
-/// Hello, Welcome, Held ..., HeldEnd: what the ztunnel holds, and whether it drains.
-async fn greet(link: &Link, flag_map: &OwnedFd) -> Result<(Vec<Served>, bool), ConversationError> {
-    let deadline = |_| ConversationError::Silent;
-    let (hello, _) = timeout(GREETING_DEADLINE, receive(link)).await.map_err(deadline)??;
-    let from_ztunnel::Message::Hello(hello) = hello else { return Err(unexpected(&hello)) };
-    let (min, max) = (hello.min_version, hello.max_version);
-    let Some(version) = VERSIONS.rev().find(|version| (min..=max).contains(version)) else {
-        let error = ConversationError::Version { min, max };
-        let goodbye = from_agent::Message::Goodbye(proto::Goodbye { reason: goodbye_reason(min, max) });
-        // It may have gone already.
-        let _ = timeout(GREETING_DEADLINE, link.send(&from_agent(goodbye), &[])).await;
-        return Err(error);
-    };
-    let welcome =
-        proto::Welcome { version, software: SOFTWARE.to_owned(), fds: vec![proto::Fd::SocketFlagMap.into()] };
-    link.send(&from_agent(from_agent::Message::Welcome(welcome)), &[flag_map.as_fd()]).await?;
-    info!(software = hello.software, hello.draining, version, "ztunnel says hello");
-    let (mut held, mut draining) = (Vec::new(), hello.draining);
-    loop {
-        let (message, descriptors) = timeout(GREETING_DEADLINE, receive(link)).await.map_err(deadline)??;
-        match message {
-            from_ztunnel::Message::Held(_) if held.len() >= MAX_HELD => {
-                return Err(ConversationError::TooMany);
-            }
-            from_ztunnel::Message::Held(pod) => match Served::held(pod, descriptors) {
-                Ok(pod) => held.push(pod),
-                Err(error) => warn!("ztunnel holds a pod that cannot be taken over: {error}"),
-            },
-            from_ztunnel::Message::Draining(_) => draining = true,
-            from_ztunnel::Message::HeldEnd(_) => return Ok((held, draining)),
-            other => return Err(unexpected(&other)),
-        }
-    }
-}
-
-fn goodbye_reason(min: u32, max: u32) -> String {
-    format!(
-        "{SOFTWARE} speaks versions {} to {} of the pod protocol, you speak {min} to {max}; upgrade the older of both",
-        VERSIONS.start(),
-        VERSIONS.end(),
-    )
 }
 
 async fn send(link: &Link, message: Next) -> Result<(), ConversationError> {
@@ -352,6 +309,7 @@ async fn send(link: &Link, message: Next) -> Result<(), ConversationError> {
         }
         Next::Remove(sequence, uid) => from_agent::Message::Remove(proto::RemovePod { sequence, uid }),
         Next::SnapshotEnd(sequence) => from_agent::Message::SnapshotEnd(proto::SnapshotEnd { sequence }),
+        Next::Superseded(sequence) => from_agent::Message::Superseded(proto::Superseded { sequence }),
         Next::Wait(_) => return Ok(()),
     };
     Ok(link.send(&from_agent(message), &[]).await?)

@@ -1,8 +1,13 @@
 //! Daemons replaced by rolling updates under load. `ambit-lab upgrades` does it a hundred times.
 
+use anyhow::Context as _;
+use mesh_tests::lab::PATIENCE;
 use mesh_tests::upgrades::Stage;
-use serde_json::json;
+use mesh_tests::workload::Workload;
+use mesh_tests::{Lab, eventually};
+use serde_json::{Value, json};
 
+use crate::fixture::{ECHO, SOON, ask};
 use crate::shared::scenario;
 
 /// Both ztunnels, five times: the successor takes what comes, what is open goes on in the old one until it ends, which
@@ -27,5 +32,75 @@ fn nobody_notices_an_upgrade_of_ztunnel() {
         })?;
         anyhow::ensure!(toll.is_nothing(), "{toll}");
         stage.nobody_drains("ztunnel")
+    });
+}
+
+/// What the agents of both nodes agreed on with the ztunnels that take new connections.
+fn agreed(lab: &Lab, version: u32) -> anyhow::Result<()> {
+    for node in [1, 2] {
+        eventually(&format!("version {version} is spoken on n{node}"), SOON, || {
+            let log = lab.daemon("node-agent", node).logs()?;
+            let hello = |line: &&str| line.contains("ztunnel says hello") && line.contains("draining=false");
+            let last = log.lines().rfind(hello).context("no ztunnel")?;
+            anyhow::ensure!(last.contains(&format!("version={version}")), "{last}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Either side may be the older one, forward and back: of the agent, of ztunnel, and while two ztunnels are side by side.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn nobody_notices_a_change_of_the_pod_protocol() {
+    scenario(|lab| {
+        let stage = Stage::set(lab, "protocols")?;
+        let change = |daemon: &str, protocol: u32, both: u32| -> anyhow::Result<()> {
+            stage.roll(daemon, stage.variant(daemon, daemon, protocol)?)?;
+            agreed(lab, both).with_context(|| format!("{daemon} speaks {protocol}"))
+        };
+        let toll = stage.suffer(1, |_| {
+            change("ztunnel", 2, 2)?;
+            change("ztunnel", 3, 3)?;
+            change("node-agent", 2, 2)?;
+            change("ztunnel", 2, 2)?;
+            change("node-agent", 3, 2)?;
+            change("ztunnel", 3, 3)
+        })?;
+        anyhow::ensure!(toll.is_nothing(), "{toll}");
+        stage.nobody_drains("ztunnel")
+    });
+}
+
+/// Nobody comes in the place of a deleted pod before it has ended: until nothing is open it serves on, new pods too.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_ztunnel_that_is_deleted_serves_until_nothing_is_open() {
+    scenario(|lab| {
+        let client = lab.pod("mesh/client");
+        let echo = format!("{}:{ECHO}", lab.pod("mesh/echo").address()?);
+        let mut held = client.spawn(["ambit-example", "hold", &echo])?;
+        held.wait_for("ok 3", SOON)?;
+        let name = lab.daemon("ztunnel", 1).name()?;
+        lab.kubectl(["-n", "ambit-system", "delete", "pod", &name, "--wait=false"])?;
+        let old = lab.pod(&format!("ambit-system/{name}"));
+        eventually("it drains", SOON, || {
+            let dump: Value = serde_json::from_str(&old.scrape(15000, "/config_dump")?)?;
+            anyhow::ensure!(dump["process"]["state"] == "draining", "{}", dump["process"]);
+            Ok(())
+        })?;
+        ask(&client, "http://web/")?;
+        Workload::new("mesh", "after-the-deletion").on_node(1).start(lab)?.captured()?;
+        ask(&lab.pod("mesh/after-the-deletion"), "http://web/")?;
+        anyhow::ensure!(lab.daemon("ztunnel", 1).name()? == name, "another one has come already");
+        anyhow::ensure!(held.runs()?, "the open connection broke: {}", held.output());
+        held.finish()?;
+        eventually("another one is there", PATIENCE, || {
+            let now = lab.daemon("ztunnel", 1).name()?;
+            anyhow::ensure!(now != name, "the old one has not ended");
+            Ok(())
+        })?;
+        lab.daemon("ztunnel", 1).ready()?;
+        ask(&client, "http://web/").map(drop)
     });
 }

@@ -24,6 +24,8 @@ const NODES: [u8; 2] = [1, 2];
 const SYSTEM: &str = "ambit-system";
 /// Where a pod says by which rolling update it came.
 const ROLLOUT: &str = "lab.ambit/rollout";
+/// Limits what a daemon speaks.
+const PROTOCOL: &str = "AMBIT_POD_PROTOCOL";
 /// Time for the first answer.
 const SOON: Duration = Duration::from_secs(15);
 
@@ -183,6 +185,17 @@ impl<'a> Stage<'a> {
             Ok(())
         })
         .map_err(|error| error.context(self.lab.story(SYSTEM)))
+    }
+
+    /// A daemon's template with another program, and no newer version of the pod protocol than this.
+    pub fn variant(&self, daemon: &str, program: &str, protocol: u32) -> anyhow::Result<Value> {
+        let set: Value = self.lab.cluster().get(Kind::DaemonSet, SYSTEM, daemon)?;
+        let mut containers = set["spec"]["template"]["spec"]["containers"].clone();
+        containers[0]["command"][0] = json!(program);
+        let variables = containers[0]["env"].as_array_mut().context("no variables")?;
+        variables.retain(|variable| variable["name"] != PROTOCOL);
+        variables.push(json!({ "name": PROTOCOL, "value": protocol.to_string() }));
+        Ok(json!({ "spec": { "containers": containers } }))
     }
 
     /// What each ztunnel that drains tells of its connections.

@@ -116,12 +116,13 @@ pub async fn run(
         ready: pods_gate,
         drain: watch,
         deadline: config.drain_deadline,
+        versions: config.protocol.versions(),
     };
     let following = tokio::spawn(pods::link::run(pods, follow, denied));
     tracing::info!(node = %config.node_name, run_dir = %config.run_dir.display(), "ztunnel is up");
 
     let signal = shutdown.await;
-    tracing::info!(signal, deadline = ?config.drain_deadline, "draining: no new connections, open ones may end");
+    tracing::info!(signal, deadline = ?config.drain_deadline, "draining: new connections are for a successor, open ones may end");
     drain.start();
     let pods = following.await.context("the task that follows the node agent failed")?;
     pods.stop().await;

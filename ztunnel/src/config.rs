@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mesh_core::certs::CaConfig;
 use mesh_core::identity::TrustDomain;
+use mesh_core::pod_protocol;
 use mesh_core::telemetry;
 
 use crate::budget;
@@ -63,6 +64,9 @@ pub struct Config {
     /// Carry connections between two pods of this node over mutual TLS, too, although no byte of theirs leaves the node
     #[arg(long, env = "ZTUNNEL_SAME_NODE_MTLS", value_parser = clap::builder::BoolishValueParser::new())]
     pub same_node_mtls: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment would replace the help's introduction")]
+    pub protocol: pod_protocol::Config,
     #[command(flatten)]
     #[allow(missing_docs, reason = "a doc comment would replace the help's introduction")]
     pub budget: budget::Config,

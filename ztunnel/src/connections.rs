@@ -124,6 +124,11 @@ impl Connections {
         Place { id, entry, inner: self.inner.clone() }
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.inner.shards.iter().all(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).is_empty())
+    }
+
     /// From now on they have until `deadline` to end.
     pub fn drain(&self, deadline: Duration) {
         let since = SystemTime::now();
@@ -204,8 +209,9 @@ mod tests {
         assert_eq!(ports(), [1, 2]);
         drop(first);
         assert_eq!(ports(), [2]);
+        assert!(!connections.is_empty());
         drop(second);
-        assert!(ports().is_empty());
+        assert!(ports().is_empty() && connections.is_empty());
     }
 
     #[test]

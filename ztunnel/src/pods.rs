@@ -42,6 +42,9 @@ pub type Listing = Arc<ArcSwap<Vec<(String, Arc<Workload>)>>>;
 /// For other pods' connections to a pod that is gone; they only have to notice.
 const NEIGHBOURS_GRACE: Duration = Duration::from_secs(1);
 
+/// How often a process that is to end without a successor looks whether it may.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// Becomes true when the mesh is known as a whole (workloads, services and policies), and stays so.
 pub type MeshKnown = watch::Receiver<bool>;
 
@@ -52,8 +55,10 @@ pub struct Pods {
     known: MeshKnown,
     flags: FlagMap,
     served: BTreeMap<String, Served>,
-    /// When the connections that are left are cut, once the process drains.
+    /// When the connections that are left are cut, once the process is to end.
     end: Option<Instant>,
+    /// Whether new connections are left to a successor.
+    accepts_no_more: bool,
     listing: Listing,
 }
 
@@ -73,7 +78,8 @@ impl Pods {
     /// None yet. Pods are taken over at once, their connections from when the mesh is `known`.
     pub fn new(proxy: Arc<Proxy>, open: Arc<OpenPod>, known: MeshKnown) -> Self {
         let (flags, listing) = (FlagMap::default(), Listing::default());
-        Self { proxy, open, known, flags, served: BTreeMap::new(), end: None, listing }
+        let (served, accepts_no_more) = (BTreeMap::new(), false);
+        Self { proxy, open, known, flags, served, end: None, accepts_no_more, listing }
     }
 
     /// What is served, kept up to date.
@@ -95,7 +101,7 @@ impl Pods {
         if self.served.get(&info.uid).is_some_and(|served| same(&served.fds, &fds)) {
             return Ok(());
         }
-        if self.is_draining() {
+        if self.accepts_no_more {
             return Err(io::Error::other("this ztunnel drains; its successor is to serve the pod"));
         }
         if self.served.get(&info.uid).is_some_and(|served| served.is_same_pod(&info, &fds)) {
@@ -146,26 +152,47 @@ impl Pods {
             .map(|served| (&served.info, served.fds.iter().map(|(kind, fd)| (*kind, fd.as_fd())).collect()))
     }
 
-    /// Takes no new connections from now on; the open ones may end until `deadline`. Pods can still be removed.
-    pub fn drain(&mut self, deadline: Duration) {
+    /// The process is to end: connections may until `deadline`. New ones are taken until [`Self::accept_no_more`], so
+    /// that nobody waits where there is no successor.
+    pub fn leave(&mut self, deadline: Duration) {
         self.end = Some(Instant::now() + deadline);
         self.proxy.connections.drain(deadline);
+    }
+
+    /// Takes no new connections from now on; the open ones may go on. Pods can still be removed.
+    pub fn accept_no_more(&mut self) {
+        self.accepts_no_more = true;
         self.proxy.neighbours.clear();
         for drain in self.served.values().flat_map(Served::drains) {
             drain.start();
         }
     }
 
-    /// Whether no new connections are taken.
-    pub fn is_draining(&self) -> bool {
+    /// Whether the process is to end.
+    pub fn is_leaving(&self) -> bool {
         self.end.is_some()
     }
 
-    /// Completes when the process drains and no connection is left, or they have had their time.
+    /// Completes when the process is to end and no connection is left, or they have had their time.
     pub async fn drained(&self) {
         let Some(end) = self.end else { return std::future::pending().await };
+        // The loops that accept are not done before they are told.
         let done = self.served.values().flat_map(Served::drains).map(Drain::done);
         let _ = tokio::time::timeout_at(end, futures_util::future::join_all(done)).await;
+    }
+
+    /// Completes when the process is to end, nobody has told it of a successor, and nothing is open: who manages it may
+    /// wait for its end to start one. What comes at this moment is accepted or waits, so the loops are to be told first.
+    pub async fn idle(&self) {
+        if !self.is_leaving() || self.accepts_no_more {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if self.proxy.connections.is_empty() {
+                return;
+            }
+        }
     }
 
     /// Cuts what is left and closes everything.

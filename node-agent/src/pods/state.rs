@@ -2,14 +2,17 @@
 //!
 //! Every proxy is brought from what it has to what it should have, one message at a time; there are no queues. The
 //! newest connection is the one that takes new pods: during an upgrade of ztunnel there are two, and the older one
-//! only finishes, as does one that says that it drains. **Invariant:** no I/O, no clock; at most one message to each proxy without an Ack.
+//! only finishes, as does one that says that it drains, once there is another. **Invariant:** no I/O, no clock; at most
+//! one message to each proxy without an Ack.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mesh_core::pod_protocol;
 use mesh_core::proto::pods as proto;
 
+use super::greeting::Greeted;
 use super::served::Served;
 
 /// One connection; a later one has a greater number.
@@ -38,6 +41,7 @@ struct Entry {
 
 #[derive(Debug, Default)]
 struct Link {
+    version: u32,
     /// By UID, the generation that the proxy serves.
     has: BTreeMap<String, u64>,
     /// Reported by the proxy, which serves them until the end of the snapshot at least.
@@ -47,6 +51,8 @@ struct Link {
     failed: BTreeMap<String, Failure>,
     snapshot_sent: bool,
     draining: bool,
+    /// It knows that another one takes its place.
+    superseded: bool,
     awaited: Option<Awaited>,
     sequence: u64,
 }
@@ -69,6 +75,7 @@ enum What {
     Served(String, u64),
     Removed(String),
     Snapshot,
+    Superseded,
 }
 
 /// What to do for a connection.
@@ -82,6 +89,8 @@ pub(super) enum Next {
     Remove(u64, String),
     /// See `SnapshotEnd`.
     SnapshotEnd(u64),
+    /// See `Superseded`.
+    Superseded(u64),
     /// Nothing before a change, or this time.
     Wait(Option<Instant>),
 }
@@ -142,8 +151,9 @@ impl State {
     }
 
     /// A proxy connected and told what it holds.
-    pub(super) fn join(&mut self, held: Vec<Served>, draining: bool) -> LinkId {
-        let mut link = Link { draining, ..Link::default() };
+    pub(super) fn join(&mut self, greeted: Greeted) -> LinkId {
+        let Greeted { version, held, draining } = greeted;
+        let mut link = Link { version, draining, ..Link::default() };
         for held in held {
             let uid = held.pod().uid.clone();
             let wanted = match self.pods.get(&uid) {
@@ -165,7 +175,7 @@ impl State {
         id
     }
 
-    /// A proxy takes no new connections any more.
+    /// A proxy has been told to end.
     pub(super) fn drains(&mut self, id: LinkId) {
         if let Some(link) = self.links.get_mut(&id) {
             link.draining = true;
@@ -182,14 +192,28 @@ impl State {
         self.newest().is_some()
     }
 
-    /// The one that takes new pods.
+    /// The one that takes new pods; without another one that is to end serves on.
     fn newest(&self) -> Option<(LinkId, &Link)> {
-        self.links.iter().rev().find(|(_, link)| !link.draining).map(|(id, link)| (*id, link))
+        let links = || self.links.iter().rev().map(|(id, link)| (*id, link));
+        links().find(|(_, link)| !link.draining).or_else(|| links().find(|(_, link)| link.awaits_successor()))
+    }
+
+    /// Whether there is a proxy that stays and serves every pod; one that it cannot serve nobody waits for.
+    fn has_successor(&self) -> bool {
+        self.newest().is_some_and(|(_, newest)| {
+            let served = |uid: &String, generation: u64| {
+                let failed = newest.failed.get(uid).is_some_and(|failure| failure.generation == generation);
+                newest.has.get(uid) == Some(&generation) || failed
+            };
+            let mut pods = self.pods.iter();
+            !newest.draining && newest.snapshot_sent && pods.all(|(uid, entry)| served(uid, entry.generation))
+        })
     }
 
     /// What to do for a connection now.
     pub(super) fn next(&mut self, id: LinkId, now: Instant) -> Next {
         let newest = self.newest().is_some_and(|(newest, _)| newest == id);
+        let has_successor = self.has_successor();
         let Self { pods, links, .. } = self;
         let Some(link) = links.get_mut(&id).filter(|link| link.awaited.is_none()) else {
             return Next::Wait(None);
@@ -211,6 +235,9 @@ impl State {
         }
         if !link.snapshot_sent {
             return Next::SnapshotEnd(link.await_ack(What::Snapshot));
+        }
+        if has_successor && link.awaits_successor() {
+            return Next::Superseded(link.await_ack(What::Superseded));
         }
         Next::Wait(
             link.failed.values().map(|failure| failure.retry).filter(|retry| newest && *retry > now).min(),
@@ -248,6 +275,7 @@ impl State {
                 link.snapshot_sent = true;
                 link.held.clear();
             }
+            (What::Superseded, _) => link.superseded = true,
             (What::Snapshot, false) => return Err(BadAck::Snapshot(ack.error)),
         }
         Ok(None)
@@ -273,7 +301,7 @@ impl State {
     pub(super) fn is_gone(&self, uid: &str) -> bool {
         let told = |awaited: &Awaited| match &awaited.what {
             What::Served(told, _) | What::Removed(told) => told == uid,
-            What::Snapshot => false,
+            What::Snapshot | What::Superseded => false,
         };
         self.links.values().all(|link| {
             let serves = link.has.contains_key(uid) || link.held.contains(uid);
@@ -297,6 +325,11 @@ impl Link {
         self.sequence += 1;
         self.awaited = Some(Awaited { sequence: self.sequence, what });
         self.sequence
+    }
+
+    /// Whether it is to end and serves until it hears of another.
+    fn awaits_successor(&self) -> bool {
+        self.draining && !self.superseded && self.version >= pod_protocol::SUCCESSORS
     }
 
     fn lacks(&self, uid: &str, generation: u64, now: Instant) -> bool {

@@ -200,7 +200,7 @@ async fn a_pod_is_added_with_its_sockets_and_removed() {
 async fn what_policy_denied_a_pod_is_told() {
     let (sender, mut refusals) = crate::refusals::queue();
     let mut world = World::new("denied");
-    world.restart_with(Pods::telling(sender));
+    world.restart_with(Pods::telling(sender, &pod_protocol::Config::default()));
     let ztunnel = world.ready(&[]).await;
     assert_eq!(ztunnel.step().await, "end");
     let adding = world.add(served("uid-a"));

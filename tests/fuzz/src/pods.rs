@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mesh_core::addr::Network;
 use mesh_core::pod_link::Link;
+use mesh_core::pod_protocol;
 use mesh_core::proto::pods::{self as wire, from_agent, from_ztunnel};
 use node_agent::pods::Pods;
 use prost::Message;
@@ -24,7 +25,7 @@ pub fn run(data: &[u8]) {
 }
 
 fn to_ztunnel(packets: &[u8]) {
-    let mut conversation = Conversation::new(Network::default());
+    let mut conversation = Conversation::new(Network::default(), pod_protocol::VERSIONS);
     for (packet, count) in split(packets) {
         let Ok(message) = wire::FromAgent::decode(packet) else { return };
         if conversation.receive(message, descriptors(count)).is_err() {
@@ -99,6 +100,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         (from_agent::Message::Add(wire::AddPod { sequence: 2, pod: Some(pod()), fds: fds.clone() }), 9),
         (from_agent::Message::SnapshotEnd(wire::SnapshotEnd { sequence: 3 }), 0),
         (from_agent::Message::Remove(wire::RemovePod { sequence: 4, uid: "u".to_owned() }), 0),
+        (from_agent::Message::Superseded(wire::Superseded { sequence: 5 }), 0),
         (from_agent::Message::Goodbye(wire::Goodbye { reason: "r".to_owned() }), 0),
     ];
     let to_agent = [

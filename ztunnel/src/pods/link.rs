@@ -3,6 +3,7 @@
 //! **Invariant:** losing the agent, or being sent away by it, changes nothing for the pods that are served. Until the last
 //! connection is over the agent is heard, also while the process drains: a pod that is removed then is cut then.
 
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -55,6 +56,8 @@ pub struct Follow {
     pub drain: Watch,
     /// ... connections may go on for this long.
     pub deadline: Duration,
+    /// Of the pod protocol.
+    pub versions: RangeInclusive<u32>,
 }
 
 /// Follows the agent until the process has drained. Returns the pods that are served then, whose connections have had
@@ -63,7 +66,7 @@ pub async fn run(mut pods: Pods, follow: Follow, mut denied: mpsc::Receiver<wire
     let mut backoff = calls();
     let mut told: Option<(String, Instant)> = None;
     loop {
-        let conversation = Conversation::new(follow.network.clone());
+        let conversation = Conversation::new(follow.network.clone(), follow.versions.clone());
         let mut talk = Talk { conversation, follow: &follow, denied: &mut denied };
         let ended = talk.run(&mut pods).await;
         if matches!(ended, TalkError::Drained) {
@@ -86,16 +89,17 @@ pub async fn run(mut pods: Pods, follow: Follow, mut denied: mpsc::Receiver<wire
         tokio::select! {
             biased;
             () = pods.drained() => return pods,
-            () = follow.starts_to_drain(&pods) => pods.drain(follow.deadline),
+            () = follow.is_to_end(&pods) => pods.leave(follow.deadline),
+            () = pods.idle() => pods.accept_no_more(),
             () = tokio::time::sleep(retry_in) => {}
         }
     }
 }
 
 impl Follow {
-    /// Completes when the process drains and the pods do not yet.
-    async fn starts_to_drain(&self, pods: &Pods) {
-        if pods.is_draining() {
+    /// Completes when the process is to end and the pods do not know it yet.
+    async fn is_to_end(&self, pods: &Pods) {
+        if pods.is_leaving() {
             return std::future::pending().await;
         }
         self.drain.draining().await;
@@ -126,7 +130,7 @@ impl Talk<'_> {
         let link = Link::connect(socket)
             .await
             .map_err(|source| TalkError::Connect { path: socket.to_owned(), source })?;
-        link.send(&Conversation::hello(pods.is_draining()), &[]).await?;
+        link.send(&self.conversation.hello(pods.is_leaving()), &[]).await?;
         let (welcome, fds) = tokio::time::timeout(GREETING_TIMEOUT, self.next(pods, &link))
             .await
             .map_err(|_| TalkError::Silent)??;
@@ -148,15 +152,24 @@ impl Talk<'_> {
             tokio::select! {
                 biased;
                 () = pods.drained() => return Err(TalkError::Drained),
-                () = self.follow.starts_to_drain(pods) => {
-                    pods.drain(self.follow.deadline);
+                () = self.follow.is_to_end(pods) => {
+                    pods.leave(self.follow.deadline);
+                    self.stop_at_once(pods);
                     send(link, Message::Draining(wire::Draining {}), &[]).await?;
                 }
                 received = link.receive() => return Ok(received?),
+                () = pods.idle() => pods.accept_no_more(),
                 Some(denied) = self.denied.recv(), if listens => {
                     send(link, Message::Denied(denied), &[]).await?;
                 }
             }
+        }
+    }
+
+    /// Without an agent that tells of a successor: there should be one already.
+    fn stop_at_once(&self, pods: &mut Pods) {
+        if pods.is_leaving() && self.conversation.knows_no_successors() {
+            pods.accept_no_more();
         }
     }
 
@@ -168,7 +181,10 @@ impl Talk<'_> {
         fds: Vec<OwnedFd>,
     ) -> Result<(), TalkError> {
         let (sequence, result) = match self.conversation.receive(message, fds)? {
-            Action::Greeted { software, flag_map } => return greeted(pods, link, &software, flag_map).await,
+            Action::Greeted { software, flag_map } => {
+                self.stop_at_once(pods);
+                return greeted(pods, link, &software, flag_map).await;
+            }
             Action::Add(sequence, info, fds) => {
                 let what = format!("pod {}/{}", info.wire.namespace, info.wire.name);
                 (sequence, pods.add(*info, fds).await.map_err(|error| format!("{what}: {error}")))
@@ -187,6 +203,12 @@ impl Talk<'_> {
                 self.follow.ready.open();
                 (sequence, Ok(()))
             }
+            Action::Superseded(sequence) if pods.is_leaving() => {
+                tracing::info!("another ztunnel serves the pods: no new connections");
+                pods.accept_no_more();
+                (sequence, Ok(()))
+            }
+            Action::Superseded(sequence) => (sequence, Err("this ztunnel is not to end".to_owned())),
             Action::Refuse(sequence, reason) => (sequence, Err(reason)),
         };
         if let Err(error) = &result {

@@ -4,17 +4,16 @@
 //! one starts over. A pod that is described badly is only that pod's failure, told in its Ack.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 
 use mesh_core::addr::Network;
 use mesh_core::convert::{self, Names};
+use mesh_core::pod_protocol;
 use mesh_core::proto::pods as wire;
 use mesh_core::workload::{Health, Locality, Tunnel, Workload};
 use wire::Fd;
 use wire::from_agent::Message;
-
-/// Versions that this program speaks.
-pub const VERSIONS: std::ops::RangeInclusive<u32> = 2..=2;
 
 /// Descriptors of one pod by what they are.
 pub type Descriptors = BTreeMap<Fd, OwnedFd>;
@@ -48,6 +47,8 @@ pub enum Action {
     Remove(u64, String),
     /// Stop serving all pods but these uids.
     Snapshot(u64, HashSet<String>),
+    /// Take no new connections, if the process is to end: another serves the pods.
+    Superseded(u64),
     /// The message is understood but cannot be done.
     Refuse(u64, String),
 }
@@ -60,10 +61,9 @@ pub enum ProtocolError {
     Goodbye(String),
     /// The agent chose what we do not speak.
     #[error(
-        "the node agent chose version {0} of the pod protocol, this ztunnel speaks {min} to {max}; upgrade the older of the two",
-        min = VERSIONS.start(), max = VERSIONS.end()
+        "the node agent chose version {0} of the pod protocol, this ztunnel speaks {1:?}; upgrade the older of the two"
     )]
-    Version(u32),
+    Version(u32, RangeInclusive<u32>),
     /// A message that may not come now.
     #[error("the node agent sent {message} {when}")]
     OutOfOrder {
@@ -99,22 +99,26 @@ enum Phase {
 #[derive(Debug)]
 pub struct Conversation {
     phase: Phase,
+    versions: RangeInclusive<u32>,
+    /// The one that both speak; none before the Welcome.
+    agreed: Option<u32>,
     network: Network,
     names: Names,
     named: HashSet<String>,
 }
 
 impl Conversation {
-    /// Nothing has been received; addresses of pods are of `network`.
-    pub fn new(network: Network) -> Self {
-        Self { phase: Phase::Greeting, network, names: Names::default(), named: HashSet::new() }
+    /// Nothing has been received; addresses of pods are of `network`, `versions` those that are spoken.
+    pub fn new(network: Network, versions: RangeInclusive<u32>) -> Self {
+        let (names, named) = (Names::default(), HashSet::new());
+        Self { phase: Phase::Greeting, versions, agreed: None, network, names, named }
     }
 
     /// The first message to send; one that drains says so.
-    pub fn hello(draining: bool) -> wire::FromZtunnel {
+    pub fn hello(&self, draining: bool) -> wire::FromZtunnel {
         let hello = wire::Hello {
-            min_version: *VERSIONS.start(),
-            max_version: *VERSIONS.end(),
+            min_version: *self.versions.start(),
+            max_version: *self.versions.end(),
             software: concat!("ztunnel ", env!("CARGO_PKG_VERSION")).to_owned(),
             draining,
         };
@@ -124,6 +128,11 @@ impl Conversation {
     /// Whether the agent has named all its pods.
     pub fn is_complete(&self) -> bool {
         self.phase == Phase::Serving
+    }
+
+    /// Whether the agent has no word for a successor: who is to end stops at once. Not known before its Welcome.
+    pub fn knows_no_successors(&self) -> bool {
+        self.agreed.is_some_and(|agreed| agreed < pod_protocol::SUCCESSORS)
     }
 
     /// What a message asks for.
@@ -159,6 +168,14 @@ impl Conversation {
                 self.named.remove(&remove.uid);
                 Ok(Action::Remove(remove.sequence, remove.uid))
             }
+            (Phase::Serving, Message::Superseded(superseded)) if !self.knows_no_successors() => {
+                none("Superseded", &fds)?;
+                Ok(Action::Superseded(superseded.sequence))
+            }
+            (Phase::Snapshot, Message::Superseded(_)) => Err(ProtocolError::OutOfOrder {
+                message: "Superseded",
+                when: "before the end of the snapshot",
+            }),
             (Phase::Serving, other) => {
                 Err(ProtocolError::OutOfOrder { message: name(&other), when: "after the snapshot" })
             }
@@ -166,9 +183,10 @@ impl Conversation {
     }
 
     fn welcome(&mut self, welcome: wire::Welcome, fds: Vec<OwnedFd>) -> Result<Action, ProtocolError> {
-        if !VERSIONS.contains(&welcome.version) {
-            return Err(ProtocolError::Version(welcome.version));
+        if !self.versions.contains(&welcome.version) {
+            return Err(ProtocolError::Version(welcome.version, self.versions.clone()));
         }
+        self.agreed = Some(welcome.version);
         let mut fds = pair("Welcome", &welcome.fds, fds)?;
         self.phase = Phase::Snapshot;
         let flag_map = fds.remove(&Fd::SocketFlagMap);
@@ -285,6 +303,7 @@ fn name(message: &Message) -> &'static str {
         Message::Keep(_) => "KeepPod",
         Message::Remove(_) => "RemovePod",
         Message::SnapshotEnd(_) => "SnapshotEnd",
+        Message::Superseded(_) => "Superseded",
     }
 }
 

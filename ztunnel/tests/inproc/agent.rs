@@ -25,6 +25,8 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) struct Talk {
     link: Link,
     sequence: u64,
+    /// Of the protocol, which a Welcome chooses.
+    pub(crate) version: u32,
     /// Connections that policy denied, as they were told between other messages.
     pub(crate) denied: Vec<wire::Denied>,
 }
@@ -36,7 +38,7 @@ impl Talk {
     /// Waits for a ztunnel and its Hello.
     pub(crate) async fn accept(listener: &Listener) -> (Self, wire::Hello) {
         let link = listener.accept().await.unwrap();
-        let mut talk = Self { link, sequence: 0, denied: Vec::new() };
+        let mut talk = Self { link, sequence: 0, version: 2, denied: Vec::new() };
         let (message, _) = talk.receive().await;
         let from_ztunnel::Message::Hello(hello) = message else { panic!("{message:?}") };
         (talk, hello)
@@ -51,7 +53,8 @@ impl Talk {
     pub(crate) async fn welcome_with(&mut self, flag_map: Option<OwnedFd>) -> Held {
         let map: Vec<OwnedFd> = flag_map.into_iter().collect();
         let fds = map.iter().map(|_| Fd::SocketFlagMap as i32).collect();
-        self.send(Message::Welcome(wire::Welcome { version: 2, fds, ..Default::default() }), &map).await;
+        let welcome = wire::Welcome { version: self.version, fds, ..Default::default() };
+        self.send(Message::Welcome(welcome), &map).await;
         let mut held = Held::new();
         loop {
             match self.receive().await {
@@ -96,6 +99,13 @@ impl Talk {
         self.sequence += 1;
         self.send(Message::SnapshotEnd(wire::SnapshotEnd { sequence: self.sequence }), &[]).await;
         assert_eq!(self.ack().await, "");
+    }
+
+    /// Tells it of its successor.
+    pub(crate) async fn superseded(&mut self) -> String {
+        self.sequence += 1;
+        self.send(Message::Superseded(wire::Superseded { sequence: self.sequence }), &[]).await;
+        self.ack().await
     }
 
     /// Waits for it to say that it drains.

@@ -238,3 +238,64 @@ async fn a_draining_ztunnel_finds_an_agent_that_comes_back() {
     assert_eq!(talk.remove(&SERVER.uid()).await, "");
     assert!(!echoes(&mut stream).await);
 }
+
+/// Nobody has to wait for a successor that does not come.
+#[tokio::test]
+async fn a_ztunnel_that_is_to_end_serves_until_it_has_a_successor() {
+    let mut world = World::new().await;
+    let _application = world.application(SERVER).await;
+    drop(world.talk.take());
+    let (mut talk, hello) = Talk::accept(&world.agent).await;
+    assert_eq!((hello.min_version, hello.max_version), (2, 3));
+    talk.version = 3;
+    talk.welcome().await;
+    for pod in [CLIENT, SERVER] {
+        assert_eq!(talk.keep(world.describe(pod)).await, "");
+    }
+    talk.snapshot_end().await;
+    assert_ne!(talk.superseded().await, "", "it is not to end");
+    let mut before = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut before).await;
+
+    world.shutdown.take().unwrap().send("SIGTERM").unwrap();
+    talk.draining().await;
+    assert_eq!(world.dump().await["process"]["state"], "draining");
+    let mut after = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut after).await;
+    assert!(echoes(&mut before).await && echoes(&mut after).await);
+
+    assert_eq!(talk.superseded().await, "");
+    let mut late = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    let served = tokio::time::timeout(Duration::from_millis(300), late.read_u8()).await;
+    assert!(served.is_err(), "it waits for the successor");
+    assert!(echoes(&mut before).await && echoes(&mut after).await);
+    drop((before, after));
+    let ended = tokio::time::timeout(Duration::from_secs(4), &mut world.ztunnel).await;
+    ended.expect("waits although nothing is open").unwrap().unwrap();
+}
+
+/// Then whoever manages it can start one.
+#[tokio::test]
+async fn a_ztunnel_without_a_successor_ends_when_nothing_is_open() {
+    let mut world = World::new().await;
+    let _application = world.application(SERVER).await;
+    drop(world.talk.take());
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut stream).await;
+    world.shutdown.take().unwrap().send("SIGTERM").unwrap();
+    let (mut talk, hello) = Talk::accept(&world.agent).await;
+    talk.version = 3;
+    talk.welcome().await;
+    for pod in [CLIENT, SERVER] {
+        assert_eq!(talk.keep(world.describe(pod)).await, "");
+    }
+    talk.snapshot_end().await;
+    if !hello.draining {
+        talk.draining().await;
+    }
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut world.ztunnel).await;
+    assert!(early.is_err() && echoes(&mut stream).await, "a connection is open");
+    drop(stream);
+    let ended = tokio::time::timeout(Duration::from_secs(4), &mut world.ztunnel).await;
+    ended.expect("waits although nothing is open").unwrap().unwrap();
+}

@@ -45,7 +45,7 @@ fn end() -> wire::FromAgent {
 }
 
 fn greeted() -> Conversation {
-    let mut conversation = Conversation::new(Network::default());
+    let mut conversation = Conversation::new(Network::default(), pod_protocol::VERSIONS);
     let action = conversation.receive(welcome(2), vec![]).unwrap();
     assert!(matches!(action, Action::Greeted { flag_map: None, .. }));
     conversation
@@ -71,7 +71,7 @@ fn a_whole_conversation() {
 
 #[test]
 fn the_flag_map_comes_with_the_welcome() {
-    let mut conversation = Conversation::new(Network::default());
+    let mut conversation = Conversation::new(Network::default(), pod_protocol::VERSIONS);
     let fds = vec![Fd::SocketFlagMap as i32];
     let welcome = message(Message::Welcome(wire::Welcome { version: 2, fds, software: "agent 1".into() }));
     let action = conversation.receive(welcome, vec![fd()]).unwrap();
@@ -91,7 +91,7 @@ fn a_removed_pod_is_not_in_the_snapshot() {
 #[test]
 fn what_ends_a_conversation() {
     let goodbye = || message(Message::Goodbye(wire::Goodbye { reason: "versions 2 to 3 only".into() }));
-    let fresh = || Conversation::new(Network::default());
+    let fresh = || Conversation::new(Network::default(), pod_protocol::VERSIONS);
     let served = || {
         let mut conversation = greeted();
         conversation.receive(end(), vec![]).unwrap();
@@ -139,4 +139,31 @@ fn a_bad_pod_fails_alone() {
         );
         assert!(matches!(conversation.receive(keep("b"), vec![]).unwrap(), Action::Keep(..)));
     }
+}
+
+#[test]
+fn a_successor_is_told_where_the_version_has_a_word_for_it() {
+    let superseded = || message(Message::Superseded(wire::Superseded { sequence: 4 }));
+    for (version, known) in [(2, false), (3, true)] {
+        let mut conversation = Conversation::new(Network::default(), 2..=3);
+        assert!(!conversation.knows_no_successors(), "it may be told yet");
+        conversation.receive(welcome(version), vec![]).unwrap();
+        assert_eq!(conversation.knows_no_successors(), !known);
+        conversation.receive(end(), vec![]).unwrap();
+        match conversation.receive(superseded(), vec![]) {
+            Ok(Action::Superseded(4)) => assert!(known),
+            Err(ProtocolError::OutOfOrder { message: "Superseded", .. }) => assert!(!known),
+            other => panic!("version {version}: {other:?}"),
+        }
+    }
+    let mut early = greeted();
+    assert!(early.receive(superseded(), vec![]).is_err());
+}
+
+#[test]
+fn a_version_that_it_is_not_to_speak_is_not_spoken() {
+    let mut limited = Conversation::new(Network::default(), 2..=2);
+    let Some(wire::from_ztunnel::Message::Hello(hello)) = limited.hello(true).message else { panic!() };
+    assert_eq!((hello.min_version, hello.max_version, hello.draining), (2, 2, true));
+    assert!(matches!(limited.receive(welcome(3), vec![]), Err(ProtocolError::Version(3, _))));
 }
