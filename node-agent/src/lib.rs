@@ -8,6 +8,7 @@ pub mod ca;
 pub mod causes;
 pub mod cluster;
 pub mod cni;
+pub mod command_line;
 pub mod config;
 pub mod datapath;
 pub mod drops;

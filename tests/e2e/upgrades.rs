@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use mesh_tests::lab::PATIENCE;
-use mesh_tests::upgrades::Stage;
+use mesh_tests::upgrades::{OTHER_AGENT, Stage};
 use mesh_tests::workload::Workload;
 use mesh_tests::{Lab, eventually};
 use serde_json::{Value, json};
@@ -69,6 +69,47 @@ fn nobody_notices_a_change_of_the_pod_protocol() {
         })?;
         anyhow::ensure!(toll.is_nothing(), "{toll}");
         stage.nobody_drains("ztunnel")
+    });
+}
+
+/// The versions of map layouts that have something pinned on both nodes.
+fn layouts(lab: &Lab) -> anyhow::Result<Vec<Vec<String>>> {
+    let of = |node: u8| {
+        lab.node(node).inside(|| {
+            let entries = std::fs::read_dir("/sys/fs/bpf/ambit")?;
+            let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            names.collect::<anyhow::Result<Vec<String>>>()
+        })
+    };
+    [1, 2].map(of).into_iter().collect()
+}
+
+/// To an agent whose maps look otherwise, and back: each pod is captured anew, with nothing in between.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn nobody_notices_a_change_of_the_map_layout() {
+    scenario(|lab| {
+        let stage = Stage::set(lab, "layouts")?;
+        let change = |program: &str| -> anyhow::Result<Vec<Vec<String>>> {
+            let before = layouts(lab)?;
+            stage.roll("node-agent", stage.variant("node-agent", program, 3)?)?;
+            eventually("each pod is taken over", PATIENCE, || {
+                let now = layouts(lab)?;
+                let one = now.iter().zip(&before).all(|(now, before)| now.len() == 1 && now != before);
+                anyhow::ensure!(one, "{before:?}, then {now:?}");
+                Ok(now)
+            })
+        };
+        let before = layouts(lab)?;
+        let toll = stage.suffer(2, |_| {
+            let changed = change(OTHER_AGENT);
+            let back = change("node-agent")?;
+            changed?;
+            anyhow::ensure!(back == before, "{back:?}");
+            Ok(())
+        })?;
+        anyhow::ensure!(toll.is_nothing(), "{toll}");
+        Ok(())
     });
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
+use mesh_core::pod_protocol::VERSIONS;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -15,6 +16,7 @@ use crate::cluster::Kind;
 use crate::demo::progress;
 use crate::example::dial::Dialled;
 use crate::lab::{Background, Lab, PATIENCE, PodRef};
+use crate::rootfs::built_binaries;
 use crate::stack::Family;
 use crate::workload::{self, Workload};
 use crate::{eventually, shell};
@@ -34,10 +36,16 @@ pub struct Config {
     /// How many rolling updates; each replaces the daemon of both nodes.
     #[arg(long, default_value_t = 100)]
     count: u32,
+    /// Of the agent instead of ztunnel, by turns to one of another map layout and an older pod protocol, and back.
+    #[arg(long)]
+    agent: bool,
     /// Print the result as one JSON object; progress goes to stderr.
     #[arg(long)]
     json: bool,
 }
+
+/// The agent whose maps look otherwise (`cargo xtask ebpf --other-layout`).
+pub const OTHER_AGENT: &str = "node-agent-other-layout";
 
 /// What the upgrades did to the load.
 #[derive(Debug, Default, Serialize)]
@@ -256,16 +264,24 @@ fn counted(load: Vec<Background>) -> anyhow::Result<Dialled> {
 
 /// Exit code 1 if anybody noticed anything.
 pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    let missing = config.agent && !built_binaries()?.join(OTHER_AGENT).is_file();
+    anyhow::ensure!(!missing, "there is no {OTHER_AGENT}; `cargo xtask ebpf --other-layout` builds it");
     progress("starting a cluster of two nodes with the mesh");
     let lab = Lab::new().nodes(2).mesh().start()?;
     let stage = Stage::set(&lab, "upgrades")?;
+    let daemon = if config.agent { "node-agent" } else { "ztunnel" };
     let toll = stage.suffer(config.count, |number| {
         if number == 1 || number % 10 == 0 {
-            progress(&format!("ztunnel, rolling update {number} of {}", config.count));
+            progress(&format!("{daemon}, rolling update {number} of {}", config.count));
         }
-        stage.roll("ztunnel", json!({}))
+        let (program, protocol) = match (config.agent, number % 2) {
+            (false, _) => ("ztunnel", *VERSIONS.end()),
+            (true, 1) => (OTHER_AGENT, *VERSIONS.start()),
+            (true, _) => ("node-agent", *VERSIONS.end()),
+        };
+        stage.roll(daemon, stage.variant(daemon, program, protocol)?)
     })?;
-    stage.nobody_drains("ztunnel")?;
+    stage.nobody_drains(daemon)?;
     if config.json {
         println!("{}", serde_json::to_string(&toll)?);
     } else {

@@ -16,6 +16,8 @@ use crate::tools::Tool;
 use crate::workspace::Workspace;
 
 const TARGET: &str = "bpfel-unknown-none";
+/// The feature with which programs log.
+const LOG: &str = "log";
 /// The LLVM that bpf-linker is built against.
 const LLVM: u32 = 22;
 const FLAGS: [&str; 3] = ["-Clinker=bpf-linker", "-Cdebuginfo=2", "-Clink-arg=--btf"];
@@ -36,28 +38,43 @@ pub(crate) struct Args {
     /// Programs that log through aya-log: slower, for development.
     #[arg(long)]
     debug: bool,
+    /// Also the agent of another map layout, which `ambit-lab upgrades --agent` changes to.
+    #[arg(long)]
+    other_layout: bool,
 }
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     build(workspace, args.debug)?;
-    build_logging(workspace)
+    build_logging(workspace)?;
+    if args.other_layout { build_other_agent(workspace) } else { Ok(()) }
 }
 
 /// Builds the object if anything it is made of changed, and puts it where the agent's build looks for it.
 pub(crate) fn build(workspace: &Workspace, debug: bool) -> Result<()> {
     setup::ensure(workspace, &[Need::Build])?;
     BPF_LINKER.ensure(workspace)?;
-    process::step("eBPF programs", || object(workspace, debug, &workspace.ebpf_object()))
+    process::step("eBPF programs", || {
+        object(workspace, if debug { LOG } else { "" }, &workspace.ebpf_object())
+    })
 }
 
 /// Builds the object that logs beside the other, for the suite that loads both.
 pub(crate) fn build_logging(workspace: &Workspace) -> Result<()> {
-    process::step("eBPF programs that log", || object(workspace, true, &workspace.ebpf_logging_object()))
+    process::step("eBPF programs that log", || object(workspace, LOG, &workspace.ebpf_logging_object()))
 }
 
-fn object(workspace: &Workspace, debug: bool, place: &Path) -> Result<()> {
+/// Builds the agent whose maps look otherwise, with its programs.
+pub(crate) fn build_other_agent(workspace: &Workspace) -> Result<()> {
+    process::step("an agent of another map layout", || {
+        object(workspace, "other-layout", &workspace.ebpf_other_object())?;
+        let binary = ["--bin", "node-agent-other-layout", "--features", "node-agent/other-layout"];
+        process::run(workspace.cargo("build").args(["--locked", "--quiet"]).args(binary))
+    })
+}
+
+fn object(workspace: &Workspace, features: &str, place: &Path) -> Result<()> {
     let out = workspace.target.join("ebpf-build");
-    process::run(cargo_build(workspace, compiler(), &out, debug).arg("--quiet"))?;
+    process::run(cargo_build(workspace, compiler(), &out, features).arg("--quiet"))?;
     install(&out.join(TARGET).join("ebpf").join("mesh-ebpf"), place)
 }
 
@@ -70,7 +87,7 @@ enum Compiler {
     Debian,
 }
 
-fn cargo_build(workspace: &Workspace, compiler: Compiler, out: &Path, debug: bool) -> Command {
+fn cargo_build(workspace: &Workspace, compiler: Compiler, out: &Path, features: &str) -> Command {
     let mut flags = FLAGS.to_vec();
     let mut build = match compiler {
         // As the nightly was found, so that it is the same one whatever `cargo` is first on the PATH.
@@ -90,8 +107,8 @@ fn cargo_build(workspace: &Workspace, compiler: Compiler, out: &Path, debug: boo
     };
     build.args(["--locked", "--package", "mesh-ebpf", "--profile", "ebpf", "--target", TARGET]);
     build.arg("--target-dir").arg(out);
-    if debug {
-        build.args(["--features", "log"]);
+    if !features.is_empty() {
+        build.args(["--features", features]);
     }
     build.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     build
@@ -143,7 +160,7 @@ mod tests {
     use std::path::Path;
     use std::process::Command;
 
-    use super::{Compiler, cargo_build, choose, llvm_major};
+    use super::{Compiler, LOG, cargo_build, choose, llvm_major};
     use crate::process;
     use crate::workspace::Workspace;
 
@@ -183,11 +200,11 @@ mod tests {
     #[test]
     fn the_command_of_each_compiler() {
         let workspace = Workspace { root: "/w".into(), target: "/w/target".into() };
-        let build = |compiler, debug| cargo_build(&workspace, compiler, Path::new("/out"), debug);
+        let build = |compiler, features| cargo_build(&workspace, compiler, Path::new("/out"), features);
         let rest =
             "--locked --package mesh-ebpf --profile ebpf --target bpfel-unknown-none --target-dir /out";
 
-        let nightly = build(Compiler::Nightly, false);
+        let nightly = build(Compiler::Nightly, "");
         let expected = format!("rustup run nightly cargo build -Zbuild-std=core {rest}");
         assert_eq!(process::shown(&nightly), expected);
         assert_eq!(nightly.get_current_dir(), Some(Path::new("/w")));
@@ -196,7 +213,7 @@ mod tests {
         let flags = "-Clinker=bpf-linker\u{1f}-Cdebuginfo=2\u{1f}-Clink-arg=--btf";
         assert_eq!(variable(&nightly, "CARGO_ENCODED_RUSTFLAGS"), flags);
 
-        let debian = build(Compiler::Debian, true);
+        let debian = build(Compiler::Debian, LOG);
         assert!(process::shown(&debian).ends_with(&format!(" build {rest} --features log")));
         assert_eq!(variable(&debian, "RUSTC"), "/usr/bin/rustc");
         assert_eq!(variable(&debian, "RUSTC_BOOTSTRAP"), "1");

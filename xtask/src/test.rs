@@ -85,6 +85,9 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     step("daemons, lab and test binaries", || {
         process::run(workspace.cargo("build").args(["--locked", "--bins", "--tests"]))
     })?;
+    if chosen.iter().any(|suite| suite == "e2e") {
+        ebpf::build_other_agent(workspace)?;
+    }
     let reports = run_suites(workspace, &chosen, &args.filter);
     // A suite that was killed could not end its labs.
     lab::sweep(workspace);

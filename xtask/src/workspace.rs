@@ -47,6 +47,11 @@ impl Workspace {
         self.ebpf_object().with_file_name("mesh-ebpf-log")
     }
 
+    /// The same with maps of another layout, for the agent that upgrades are tested with.
+    pub(crate) fn ebpf_other_object(&self) -> PathBuf {
+        self.ebpf_object().with_file_name("mesh-ebpf-other")
+    }
+
     /// `cargo` with the lock file as it is, in the checkout.
     pub(crate) fn cargo(&self, subcommand: &str) -> Command {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

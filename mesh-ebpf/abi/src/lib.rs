@@ -19,7 +19,10 @@ use core::mem::{align_of, offset_of, size_of};
 pub use addr::Address;
 
 /// Names the pin directory, so that programs of one build never meet bytes of another layout.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = if OTHER_LAYOUT { 1_000_000 } else { 5 };
+
+/// As in another version: for an agent that upgrades are tested with.
+const OTHER_LAYOUT: bool = cfg!(feature = "other-layout");
 
 /// Port of HBONE on every workload (Istio's).
 pub const HBONE_PORT: u16 = 15008;
@@ -36,7 +39,7 @@ pub const MARK_PROXY: u32 = 0x53a;
 /// Pods a node can have in the mesh.
 pub const MAX_PODS: u32 = 1024;
 /// Addresses a pod can have.
-pub const MAX_ADDRESSES: usize = 8;
+pub const MAX_ADDRESSES: usize = if OTHER_LAYOUT { 12 } else { 8 };
 /// Longest pod UID (a UUID has 36 bytes, a static pod's UID 32).
 pub const MAX_UID: usize = 63;
 /// Ports of a pod that its probes and lifecycle hooks can open to the kubelet.
@@ -44,7 +47,7 @@ pub const MAX_PROBE_PORTS: usize = 64;
 /// Connections of the kubelet at a time; far more than there are, since a map that is full forgets.
 pub const MAX_PROBES: u32 = 16_384;
 /// Sockets of a pod in `LISTEN`.
-pub const SOCKETS_PER_POD: u32 = 8;
+pub const SOCKETS_PER_POD: u32 = if OTHER_LAYOUT { 16 } else { 8 };
 
 /// Map names, at most 15 bytes: the kernel cuts longer ones. Each map's one writer is named in `mesh-ebpf`'s maps.rs.
 pub mod map {
@@ -233,11 +236,12 @@ const _: () = {
     assert!(size_of::<PodAddress>() == 8 && align_of::<PodAddress>() == 4);
     assert!(size_of::<PodRecord>() == 8 + 16 * MAX_ADDRESSES + 8 + 16 + 64);
     assert!(offset_of!(PodRecord, addresses) == 8);
-    assert!(offset_of!(PodRecord, address_count) == 136);
-    assert!(offset_of!(PodRecord, captured) == 140);
-    assert!(offset_of!(PodRecord, sysctls) == 144);
-    assert!(offset_of!(PodRecord, uid) == 160);
-    assert!(SocketKind::Dns6 as u32 + 1 == SOCKETS_PER_POD);
+    const COUNT: usize = 8 + 16 * MAX_ADDRESSES;
+    assert!(offset_of!(PodRecord, address_count) == COUNT);
+    assert!(offset_of!(PodRecord, captured) == COUNT + 4);
+    assert!(offset_of!(PodRecord, sysctls) == COUNT + 8);
+    assert!(offset_of!(PodRecord, uid) == COUNT + 24);
+    assert!((SocketKind::Dns6 as u32) < SOCKETS_PER_POD);
 };
 
 #[cfg(feature = "user")]
