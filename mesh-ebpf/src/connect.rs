@@ -14,6 +14,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
+use mesh_ebpf_abi::canary::is_canary;
 use mesh_ebpf_abi::capture::{Call, Connect, decide};
 use mesh_ebpf_abi::event::Counter;
 use mesh_ebpf_abi::{Address, Dialled, KEEP_DESTINATION, SOCKET_OLDER, SOCKET_PROBED, SOCKET_TUNNEL};
@@ -104,7 +105,9 @@ fn capture(ctx: &SockAddrContext, destination: Address, words: [u32; 4]) -> i32 
     match try_capture(ctx, destination, words) {
         Ok(Call::Leave) => ALLOW,
         Ok(Call::Capture) => {
-            count(Counter::Captured);
+            if !is_canary(&destination) {
+                count(Counter::Captured);
+            }
             ALLOW
         }
         Ok(Call::Unreachable) => {

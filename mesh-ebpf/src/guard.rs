@@ -11,6 +11,7 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_get_listener_sock, bpf_sk_fullsock};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use mesh_ebpf_abi::canary::is_canary;
 use mesh_ebpf_abi::event::{Counter, DropEvent};
 use mesh_ebpf_abi::guard::{Kind, Sender, Verdict, judge, stays_on_link};
 use mesh_ebpf_abi::packet::{self, Packet};
@@ -57,7 +58,9 @@ fn rule(skb: Skb, packed: u64) -> i32 {
         return TCX_NEXT;
     }
     crate::debug!(&TcContext::new(skb.skb), "guard drops a packet, reason {}", reason);
-    report(&event);
+    if !is_canary(&event.destination) {
+        report(&event);
+    }
     TC_ACT_SHOT
 }
 

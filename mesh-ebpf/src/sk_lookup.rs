@@ -9,6 +9,7 @@ use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, BPF_SK_LOOKUP_F_REPLACE, 
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_ebpf_abi::Address;
+use mesh_ebpf_abi::canary::is_canary;
 use mesh_ebpf_abi::event::{Counter, DropEvent};
 use mesh_ebpf_abi::probe::Tuple;
 use mesh_ebpf_abi::refuse::{Asked, UNKNOWN};
@@ -46,7 +47,7 @@ fn steer(ctx: SkLookupContext) -> u32 {
             return sk_action::SK_DROP;
         }
         Steer::To(index) => match LISTEN.redirect_sk_lookup(&ctx, index, FLAGS) {
-            Ok(()) => return steered(),
+            Ok(()) => return steered(&facts),
             Err(_) => Counter::SteerNoListener,
         },
         Steer::Drop(counter) => counter,
@@ -60,8 +61,10 @@ fn steer(ctx: SkLookupContext) -> u32 {
 const FLAGS: u64 = (BPF_SK_LOOKUP_F_NO_REUSEPORT | BPF_SK_LOOKUP_F_REPLACE) as u64;
 
 #[inline(always)]
-fn steered() -> u32 {
-    count(Counter::Steered);
+fn steered(facts: &Facts) -> u32 {
+    if !is_canary(&facts.local) && !is_canary(&facts.remote) {
+        count(Counter::Steered);
+    }
     sk_action::SK_PASS
 }
 

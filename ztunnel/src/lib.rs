@@ -5,6 +5,7 @@
 pub mod affinity;
 pub mod app;
 pub mod budget;
+pub mod canary;
 pub mod config;
 pub mod connections;
 pub mod denials;

@@ -17,6 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::FutureExt;
+use futures_util::future::OptionFuture;
 use mesh_core::drain::{self, Drain, Watch};
 use mesh_core::identity::Identity;
 use mesh_core::listener;
@@ -31,7 +33,7 @@ use tokio::time::Instant;
 use self::state::{Descriptors, PodInfo};
 use crate::proxy::{Pod, Proxy};
 use crate::sockets::{FlagMap, Sockets};
-use crate::{dns, inbound, outbound, passthrough};
+use crate::{canary, dns, inbound, outbound, passthrough};
 
 /// Makes the socket maker of a pod from its network namespace.
 pub type OpenPod = dyn Fn(OwnedFd, FlagMap) -> Arc<dyn Sockets> + Send + Sync;
@@ -330,7 +332,10 @@ where
     tcp::tune(&socket)?;
     let socket = TcpListener::from_std(socket)?;
     let (pod, drain) = (pod.clone(), watch.clone());
-    let handler = move |stream: TcpStream, client: SocketAddr| serve(pod, drain, stream, client);
+    let handler = move |stream: TcpStream, client: SocketAddr| {
+        let served = (!canary::answered(&stream, client)).then(|| serve(pod, drain, stream, client));
+        OptionFuture::from(served).map(drop)
+    };
     let (watch, mut known) = (watch.clone(), known.clone());
     loops.spawn(async move {
         if is_known(&watch, &mut known).await {

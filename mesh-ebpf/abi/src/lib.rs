@@ -6,6 +6,7 @@
 //! **Invariant:** a change of any layout or of the meaning of a number here changes `ABI_VERSION`.
 
 pub mod addr;
+pub mod canary;
 pub mod capture;
 pub mod event;
 pub mod guard;

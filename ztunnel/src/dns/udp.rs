@@ -22,6 +22,7 @@ use super::answer::Answer;
 use super::message::{self, Transport};
 use super::metrics::Labels;
 use super::{forward, judge};
+use crate::canary::is_canary;
 use crate::proxy::Pod;
 use crate::sockets::Datagrams;
 
@@ -109,6 +110,9 @@ fn meet(
     under_way: &mut JoinSet<()>,
 ) {
     let Received { client, server, .. } = *received;
+    if is_canary(server) {
+        return send(&**datagrams, server, client, query);
+    }
     let (answer, labels) = judge(pod, query, Transport::Udp);
     match answer {
         Answer::Drop => {}
