@@ -14,9 +14,7 @@ use serde_json::{Value, json};
 
 use crate::causes::chain;
 use crate::index::event::ObjectName;
-use crate::index::pod::{
-    ENROLLED_CONDITION, REDIRECTION_ANNOTATION, REDIRECTION_ENABLED, Reported, is_manifest_hash,
-};
+use crate::index::pod::{Condition, REDIRECTION_ANNOTATION, REDIRECTION_ENABLED, Reported, is_manifest_hash};
 use crate::index::verdict::{self, Verdict};
 use crate::refusals::Refusal;
 
@@ -54,12 +52,13 @@ pub trait Cluster: Send + Sync + 'static {
         captured: bool,
     ) -> impl Future<Output = Result<(), ClusterError>> + Send;
 
-    /// Sets our condition in the pod's status, or removes it.
+    /// Sets a condition of ours in the pod's status, or removes it.
     fn report(
         &self,
         name: &ObjectName,
         uid: &str,
-        condition: Option<&Reported>,
+        condition: Condition,
+        reported: Option<&Reported>,
     ) -> impl Future<Output = Result<(), ClusterError>> + Send;
 }
 
@@ -188,17 +187,18 @@ impl Cluster for ApiServer {
         &self,
         name: &ObjectName,
         uid: &str,
-        condition: Option<&Reported>,
+        condition: Condition,
+        reported: Option<&Reported>,
     ) -> Result<(), ClusterError> {
-        let condition = match condition {
-            Some(condition) => json!({
-                "type": ENROLLED_CONDITION,
-                "status": condition.status,
-                "reason": condition.reason,
-                "message": condition.message,
+        let condition = match reported {
+            Some(reported) => json!({
+                "type": condition.name(),
+                "status": reported.status,
+                "reason": reported.reason,
+                "message": reported.message,
                 "lastTransitionTime": k8s_openapi::jiff::Timestamp::now().strftime(TIME).to_string(),
             }),
-            None => json!({"type": ENROLLED_CONDITION, "$patch": "delete"}),
+            None => json!({"type": condition.name(), "$patch": "delete"}),
         };
         let patch = json!({"metadata": {"uid": precondition(uid)}, "status": {"conditions": [condition]}});
         let (pods, parameters) = (self.pods(name), PatchParams::default());

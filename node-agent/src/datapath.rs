@@ -9,6 +9,7 @@
 
 mod attach;
 mod bpf;
+mod canary;
 mod cgroup;
 mod clsact;
 mod error;
@@ -26,6 +27,8 @@ mod older;
 mod pins;
 mod pod;
 mod probes;
+mod proof;
+mod repair;
 mod resets;
 mod rules;
 mod sysctls;
@@ -37,6 +40,8 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use mesh_ebpf_abi::event::{Counter, DropEvent};
 use mesh_ebpf_abi::program;
@@ -55,6 +60,7 @@ pub use netns::has_cookie;
 use pins::Pins;
 use pod::{Failed, Pod};
 use probes::Probes;
+pub use proof::{Flaw, Part, Proof};
 pub use resets::{Denies, Reset};
 pub use rules::Numbers;
 use versions::Others;
@@ -166,6 +172,8 @@ pub struct Datapath {
     /// The cgroup in which connections are captured.
     root: PathBuf,
     probes: Probes,
+    /// Whether a connect() of this process has ever been captured.
+    hooked: Arc<AtomicBool>,
 }
 
 impl Datapath {
@@ -188,9 +196,22 @@ impl Datapath {
         let versions = Others::find(pins.root()).map_err(take_over)?;
         let (config, pods, held) = (config.clone(), HashMap::new(), Held::default());
         let (steers, others) = (Steers::new(&pins), foreign::Others::of(&pins));
-        let probes = Probes::default();
-        let mut datapath =
-            Self { config, pins, programs, steers, maps, pods, held, versions, others, hook, root, probes };
+        let (probes, hooked) = (Probes::default(), Arc::default());
+        let mut datapath = Self {
+            config,
+            pins,
+            programs,
+            steers,
+            maps,
+            pods,
+            held,
+            versions,
+            others,
+            hook,
+            root,
+            probes,
+            hooked,
+        };
         datapath.take_over()?;
         let pinned = datapath.held.refresh(datapath.pins.root());
         pinned.map_err(|source| DatapathError::TakeOver { path: datapath.config.bpffs.clone(), source })?;
@@ -272,6 +293,7 @@ impl Datapath {
         let hook = self.hook().map_err(|failed| failed.of(uid))?;
         let whole = Pins::create(&self.config.bpffs).and_then(|pins| self.held.restore(&pins.pod(uid)));
         pod::step("pin its hooks", whole).map_err(|failed| failed.of(uid))?;
+        pod::step("attach the connect hooks", self.connect()).map_err(|failed| failed.of(uid))?;
         // Before the pod's first connection.
         foreign::told(self.look_around(uid));
         let unknown = || Failed { step: "capture it", source: io::ErrorKind::NotFound.into() };

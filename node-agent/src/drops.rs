@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use mesh_ebpf_abi::canary::is_canary;
 use mesh_ebpf_abi::event::{Counter, DropEvent};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -36,7 +37,9 @@ pub async fn run(kernel: Handle, counts: Counts, shutdown: CancellationToken) {
         }
         let Ok(drops) = kernel.run(|kernel| kernel.drops(MOST)).await else { return };
         *counts.0.lock().unwrap_or_else(PoisonError::into_inner) = drops.counts;
-        for event in drops.events.iter().filter(|event| told.is_news(event, Instant::now())) {
+        let others =
+            drops.events.iter().filter(|event| !is_canary(&event.source) && !is_canary(&event.destination));
+        for event in others.filter(|event| told.is_news(event, Instant::now())) {
             tell(event);
         }
     }

@@ -7,6 +7,7 @@
 pub mod cni;
 pub mod kernel;
 pub mod plan;
+mod proving;
 pub mod steps;
 
 #[cfg(test)]
@@ -20,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,11 +30,11 @@ use tracing::{error, info, warn};
 use crate::causes::chain;
 use crate::cluster::Cluster;
 use crate::cni::server::AddError;
-use crate::datapath::Foreign;
+use crate::datapath::{Flaw, Foreign, Proof};
 use crate::index::event::ObjectName;
 use crate::index::local::LocalPod;
 use crate::model::Reader;
-use plan::{Outcome, Step, Table};
+use plan::{Captures, Outcome, Step, Table};
 use steps::Hands;
 
 /// What the CNI side asks of the table's task.
@@ -77,6 +78,9 @@ enum Ended {
         reply: oneshot::Sender<()>,
     },
     Looked(Result<BTreeMap<String, String>, String>),
+    /// The pods that were to be proved, and the proofs.
+    Surveyed(BTreeSet<String>, BTreeMap<String, Proof>),
+    Proved(String, Option<Vec<Flaw>>),
 }
 
 /// The task.
@@ -91,16 +95,25 @@ pub struct Enrolment<C> {
     counts: Counts,
     /// When others' eBPF programs are looked for next; none while they are.
     look: Option<Instant>,
+    /// Places for proofs under way.
+    provers: Arc<Semaphore>,
 }
 
 /// Pods enrolled, pods whose last step failed, and pods that meet eBPF programs of others; for metrics.
 #[derive(Clone, Debug, Default)]
-pub struct Counts(Arc<Mutex<(usize, usize, usize)>>);
+pub struct Counts(Arc<Mutex<Counted>>);
+
+type Counted = ((usize, usize, usize), Captures);
 
 impl Counts {
     /// The numbers.
     pub fn read(&self) -> (usize, usize, usize) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// How pods are captured.
+    pub fn captures(&self) -> Captures {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
 }
 
@@ -121,6 +134,7 @@ pub fn enrolment<C: Cluster>(
         tasks: JoinSet::new(),
         counts: Counts::default(),
         look: Some(Instant::now()),
+        provers: Arc::new(Semaphore::new(proving::PROVERS)),
     };
     (enrolment, desk)
 }
@@ -151,7 +165,9 @@ impl<C: Cluster> Enrolment<C> {
             }
             self.begin_waiting();
             self.begin_look();
-            *self.counts.0.lock().unwrap_or_else(PoisonError::into_inner) = self.table.counts();
+            let prove = self.begin_proofs();
+            *self.counts.0.lock().unwrap_or_else(PoisonError::into_inner) =
+                (self.table.counts(), self.table.captures());
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = &mut sockets_back, if waits_for_sockets => waits_for_sockets = false,
@@ -164,7 +180,7 @@ impl<C: Cluster> Enrolment<C> {
                     Ok(ended) => self.end(ended),
                     Err(lost) => error!("a step of enrolment died: {lost}"),
                 },
-                () = sleep_until(wake.into_iter().chain(self.look).min()) => {}
+                () = sleep_until(wake.into_iter().chain(self.look).chain(prove).min()) => {}
             }
         }
         self.requests.close();
@@ -297,6 +313,8 @@ impl<C: Cluster> Enrolment<C> {
                     Err(error) => warn!("cannot look for eBPF programs of others: {error}"),
                 }
             }
+            Ended::Surveyed(due, proofs) => self.prove(due, proofs),
+            Ended::Proved(uid, found) => self.found(&uid, found),
             Ended::Added { pod, container, result, reply } => {
                 self.table.idle(&pod.uid);
                 match &result {

@@ -135,6 +135,11 @@ impl Pods {
         served.map(|served| served.listeners().try_clone()).transpose()
     }
 
+    /// What a proxy was told of a pod.
+    pub fn description(&self, uid: &str) -> Option<proto::Pod> {
+        self.state().find(uid).map(|served| served.pod().clone())
+    }
+
     /// The agent knows its pods now: what ztunnel holds beyond them is dropped.
     pub fn settle(&self) {
         let dropped = self.change(State::settle);

@@ -24,7 +24,7 @@ use node_agent::enrol::steps::Hands;
 use node_agent::index::event::ObjectName;
 use node_agent::index::local::LocalPod;
 use node_agent::index::membership::Membership;
-use node_agent::index::pod::Reported;
+use node_agent::index::pod::{Condition, Reported};
 use node_agent::netns_of_pod::NotFound;
 use node_agent::pods::Pods;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -159,6 +159,7 @@ fn pod(arguments: &Arguments) -> LocalPod {
         finished: false,
         terminating: false,
         reported: None,
+        proved: None,
         description: proto::Pod { uid, name: "faulty".to_owned(), ..Default::default() },
     }
 }
@@ -179,7 +180,13 @@ impl Cluster for NoCluster {
         Ok(())
     }
 
-    async fn report(&self, _: &ObjectName, _: &str, _: Option<&Reported>) -> Result<(), ClusterError> {
+    async fn report(
+        &self,
+        _: &ObjectName,
+        _: &str,
+        _: Condition,
+        _: Option<&Reported>,
+    ) -> Result<(), ClusterError> {
         Ok(())
     }
 }

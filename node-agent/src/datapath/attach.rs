@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::{fs, io};
 
-use super::bpf::{self, Hook, Target};
+use super::bpf::{self, Extent, Hook, Target};
 use super::clsact::{self, Side};
 use super::hook::Chosen;
 use super::load::Programs;
@@ -41,20 +41,21 @@ pub(super) fn ensure(
     Ok(true)
 }
 
-/// Makes sure that the connect hooks are on the cgroup.
+/// Makes sure that the connect hooks are on the cgroup. Whether one had to be made.
 ///
 /// # Errors
 /// When it is not there, or the kernel refuses.
-pub(super) fn connect(pins: &Pins, programs: &Programs, root: &Path) -> io::Result<()> {
+pub(super) fn connect(pins: &Pins, programs: &Programs, root: &Path) -> io::Result<bool> {
     let root = fs::File::open(root)?;
     let target = Target::Fd(root.as_fd());
+    let mut made = false;
     for (name, program, hook) in [
         (mesh_ebpf_abi::program::CONNECT4, &programs.connect4, Hook::Connect4),
         (mesh_ebpf_abi::program::CONNECT6, &programs.connect6, Hook::Connect6),
     ] {
-        ensure(&pins.link(name), program.as_fd(), target, hook)?;
+        made |= ensure(&pins.link(name), program.as_fd(), target, hook)?;
     }
-    Ok(())
+    Ok(made)
 }
 
 /// Attaches the guard, and what refuses, to every interface of the calling thread's network namespace that has none;
@@ -110,6 +111,30 @@ fn on_interface(
             detach(&link)
         }
     }
+}
+
+/// Puts the programs on every interface of the calling thread's network namespace before all others that came since. Filters
+/// have their place already, see [`clsact`]. The kernel has a program on an interface only once: it is off for a moment,
+/// in which those before it go on to decide.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn first(directory: &Path, programs: &Programs) -> io::Result<()> {
+    rules::interfaces()?.into_iter().try_for_each(|interface| {
+        let sides =
+            [(refuse_program(interface), Hook::TcxIngress), (guard_program(interface), Hook::TcxEgress)];
+        sides.into_iter().try_for_each(|(name, hook)| {
+            let program = programs.on_interface(name).ok_or(io::ErrorKind::NotFound)?;
+            let (pin, target) =
+                (directory.join(interface_pin(name, interface)), Target::Interface(interface.index));
+            let runs = bpf::link_info(bpf::open(&pin)?.as_fd())?.program;
+            if bpf::query(target, hook, Extent::Attached)?.first() == Some(&runs) {
+                return Ok(());
+            }
+            detach(&pin)?;
+            ensure(&pin, program.as_fd(), target, hook).map(drop)
+        })
+    })
 }
 
 /// Moves a link to `program` if it runs other instructions.

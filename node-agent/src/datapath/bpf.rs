@@ -131,15 +131,19 @@ pub(super) enum Extent {
     Effective,
 }
 
-/// Ids of the programs on a cgroup or network namespace, in the order in which they run; so many of them at most.
+/// Ids of the programs on a target, in the order in which they run; so many of them at most.
 ///
 /// # Errors
 /// As of BPF_PROG_QUERY.
-pub(super) fn query(target: BorrowedFd<'_>, hook: Hook, extent: Extent) -> io::Result<Vec<u32>> {
+pub(super) fn query(target: Target<'_>, hook: Hook, extent: Extent) -> io::Result<Vec<u32>> {
     const MOST: usize = 256;
     let mut ids = [0_u32; MOST];
     let mut attr = QueryAttr {
-        target: target.as_raw_fd() as u32,
+        target: match target {
+            Target::Fd(fd) => fd.as_raw_fd() as u32,
+            Target::Interface(index) => index,
+            Target::None => 0,
+        },
         hook: hook as u32,
         flags: u32::from(extent == Extent::Effective),
         attach_flags: 0,

@@ -220,14 +220,14 @@ impl Datapath {
     /// Puts our sk_lookup behind others' in a pod, and says which these are.
     fn overrule(&mut self, uid: &str, netns: BorrowedFd<'_>, names: &mut Names) -> io::Result<Vec<Foreign>> {
         let path = self.pins.pod(uid).join(STEER);
-        let mut order = bpf::query(netns, Hook::SkLookup, Extent::Attached)?;
+        let mut order = bpf::query(Target::Fd(netns), Hook::SkLookup, Extent::Attached)?;
         let ours = runs(&path)?;
         let foreign = names.foreign(&order, &[Some(ours)]);
         if self.others.news(uid, &foreign) && order.last() != Some(&ours) {
             let link = bpf::attach(bpf::program(ours)?.as_fd(), Target::Fd(netns), Hook::SkLookup)?;
             replace(link.as_fd(), &path)?;
             self.held.hold(&path)?;
-            order = bpf::query(netns, Hook::SkLookup, Extent::Attached)?;
+            order = bpf::query(Target::Fd(netns), Hook::SkLookup, Extent::Attached)?;
         }
         self.others.saw(uid, &foreign, Keep::AsNeeded);
         let place = |id| order.iter().rposition(|one| *one == id);
@@ -323,20 +323,27 @@ impl Orders {
     }
 }
 
-fn effective(cgroup: &Path, hook: Hook) -> io::Result<Vec<u32>> {
-    bpf::query(File::open(cgroup)?.as_fd(), hook, Extent::Effective)
+/// Which programs run for sockets of a cgroup, in that order.
+///
+/// # Errors
+/// As of BPF_PROG_QUERY.
+pub(super) fn effective(cgroup: &Path, hook: Hook) -> io::Result<Vec<u32>> {
+    bpf::query(Target::Fd(File::open(cgroup)?.as_fd()), hook, Extent::Effective)
 }
 
 /// The cgroup that has such a program and none such above it that can be seen; `root` where none has.
 fn outermost(root: &Path, hook: Hook, such: impl Fn(&u32) -> bool) -> PathBuf {
-    let attached = |path: &Path| bpf::query(File::open(path)?.as_fd(), hook, Extent::Attached);
+    let attached = |path: &Path| bpf::query(Target::Fd(File::open(path)?.as_fd()), hook, Extent::Attached);
     let visible = root.ancestors().map_while(|path| Some((path, attached(path).ok()?)));
     let with = visible.filter(|(_, programs)| programs.iter().any(&such));
     with.last().map_or(root, |(path, _)| path).to_owned()
 }
 
 /// The program that a pinned link runs.
-fn runs(link: &Path) -> io::Result<u32> {
+///
+/// # Errors
+/// When it is not pinned.
+pub(super) fn runs(link: &Path) -> io::Result<u32> {
     Ok(bpf::link_info(bpf::open(link)?.as_fd())?.program)
 }
 

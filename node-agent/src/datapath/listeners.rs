@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::{Listeners, netns};
 
@@ -77,15 +77,19 @@ pub(super) fn open(
     Ok(listeners)
 }
 
-/// Whether the listeners are of this network namespace.
+/// Whether the listeners are of this network namespace, and listen.
 pub(super) fn belong(listeners: &Listeners, cookie: u64) -> bool {
     let needed = [&listeners.outbound_v4, &listeners.inbound_v4, &listeners.hbone_v4];
     let Listeners { outbound_v6, inbound_v6, hbone_v6, dns_v4, dns_v6, .. } = listeners;
     let optional = [outbound_v6, inbound_v6, hbone_v6, dns_v4, dns_v6];
+    let listens = |socket: &OwnedFd| {
+        let socket = SockRef::from(socket);
+        socket.r#type().is_ok_and(|kind| kind == Type::DGRAM) || socket.is_listener().unwrap_or(false)
+    };
     needed
         .into_iter()
         .chain(optional.into_iter().flatten())
-        .all(|socket| netns::cookie_of(socket).is_ok_and(|of| of == cookie))
+        .all(|socket| netns::cookie_of(socket).is_ok_and(|of| of == cookie) && listens(socket))
 }
 
 fn listener(

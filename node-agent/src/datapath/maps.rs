@@ -141,6 +141,16 @@ impl Maps {
         self.nscfg.insert(cookie, NetnsConfig { slot, families }, 0).map_err(kernel)
     }
 
+    /// Whether it is on, and as said.
+    pub(super) fn captures(&self, cookie: u64, slot: u32, families: u32) -> bool {
+        self.nscfg.get(&cookie, 0).is_ok_and(|there| there == NetnsConfig { slot, families })
+    }
+
+    /// Whether an address is known as the pod's.
+    pub(super) fn knows(&self, address: &Address, slot: u32) -> bool {
+        self.podip.get(address, 0).is_ok_and(|pod| pod.slot == slot)
+    }
+
     /// Switches it off.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{LinkFlags, LinkLayerType};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
-use rtnetlink::{Handle, RouteMessageBuilder, new_connection};
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder, new_connection};
 
 /// lo, in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -82,6 +82,62 @@ pub(super) fn has(address: IpAddr) -> io::Result<bool> {
         }
         std::thread::sleep(PAUSE);
     }
+}
+
+/// What there is for one of a pod's addresses.
+#[derive(Debug)]
+pub(super) struct There {
+    /// The address itself.
+    pub address: bool,
+    /// What is gone of what `add` made, in words.
+    pub missing: Vec<&'static str>,
+    /// What `capture_dns` makes.
+    pub dns: bool,
+}
+
+/// What there is for an address in the calling thread's network namespace.
+///
+/// # Errors
+/// When netlink fails.
+pub(super) fn there(numbers: Numbers, address: IpAddr) -> io::Result<There> {
+    talk(async move |handle| {
+        let addresses: Vec<_> = handle.address().get().execute().try_collect().await.map_err(kernel)?;
+        let wanted = route(numbers, address);
+        let mut dump = RouteMessage::default();
+        dump.header.address_family = wanted.header.address_family;
+        let routes: Vec<_> = handle.route().get(dump).execute().try_collect().await.map_err(kernel)?;
+        let found = rules_of(&handle, address).await?;
+        let same = |one: &RouteMessage| {
+            one.header.kind == wanted.header.kind && has_all(&one.attributes, &wanted.attributes)
+        };
+        let [lo, mark] = rules(numbers, address);
+        let made = [
+            ("route to lo", routes.iter().any(same)),
+            ("rule for lo", is_there(&lo, &found)),
+            ("rule for the proxy's mark", is_there(&mark, &found)),
+        ];
+        Ok(There {
+            address: addresses.iter().any(|one| one.attributes.contains(&AddressAttribute::Address(address))),
+            missing: made.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect(),
+            dns: is_there(&queries(numbers, address), &found),
+        })
+    })
+}
+
+async fn rules_of(handle: &Handle, address: IpAddr) -> io::Result<Vec<RuleMessage>> {
+    let version = if address.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+    handle.rule().get(version).execute().try_collect().await.map_err(kernel)
+}
+
+fn is_there(rule: &RuleMessage, among: &[RuleMessage]) -> bool {
+    // The kernel does not tell a mark that is zero.
+    let told = |one: &&RuleAttribute| **one != RuleAttribute::FwMark(0);
+    let wanted: Vec<_> = rule.attributes.iter().filter(told).cloned().collect();
+    among.iter().any(|one| one.header.action == rule.header.action && has_all(&one.attributes, &wanted))
+}
+
+fn has_all<T: PartialEq>(among: &[T], wanted: &[T]) -> bool {
+    wanted.iter().all(|one| among.contains(one))
 }
 
 /// Adds the rules and the route of the address's family in the calling thread's network namespace; what is there

@@ -41,6 +41,20 @@ pub(super) fn set(proc: &Path) -> io::Result<()> {
     names(proc).try_for_each(|name| write(proc, name, 1))
 }
 
+/// Those that are not set in the calling thread's network namespace, though they can be.
+///
+/// # Errors
+/// When one cannot be read.
+pub(super) fn changed(proc: &Path) -> io::Result<Vec<&'static str>> {
+    let mut changed = Vec::new();
+    for name in names(proc) {
+        if read(proc, name)? != 1 {
+            changed.push(name);
+        }
+    }
+    Ok(changed)
+}
+
 /// Those that the kernel has: without IPv6, none of that.
 fn names(proc: &Path) -> impl Iterator<Item = &'static str> {
     NAMES.into_iter().filter(|name| !name.starts_with("net/ipv6/") || path(proc, name).exists())

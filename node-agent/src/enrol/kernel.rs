@@ -1,6 +1,6 @@
 //! The thread that owns the datapath: netlink, BPF and namespace changes block, and are done one after the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use mesh_ebpf_abi::event::{Counter, DropEvent};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::datapath::{Datapath, Denies, Foreign, Listeners, PodError, PodSpec, Reset, Survivor};
+use crate::datapath::{Datapath, Denies, Foreign, Listeners, PodError, PodSpec, Proof, Reset, Survivor};
 
 /// What enrolment needs of the datapath; a test has its own.
 pub trait Kernel: Send + 'static {
@@ -39,6 +39,18 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// As there.
     fn capture(&mut self, uid: &str) -> Result<(), PodError>;
+    /// See [`Datapath::survey`].
+    fn survey(&mut self, uids: &BTreeSet<String>) -> BTreeMap<String, Proof>;
+    /// See [`Datapath::spec`].
+    ///
+    /// # Errors
+    /// As there.
+    fn spec(&self, uid: &str) -> std::io::Result<PodSpec>;
+    /// See [`Datapath::guard_again`].
+    ///
+    /// # Errors
+    /// As there.
+    fn guard_again(&mut self, uid: &str) -> Result<(), PodError>;
     /// See [`Datapath::leave`].
     ///
     /// # Errors
@@ -94,6 +106,18 @@ impl Kernel for Datapath {
 
     fn capture(&mut self, uid: &str) -> Result<(), PodError> {
         Datapath::capture(self, uid)
+    }
+
+    fn survey(&mut self, uids: &BTreeSet<String>) -> BTreeMap<String, Proof> {
+        Datapath::survey(self, uids)
+    }
+
+    fn spec(&self, uid: &str) -> std::io::Result<PodSpec> {
+        Datapath::spec(self, uid)
+    }
+
+    fn guard_again(&mut self, uid: &str) -> Result<(), PodError> {
+        Datapath::guard_again(self, uid)
     }
 
     fn leave(&mut self, uid: &str) -> Result<(), PodError> {

@@ -6,15 +6,19 @@
 //! that the model no longer has is released only when no process of it is left.
 
 mod due;
+mod proof;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use crate::datapath::Part;
 use crate::index::event::ObjectName;
 use crate::index::local::LocalPod;
 use crate::index::membership::Membership;
-use crate::index::pod::Reported;
+use crate::index::pod::{Condition, Reported};
 use due::Due;
+pub use proof::Captures;
+use proof::Proved;
 
 /// One thing to do for one pod.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,8 +32,10 @@ pub enum Step {
     /// Forget the pod if no process of it is left; the model alone cannot tell, being behind or told a lie
     /// (`kubectl delete --force` removes the object of a pod that runs on).
     Sweep,
-    /// Say in the pod's status why it is not in the mesh, or remove what was said.
-    Report(ObjectName, Option<Reported>),
+    /// Put back these parts of its capture, which were found wrong.
+    Repair(BTreeSet<Part>),
+    /// Say in the pod's status why it is not in the mesh, or whether its capture is whole; or remove what was said.
+    Report(ObjectName, Condition, Option<Reported>),
 }
 
 /// What came of a step.
@@ -81,7 +87,7 @@ struct Note {
     retry: Option<Instant>,
     /// The last successful patches: the model shows them a little later.
     annotated: Option<(bool, Instant)>,
-    reported: Option<(Option<String>, Instant)>,
+    reported: BTreeMap<Condition, (Option<String>, Instant)>,
 }
 
 /// All pods of this node that matter.
@@ -92,6 +98,9 @@ pub struct Table {
     notes: BTreeMap<String, Note>,
     /// What there is to say of others' eBPF programs that enrolled pods meet, by UID.
     foreign: BTreeMap<String, String>,
+    /// How enrolled pods' capture was found, by UID.
+    proofs: BTreeMap<String, Proved>,
+    repairs: BTreeMap<Part, u64>,
     busy: BTreeSet<String>,
     /// The model is complete, so that an absent pod is a gone one.
     complete: bool,
@@ -171,12 +180,16 @@ impl Table {
 
     /// A step begins: the pod has no other until `finish`. False when one is under way already.
     pub fn begin(&mut self, uid: &str) -> bool {
+        self.disturb_proof(uid);
         self.busy.insert(uid.to_owned())
     }
 
     /// A step of `plan` ended.
     pub fn finish(&mut self, uid: &str, step: &Step, outcome: Outcome, now: Instant) {
         self.busy.remove(uid);
+        if matches!(step, Step::Repair(_)) {
+            return self.repaired(uid, outcome, now);
+        }
         let note = self.notes.entry(uid.to_owned()).or_default();
         match outcome {
             Outcome::Failed { error, early } => {
@@ -215,9 +228,10 @@ impl Table {
                 }
             }
             Step::Release | Step::Sweep => self.released(uid),
-            Step::Report(_, condition) => {
-                note.reported = Some((condition.as_ref().map(Reported::gist), now));
+            Step::Report(_, condition, reported) => {
+                note.reported.insert(*condition, (reported.as_ref().map(Reported::gist), now));
             }
+            Step::Repair(_) => {}
         }
     }
 
@@ -227,6 +241,7 @@ impl Table {
         let enrolled =
             Enrolled { stage: Stage::Enrolled, container, seen, confirmed: false, since: now, name };
         self.enrolled.insert(uid.to_owned(), enrolled);
+        self.proofs.remove(uid);
         if let Some(note) = self.notes.get_mut(uid) {
             note.error = None;
             note.early = None;
@@ -238,6 +253,7 @@ impl Table {
     /// A pod is captured no more.
     pub fn released(&mut self, uid: &str) {
         self.enrolled.remove(uid);
+        self.proofs.remove(uid);
         if !self.desired.contains_key(uid) {
             self.notes.remove(uid);
         }

@@ -3,6 +3,7 @@
 //! **Invariant:** a pod is captured only after a proxy has said that it serves it; a pod that was captured before
 //! stays so whatever fails, since giving it up would send its traffic in the clear.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -15,8 +16,9 @@ use super::kernel::{Dead, Handle, Kernel};
 use super::plan::{Outcome, Step};
 use crate::causes::chain;
 use crate::cluster::{Cluster, ClusterError};
-use crate::datapath::{PodError, PodSpec};
+use crate::datapath::{Part, PodError, PodSpec};
 use crate::index::local::{LocalPod, with_addresses};
+use crate::index::pod::Condition;
 use crate::netns_of_pod::NotFound;
 use crate::pods::{Pods, ServeError, Served};
 
@@ -77,12 +79,14 @@ impl<C: Cluster> Hands<C> {
                 let annotated = self.cluster.annotate(name, uid, *captured).await;
                 self.patched(&format!("cannot say on pod {name} whether its traffic is captured"), annotated)
             }
-            Step::Report(name, condition) => {
-                if let Some(condition) = condition.as_ref().filter(|condition| condition.status != "True") {
-                    info!(pod = %name, reason = condition.reason, "pod is not in the mesh: {}", condition.message);
+            Step::Repair(parts) => self.repair(uid, parts).await,
+            Step::Report(name, condition, reported) => {
+                let refused = reported.as_ref().filter(|_| *condition == Condition::Enrolled);
+                if let Some(refused) = refused.filter(|refused| refused.status != "True") {
+                    info!(pod = %name, reason = refused.reason, "pod is not in the mesh: {}", refused.message);
                 }
                 // Only information: it must not hold up the pod's other steps.
-                if let Err(error) = self.cluster.report(name, uid, condition.as_ref()).await {
+                if let Err(error) = self.cluster.report(name, uid, *condition, reported.as_ref()).await {
                     warn!(pod = %name, "cannot set the pod's status: {error}");
                 }
                 Outcome::Done
@@ -114,6 +118,42 @@ impl<C: Cluster> Hands<C> {
         self.pods.add(served).await?;
         let uid = pod.uid.clone();
         self.kernel.run(move |kernel| kernel.capture(&uid)).await??;
+        Ok(())
+    }
+
+    /// Puts back what a captured pod has lost. It stays captured whatever fails.
+    async fn repair(&self, uid: &str, parts: &BTreeSet<Part>) -> Outcome {
+        match self.put_back(uid, parts).await {
+            Ok(()) => {
+                let parts: Vec<_> = parts.iter().map(|part| part.name()).collect();
+                info!(uid, "put back of the pod's capture: {}", parts.join(", "));
+                Outcome::Done
+            }
+            Err(error) => {
+                let error = chain(&error);
+                warn!(uid, "cannot put back what the pod's capture has lost, will try again: {error}");
+                Outcome::Failed { error, early: false }
+            }
+        }
+    }
+
+    async fn put_back(&self, uid: &str, parts: &BTreeSet<Part>) -> Result<(), EnrolError> {
+        let kept = self.pods.listeners(uid)?;
+        let (owned, guard) = (uid.to_owned(), parts.contains(&Part::Guard));
+        let again = move |kernel: &mut dyn Kernel| -> Result<_, EnrolError> {
+            let spec = kernel.spec(&owned)?;
+            let listeners = kernel.prepare(&spec, kept)?;
+            kernel.capture(&owned)?;
+            if guard {
+                kernel.guard_again(&owned)?;
+            }
+            Ok((spec.netns, listeners))
+        };
+        let (netns, listeners) = self.kernel.run(again).await??;
+        // New ones, where the old ones were of no use any more.
+        if let Some(pod) = self.pods.description(uid) {
+            self.pods.add(Served::new(pod, netns, listeners)?).await?;
+        }
         Ok(())
     }
 

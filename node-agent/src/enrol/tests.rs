@@ -4,6 +4,7 @@ mod cni;
 mod fakes;
 mod faults;
 mod plan;
+mod proof;
 mod stuck;
 mod whole;
 mod world;
@@ -28,6 +29,7 @@ fn member(name: &str) -> LocalPod {
         finished: false,
         terminating: false,
         reported: None,
+        proved: None,
         description: proto::Pod { uid: format!("uid-{name}"), name: name.to_owned(), ..Default::default() },
     }
 }

@@ -42,6 +42,8 @@ pub struct LocalPod {
     pub terminating: bool,
     /// Our condition in its status.
     pub reported: Option<Reported>,
+    /// The other one: whether its capture was found whole.
+    pub proved: Option<Reported>,
     /// What its proxy has to know of it, with the addresses above.
     pub description: proto::Pod,
 }
@@ -108,6 +110,7 @@ fn local(config: &Config, pod: &Pod, namespace: Option<&Namespace>, policies: Ve
         finished: pod.finished,
         terminating: pod.terminating,
         reported: pod.reported.clone(),
+        proved: pod.proved.clone(),
         description: proto::Pod {
             uid: pod.runtime_uid.clone(),
             namespace: pod.name.namespace.to_string(),

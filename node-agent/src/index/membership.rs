@@ -52,6 +52,8 @@ pub enum Refusal {
     HostNetwork,
     /// Another mesh's proxy runs in the pod; which mesh.
     OtherMesh(&'static str),
+    /// Runs in a sandbox with a network stack of its own; its RuntimeClass.
+    Sandboxed(String),
     /// The mesh's own namespace.
     SystemNamespace,
     /// A namespace that the agent's settings exclude.
@@ -64,6 +66,7 @@ impl Refusal {
         match self {
             Self::HostNetwork => "HostNetwork",
             Self::OtherMesh(_) => "OtherMesh",
+            Self::Sandboxed(_) => "SandboxedRuntime",
             Self::SystemNamespace => "SystemNamespace",
             Self::ExcludedNamespace => "ExcludedNamespace",
         }
@@ -80,6 +83,11 @@ impl fmt::Display for Refusal {
             Self::OtherMesh(mesh) => write!(
                 f,
                 "a proxy of {mesh} runs in the pod; switch its injection off and restart the pod to have it in this mesh"
+            ),
+            Self::Sandboxed(class) => write!(
+                f,
+                "the pod's runtime ({class}) gives it a network stack of its own, in which nothing can be captured; run it \
+                 without that runtimeClassName to have it in the mesh"
             ),
             Self::SystemNamespace => {
                 f.write_str("the pod is in the mesh's own namespace, which the mesh needs in order to start")
@@ -103,11 +111,23 @@ pub(super) fn membership(config: &Config, pod: &Pod, namespace: Option<&Namespac
         Some(Refusal::ExcludedNamespace)
     } else if pod.host_network {
         Some(Refusal::HostNetwork)
+    } else if let Some(class) = &pod.sandbox {
+        Some(Refusal::Sandboxed(class.clone()))
     } else {
         pod.other_mesh.map(Refusal::OtherMesh)
     };
     refusal.map_or(Membership::Member, Membership::Refused)
 }
+
+/// Whether pods of a RuntimeClass run in a sandbox with a network stack of its own. Its name is all there is to tell: what
+/// a handler does is in the runtime's configuration. One that is not known is found out once its pod runs.
+pub(super) fn is_sandbox(class: &str) -> bool {
+    let class = class.to_ascii_lowercase();
+    SANDBOXES.iter().any(|name| class.contains(name))
+}
+
+/// Names that gVisor and Kata Containers are installed under.
+const SANDBOXES: [&str; 3] = ["gvisor", "runsc", "kata"];
 
 /// Finds another mesh's proxy in a pod, by what its injector leaves: the mesh, annotations, container names.
 pub(super) fn other_mesh<'a>(

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_core::proto::workload::WorkloadType;
 
 use super::event::ObjectName;
-use super::membership::{Mode, other_mesh};
+use super::membership::{Mode, is_sandbox, other_mesh};
 use super::probes;
 use super::{Changes, Index, Invalid, Key, address};
 
@@ -19,8 +19,24 @@ pub const REDIRECTION_ANNOTATION: &str = "ambient.istio.io/redirection";
 pub const REDIRECTION_ENABLED: &str = "enabled";
 /// The annotation that says whether the pod's DNS queries are captured (Istio's name), "true" or "false".
 const DNS_CAPTURE_ANNOTATION: &str = "ambient.istio.io/dns-capture";
-/// The condition in which the agent says why a pod that asked for the mesh is not in it.
-pub const ENROLLED_CONDITION: &str = "ambit.io/enrolled";
+/// The conditions in which the agent says something of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Condition {
+    /// Why a pod that asked for the mesh is not in it.
+    Enrolled,
+    /// Whether the capture of one that is in it was found whole.
+    Captured,
+}
+
+impl Condition {
+    /// Its `type`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Enrolled => "ambit.io/enrolled",
+            Self::Captured => "ambit.io/captured",
+        }
+    }
+}
 
 /// What the model keeps of a Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +65,12 @@ pub(super) struct Pod {
     pub(super) captured: bool,
     pub(super) mode: Option<Mode>,
     pub(super) other_mesh: Option<&'static str>,
+    /// Its RuntimeClass, if that is a sandbox.
+    pub(super) sandbox: Option<String>,
     /// The condition of ours that its status has: whether enrolled, and the reason.
     pub(super) reported: Option<Reported>,
+    /// The other one: whether its capture was found whole.
+    pub(super) proved: Option<Reported>,
     pub(super) owner: Owner,
     pub(super) canonical_name: String,
     pub(super) canonical_revision: String,
@@ -128,17 +148,23 @@ impl Pod {
             captured: label_is(meta.annotations.as_ref(), REDIRECTION_ANNOTATION, REDIRECTION_ENABLED),
             mode: Mode::of(meta.labels.as_ref()),
             other_mesh: other_mesh(meta.annotations.as_ref(), containers),
-            reported: condition(status, ENROLLED_CONDITION).map(|condition| Reported {
-                status: condition.status.clone(),
-                reason: condition.reason.clone().unwrap_or_default(),
-                message: condition.message.clone().unwrap_or_default(),
-            }),
+            sandbox: spec.and_then(|spec| spec.runtime_class_name.clone()).filter(|class| is_sandbox(class)),
+            reported: reported(status, Condition::Enrolled),
+            proved: reported(status, Condition::Captured),
             canonical_name,
             canonical_revision,
             labels: Arc::new(labels),
             owner,
         })
     }
+}
+
+fn reported(status: Option<&api::PodStatus>, of: Condition) -> Option<Reported> {
+    condition(status, of.name()).map(|condition| Reported {
+        status: condition.status.clone(),
+        reason: condition.reason.clone().unwrap_or_default(),
+        message: condition.message.clone().unwrap_or_default(),
+    })
 }
 
 /// Istio's canonical service and its revision.

@@ -1,6 +1,6 @@
 //! When older connections are looked at, and what is then said of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::datapath::{Denies, Foreign, Listeners, PodError, PodSpec, Survivor};
+use crate::datapath::{Denies, Foreign, Listeners, PodError, PodSpec, Proof, Survivor};
 use crate::enrol::kernel::{self, Drops, Kernel};
 use crate::index::event::{Event, Kind, Object, ObjectName};
 use crate::watch::Source;
@@ -40,6 +40,18 @@ impl Kernel for FakeKernel {
     }
 
     fn capture(&mut self, uid: &str) -> Result<(), PodError> {
+        Err(failed(uid))
+    }
+
+    fn survey(&mut self, _: &BTreeSet<String>) -> BTreeMap<String, Proof> {
+        BTreeMap::new()
+    }
+
+    fn spec(&self, _: &str) -> io::Result<PodSpec> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn guard_again(&mut self, uid: &str) -> Result<(), PodError> {
         Err(failed(uid))
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{Enrolled, Stage, Step, Table};
 use crate::index::local::LocalPod;
 use crate::index::membership::Membership;
-use crate::index::pod::Reported;
+use crate::index::pod::{Condition, Reported};
 
 impl Table {
     /// The next step of a pod.
@@ -27,8 +27,10 @@ impl Table {
         match enrolled.stage {
             // Also when it is to leave: only what was taken over can be put back as it was.
             Stage::Survived => Due::Now(Step::Enrol(Box::new(pod.clone()))),
-            Stage::Enrolled if member && !pod.annotated => self.annotate(pod, true, now),
-            Stage::Enrolled if member => self.report(pod, self.foreign.get(&pod.uid).map(disturbed), now),
+            Stage::Enrolled if member => {
+                let repair = self.repair(&pod.uid, now);
+                if let Due::Now(_) = repair { repair } else { self.tell(pod, now).or(|| repair) }
+            }
             // Enrolled on what the API server said, which the watch, of the namespace perhaps, is yet to show.
             Stage::Enrolled if !enrolled.confirmed => {
                 Due::at(enrolled.since + SHOWS, now, || Step::Annotate(pod.name.clone(), false))
@@ -38,6 +40,18 @@ impl Table {
             // It is a patch that the model does not show: say it again, should it be lost.
             Stage::Leaving(None) => self.annotate(pod, false, now),
         }
+    }
+
+    /// What is to be said of a pod that is enrolled.
+    fn tell(&self, pod: &LocalPod, now: Instant) -> Due {
+        if !pod.annotated {
+            return self.annotate(pod, true, now);
+        }
+        let disturbed = self.foreign.get(&pod.uid).map(disturbed);
+        self.report(pod, Condition::Enrolled, disturbed, now).or(|| match self.verdict(&pod.uid) {
+            Some(verdict) => self.report(pod, Condition::Captured, Some(verdict), now),
+            None => Due::Nothing,
+        })
     }
 
     /// Enrolled by CNI, and the watch is behind. It may also stay so: when the pod's end and its DEL were both missed.
@@ -63,7 +77,8 @@ impl Table {
                 message: refusal.to_string(),
             }),
         };
-        let report = self.report(pod, condition, now);
+        let report = self.report(pod, Condition::Enrolled, condition, now);
+        let report = report.or(|| self.report(pod, Condition::Captured, None, now));
         // Without an address the pod is not there yet; it will come by CNI, or be found once it is running.
         let enrol = pod.membership == Membership::Member && !pod.addresses.is_empty() && !pod.terminating;
         match report {
@@ -82,14 +97,18 @@ impl Table {
         }
     }
 
-    fn report(&self, pod: &LocalPod, condition: Option<Reported>, now: Instant) -> Due {
-        if pod.reported.as_ref().map(Reported::gist) == condition.as_ref().map(Reported::gist) {
+    fn report(&self, pod: &LocalPod, condition: Condition, wanted: Option<Reported>, now: Instant) -> Due {
+        let shown = match condition {
+            Condition::Enrolled => &pod.reported,
+            Condition::Captured => &pod.proved,
+        };
+        let gist = wanted.as_ref().map(Reported::gist);
+        if shown.as_ref().map(Reported::gist) == gist {
             return Due::Nothing;
         }
-        let said = self.notes.get(&pod.uid).and_then(|note| note.reported.as_ref());
-        let reason = condition.as_ref().map(Reported::gist);
-        let step = || Step::Report(pod.name.clone(), condition);
-        match said.filter(|(said, _)| *said == reason) {
+        let said = self.notes.get(&pod.uid).and_then(|note| note.reported.get(&condition));
+        let step = || Step::Report(pod.name.clone(), condition, wanted);
+        match said.filter(|(said, _)| *said == gist) {
             Some((_, at)) => Due::at(*at + SHOWS, now, step),
             None => Due::Now(step()),
         }
@@ -104,8 +123,21 @@ pub(super) enum Due {
 }
 
 impl Due {
-    fn at(time: Instant, now: Instant, step: impl FnOnce() -> Step) -> Self {
+    pub(super) fn at(time: Instant, now: Instant, step: impl FnOnce() -> Step) -> Self {
         if time <= now { Self::Now(step()) } else { Self::At(time) }
+    }
+
+    /// This one now, else the other one; the sooner of both.
+    fn or(self, other: impl FnOnce() -> Self) -> Self {
+        match (self, other) {
+            (Self::Now(step), _) => Self::Now(step),
+            (Self::Nothing, other) => other(),
+            (Self::At(time), other) => match other() {
+                Self::At(other) => Self::At(time.min(other)),
+                Self::Nothing => Self::At(time),
+                now => now,
+            },
+        }
     }
 }
 

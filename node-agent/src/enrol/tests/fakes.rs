@@ -14,10 +14,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
 use crate::cluster::{Cluster, ClusterError};
-use crate::datapath::{Denies, Foreign, Listeners, PodError, PodSpec, Reset, Survivor};
+use crate::datapath::{Denies, Flaw, Foreign, Listeners, PodError, PodSpec, Proof, Reset, Survivor};
 use crate::enrol::kernel::{Drops, Kernel};
 use crate::index::event::ObjectName;
-use crate::index::pod::Reported;
+use crate::index::pod::{Condition, Reported};
 
 /// Everything that happened, in order.
 pub(super) type Journal = Arc<watch::Sender<Vec<String>>>;
@@ -122,13 +122,25 @@ pub(super) struct FakeKernel {
     pub(super) upkeeps: watch::Sender<usize>,
     /// Programs of others that pods meet once they are captured.
     pub(super) foreign: Arc<Mutex<BTreeMap<String, Vec<Foreign>>>>,
+    /// What proofs find, of pods that can be proved. A repair of the guard puts all right.
+    pub(super) flaws: Flaws,
 }
+
+pub(super) type Flaws = Arc<Mutex<BTreeMap<String, Vec<Flaw>>>>;
 
 impl FakeKernel {
     pub(super) fn new(faults: &Faults) -> Self {
         let (faults, runtime) = (faults.clone(), Handle::current());
         let (captured, unfinished, upkeeps) = (BTreeMap::new(), BTreeSet::new(), watch::Sender::default());
-        Self { faults, captured, unfinished, runtime, upkeeps, foreign: Arc::default() }
+        Self {
+            faults,
+            captured,
+            unfinished,
+            runtime,
+            upkeeps,
+            foreign: Arc::default(),
+            flaws: Arc::default(),
+        }
     }
 
     fn does(&self, uid: &str, step: String) -> Result<(), PodError> {
@@ -178,6 +190,23 @@ impl Kernel for FakeKernel {
         self.does(uid, format!("capture {uid}"))?;
         self.captured.insert(uid.to_owned(), Vec::new());
         Ok(())
+    }
+
+    fn survey(&mut self, uids: &BTreeSet<String>) -> BTreeMap<String, Proof> {
+        let flaws = self.flaws.lock().unwrap();
+        let found = uids.iter().filter_map(|uid| Some((uid.clone(), flaws.get(uid)?.clone())));
+        let proof = |(uid, found): (String, Vec<Flaw>)| -> (String, Proof) { (uid, Box::new(|_| Ok(found))) };
+        found.map(proof).collect()
+    }
+
+    fn spec(&self, uid: &str) -> std::io::Result<PodSpec> {
+        let (uid, netns, addresses) = (uid.to_owned(), descriptor(), Vec::new());
+        Ok(PodSpec { uid, netns, addresses, probe_ports: BTreeSet::new(), dns: true })
+    }
+
+    fn guard_again(&mut self, uid: &str) -> Result<(), PodError> {
+        self.flaws.lock().unwrap().insert(uid.to_owned(), Vec::new());
+        self.does(uid, format!("guard {uid} again"))
     }
 
     /// As the real one: a pod of which something cannot be removed is captured no more all the same, unless that is
@@ -247,9 +276,10 @@ impl Cluster for FakeCluster {
         &self,
         name: &ObjectName,
         _: &str,
-        condition: Option<&Reported>,
+        _: Condition,
+        reported: Option<&Reported>,
     ) -> Result<(), ClusterError> {
-        note(&self.journal, format!("report {name} {:?}", condition.map(|condition| &condition.reason)));
+        note(&self.journal, format!("report {name} {:?}", reported.map(|reported| &reported.reason)));
         Ok(())
     }
 }

@@ -5,43 +5,43 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::enrol::plan::{Outcome, Step, Table};
 use crate::index::membership::Refusal;
-use crate::index::pod::Reported;
+use crate::index::pod::{Condition, Reported};
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(3);
 
 /// A table and its clock.
-struct Story {
-    table: Table,
-    now: Instant,
+pub(super) struct Story {
+    pub(super) table: Table,
+    pub(super) now: Instant,
 }
 
 impl Story {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { table: Table::new(GRACE), now: Instant::now() }
     }
 
-    fn sees(&mut self, pods: &[LocalPod]) {
+    pub(super) fn sees(&mut self, pods: &[LocalPod]) {
         self.table.observe(pods.to_vec(), true, self.now);
     }
 
-    fn passes(&mut self, time: Duration) {
+    pub(super) fn passes(&mut self, time: Duration) {
         self.now += time;
     }
 
     /// The steps that are due, in short.
-    fn due(&self) -> Vec<String> {
+    pub(super) fn due(&self) -> Vec<String> {
         self.table.plan(self.now).steps.iter().map(|(uid, step)| short(uid, step)).collect()
     }
 
     /// Expects exactly this step to be due, and carries it out.
     #[track_caller]
-    fn does(&mut self, expect: &str) {
+    pub(super) fn does(&mut self, expect: &str) {
         self.ends(expect, Outcome::Done);
     }
 
     #[track_caller]
-    fn ends(&mut self, expect: &str, outcome: Outcome) {
+    pub(super) fn ends(&mut self, expect: &str, outcome: Outcome) {
         let plan = self.table.plan(self.now);
         let [(uid, step)] = plan.steps.as_slice() else { panic!("expected {expect}, due: {:?}", self.due()) };
         assert_eq!(short(uid, step), expect);
@@ -51,7 +51,7 @@ impl Story {
     }
 
     #[track_caller]
-    fn rests(&self) {
+    pub(super) fn rests(&self) {
         assert_eq!(self.due(), Vec::<String>::new());
     }
 }
@@ -62,20 +62,24 @@ fn short(uid: &str, step: &Step) -> String {
         Step::Annotate(name, captured) => format!("annotate {} {captured}", name.name),
         Step::Release => format!("release {uid}"),
         Step::Sweep => format!("sweep {uid}"),
-        Step::Report(name, Some(condition)) => format!("report {} {}", name.name, condition.reason),
-        Step::Report(name, None) => format!("report {} nothing", name.name),
+        Step::Repair(parts) => {
+            format!("repair {uid} {}", parts.iter().map(|part| part.name()).collect::<Vec<_>>().join(" "))
+        }
+        Step::Report(name, _, Some(reported)) => format!("report {} {}", name.name, reported.reason),
+        Step::Report(name, Condition::Enrolled, None) => format!("report {} nothing", name.name),
+        Step::Report(name, Condition::Captured, None) => format!("report {} unproved", name.name),
     }
 }
 
-fn annotated(pod: LocalPod) -> LocalPod {
+pub(super) fn annotated(pod: LocalPod) -> LocalPod {
     LocalPod { annotated: true, ..pod }
 }
 
-fn asks_no_more(pod: LocalPod) -> LocalPod {
+pub(super) fn asks_no_more(pod: LocalPod) -> LocalPod {
     LocalPod { membership: Membership::NotAsked, ..pod }
 }
 
-fn failed(error: &str) -> Outcome {
+pub(super) fn failed(error: &str) -> Outcome {
     Outcome::Failed { error: error.to_owned(), early: false }
 }
 

@@ -47,6 +47,8 @@ pub(super) struct World {
     pub(super) faults: Faults,
     /// See [`FakeKernel::foreign`].
     pub(super) foreign: Arc<Mutex<BTreeMap<String, Vec<Foreign>>>>,
+    /// See [`FakeKernel::flaws`].
+    pub(super) flaws: Flaws,
     /// The pods that have processes.
     pub(super) running: Arc<Mutex<BTreeSet<String>>>,
     pub(super) shutdown: CancellationToken,
@@ -60,7 +62,7 @@ impl World {
         let faults = Faults::new(&journal);
         let captured = survivors.iter().map(|uid| ((*uid).to_owned(), Vec::new())).collect();
         let fake = FakeKernel { captured, ..FakeKernel::new(&faults) };
-        let foreign = Arc::clone(&fake.foreign);
+        let (foreign, flaws) = (Arc::clone(&fake.foreign), Arc::clone(&fake.flaws));
         let answer = Mutex::new(Ok(None));
         let cluster = Arc::new(FakeCluster {
             journal: Arc::clone(&journal),
@@ -87,7 +89,7 @@ impl World {
         let listener = Listener::bind(&directory.join("pods.sock")).unwrap();
         tokio::spawn(pods.serve(listener, descriptor(), shutdown.clone()));
         let desk = Arc::new(desk);
-        Self { directory, journal, events, desk, hands, faults, foreign, running, shutdown }
+        Self { directory, journal, events, desk, hands, faults, foreign, flaws, running, shutdown }
     }
 
     /// A ztunnel that takes everything, and writes it down.

@@ -55,6 +55,8 @@ fn refusals() {
     let istio = Refusal::OtherMesh("Istio (sidecar)");
     for (pod, refusal) in [
         (with(plain(), "/spec/hostNetwork", json!(true)), Refusal::HostNetwork),
+        (with(plain(), "/spec/runtimeClassName", json!("gvisor")), Refusal::Sandboxed("gvisor".into())),
+        (with(plain(), "/spec/runtimeClassName", json!("Kata-qemu")), Refusal::Sandboxed("Kata-qemu".into())),
         (annotated("sidecar.istio.io~1status"), istio.clone()),
         (contains("containers", "istio-proxy"), istio.clone()),
         (contains("initContainers", "istio-proxy"), istio),
