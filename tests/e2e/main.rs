@@ -3,6 +3,7 @@
 
 mod authorization;
 mod ca;
+mod captured;
 mod cluster;
 mod demo;
 mod dns;

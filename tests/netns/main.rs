@@ -1,5 +1,6 @@
 //! The datapath in the kernel it is for: two pods, a router, the real `Datapath`, and one test for each trap.
 
+mod captured;
 mod carried;
 mod clsact;
 mod cost;

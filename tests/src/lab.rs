@@ -192,12 +192,25 @@ impl Lab {
         arguments: impl IntoIterator<Item = &'a str>,
         input: &str,
     ) -> anyhow::Result<String> {
+        let command = self.kubectl_command(arguments);
+        let line = format!("{command:?}");
+        shell::capture(command, input)?.ok(&line)
+    }
+
+    /// The same while the scenario goes on, for a watch.
+    pub fn kubectl_in_background<'a>(
+        &self,
+        arguments: impl IntoIterator<Item = &'a str>,
+    ) -> anyhow::Result<Background> {
+        Background::start(self, self.kubectl_command(arguments))
+    }
+
+    fn kubectl_command<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = Command::new(tools::kubectl());
         // A cache of discovery outside the run would outlive it.
         command.env("KUBECONFIG", &self.kubeconfig).env("KUBECACHEDIR", self.run.directory().join("kubectl"));
         command.args(arguments);
-        let line = format!("{command:?}");
-        shell::capture(command, input)?.ok(&line)
+        command
     }
 
     /// `kubectl apply -f -`.

@@ -105,6 +105,18 @@ pub fn attach_as(program: &OwnedFd, target: BorrowedFd<'_>, kind: Kind, flags: u
     Ok(owned(call(LINK_CREATE, attr)?))
 }
 
+/// Takes a pinned link's program off its target; the pin stays.
+pub fn detach(path: &Path) -> io::Result<()> {
+    call(LINK_DETACH, [open(path)?.as_raw_fd() as u32]).map(drop)
+}
+
+/// Attaches a program to the egress of an interface of the calling thread's network namespace, before what is there.
+pub fn attach_before_all(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
+    const TCX_EGRESS: u32 = 47;
+    const BPF_F_BEFORE: u32 = 1 << 3;
+    Ok(owned(call(LINK_CREATE, [program.as_raw_fd() as u32, interface, TCX_EGRESS, BPF_F_BEFORE])?))
+}
+
 /// The kernel's number of a program.
 pub fn program_id(program: &OwnedFd) -> io::Result<u32> {
     info::<ProgramInfo>(program).map(|info| info.id)
@@ -147,6 +159,7 @@ const PROG_GET_FD_BY_ID: i32 = 13;
 const OBJ_GET_INFO_BY_FD: i32 = 15;
 const LINK_CREATE: i32 = 28;
 const LINK_UPDATE: i32 = 29;
+const LINK_DETACH: i32 = 34;
 
 #[repr(C)]
 struct ProgramLoad {
