@@ -87,7 +87,8 @@ pub async fn run<C: Callers>(
     shutdown: CancellationToken,
 ) {
     let Address(Some(address)) = config.xds_address else { return shutdown.cancelled().await };
-    let certificates = Certificates::new(Arc::new(CaClient::new(config.ca, cluster_id)), Revocations::default());
+    let certificates =
+        Certificates::new(Arc::new(CaClient::new(config.ca, cluster_id)), Revocations::default());
     certificates.prefetch(&identity);
     let Some(listener) = shutdown.run_until_cancelled(bind(address)).await else { return };
     info!(%address, "serving xDS to proxies with a token");

@@ -102,7 +102,9 @@ async fn serve(link: &Link, held: &Mutex<Option<Held>>) -> Result<()> {
                 remove.sequence
             }
             from_agent::Message::SnapshotEnd(end) => end.sequence,
-            from_agent::Message::Welcome(_) | from_agent::Message::Goodbye(_) => continue,
+            from_agent::Message::Welcome(_)
+            | from_agent::Message::Goodbye(_)
+            | from_agent::Message::Superseded(_) => continue,
         };
         let ack = wire::Ack { sequence, error: String::new() };
         send(link, from_ztunnel::Message::Ack(ack), &[]).await?;
