@@ -96,7 +96,7 @@ impl World {
     pub(crate) async fn with_pods(mut self, pods: &[TestPod]) -> Self {
         self.xds.serve(&self.run_dir.join("xds.sock"));
         let (mut talk, hello) = Talk::accept(&self.agent).await;
-        assert_eq!((hello.min_version, hello.max_version), (2, 2));
+        assert_eq!((hello.min_version, hello.max_version), (2, 3));
         assert!(talk.welcome().await.is_empty());
         for pod in pods {
             let fds = self.listeners(*pod).await;
