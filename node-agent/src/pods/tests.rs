@@ -156,16 +156,16 @@ async fn versions_are_negotiated() {
     ztunnel.hello(1, 9).await;
     match ztunnel.receive().await {
         (from_agent::Message::Welcome(welcome), descriptors) => {
-            assert_eq!((welcome.version, welcome.fds), (2, vec![i32::from(proto::Fd::SocketFlagMap)]));
+            assert_eq!((welcome.version, welcome.fds), (3, vec![i32::from(proto::Fd::SocketFlagMap)]));
             assert_eq!(descriptors.len(), 1);
         }
         other => panic!("{other:?}"),
     }
     let ztunnel = world.connect().await;
-    ztunnel.hello(3, 9).await;
+    ztunnel.hello(4, 9).await;
     match ztunnel.receive().await.0 {
         from_agent::Message::Goodbye(goodbye) => {
-            assert!(goodbye.reason.contains("2 to 2") && goodbye.reason.contains("3 to 9"), "{goodbye:?}");
+            assert!(goodbye.reason.contains("2 to 3") && goodbye.reason.contains("4 to 9"), "{goodbye:?}");
         }
         other => panic!("{other:?}"),
     }

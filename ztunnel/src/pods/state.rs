@@ -61,7 +61,8 @@ pub enum ProtocolError {
     Goodbye(String),
     /// The agent chose what we do not speak.
     #[error(
-        "the node agent chose version {0} of the pod protocol, this ztunnel speaks {1:?}; upgrade the older of the two"
+        "the node agent chose version {0} of the pod protocol, this ztunnel speaks {start} to {end}; upgrade the older of the two",
+        start = .1.start(), end = .1.end()
     )]
     Version(u32, RangeInclusive<u32>),
     /// A message that may not come now.

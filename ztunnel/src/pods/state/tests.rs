@@ -99,7 +99,7 @@ fn what_ends_a_conversation() {
     };
     let cases: Vec<(Conversation, wire::FromAgent, usize, &str)> = vec![
         (fresh(), goodbye(), 0, "the node agent refuses: versions 2 to 3 only"),
-        (fresh(), welcome(3), 0, "chose version 3 of the pod protocol, this ztunnel speaks 2 to 2"),
+        (fresh(), welcome(4), 0, "chose version 4 of the pod protocol, this ztunnel speaks 2 to 3"),
         (fresh(), keep("a"), 0, "sent KeepPod before Welcome"),
         (fresh(), wire::FromAgent::default(), 0, "does not know"),
         (fresh(), welcome(2), 1, "Welcome lists 0 descriptors and carries 1"),
