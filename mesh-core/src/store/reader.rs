@@ -16,8 +16,7 @@ impl Reader {
     /// address, and hides those that are private to another namespace.
     ///
     /// What the API server vouches for is not what a namespace claims: a pod has its address before the services of other
-    /// namespaces that are not canonical, and before any prefix; and a workload that is no pod is known by its address to
-    /// clients of its own namespace only.
+    /// namespaces that are not canonical, and before any prefix.
     pub fn find(&self, address: &NetworkAddress, client_namespace: &str) -> Option<Found> {
         let exact = self.service_at(address, client_namespace);
         let (vouched, claimed) = match exact {
@@ -35,10 +34,9 @@ impl Reader {
         }
         let service =
             claimed.map(Found::Service).or_else(|| self.refused_or_prefix(address, client_namespace));
-        let own = workload.filter(|workload| *workload.namespace == *client_namespace);
         match service {
             service @ Some(Found::Service(_)) => service,
-            other => own.map(Found::Workload).or(other),
+            other => workload.map(Found::Workload).or(other),
         }
     }
 

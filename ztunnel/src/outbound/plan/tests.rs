@@ -219,7 +219,6 @@ fn table() {
             "hbone web 10.0.0.2:15008 for 10.0.0.2:81 as web",
         ),
         ("passthrough", "192.0.2.7:81", "plain - 192.0.2.7:81"),
-        ("an address that another namespace claims", "192.0.2.9:81", "plain - 192.0.2.9:81"),
         ("an endpoint whose address another namespace claims", "10.96.0.19:80", "plain api 192.0.2.9:8080"),
         ("a service that another namespace hides", "10.96.0.14:80", "plain - 10.96.0.14:80"),
         ("loop", "127.0.0.1:15008", "error: 127.0.0.1:15008 is the tunnel's own port on loopback"),
