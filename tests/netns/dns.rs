@@ -195,6 +195,7 @@ fn service(world: &World) -> Type {
         name: "web".to_owned(),
         namespace: "shop".to_owned(),
         hostname: "web.shop.svc.cluster.local".to_owned(),
+        canonical: true,
         addresses: vec![NetworkAddress { address: octets, ..Default::default() }],
         ..Default::default()
     })

@@ -89,8 +89,14 @@ pub async fn run<C: Callers>(
     let Address(Some(address)) = config.xds_address else { return shutdown.cancelled().await };
     let certificates =
         Certificates::new(Arc::new(CaClient::new(config.ca, cluster_id)), Revocations::default());
-    certificates.prefetch(&identity);
-    let Some(listener) = shutdown.run_until_cancelled(bind(address)).await else { return };
+    let listening = async {
+        // A connection that is refused says more to a proxy than a handshake without a certificate.
+        while certificates.get(&identity).await.is_err() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        bind(address).await
+    };
+    let Some(listener) = shutdown.run_until_cancelled(listening).await else { return };
     info!(%address, "serving xDS to proxies with a token");
     if let Err(error) = serve(listener, certificates, identity, admission, feed, shutdown.clone()).await {
         warn!("xDS over TCP has ended: {error}");
