@@ -86,8 +86,9 @@ impl Config {
 /// "5" or "5s".
 fn seconds(text: &str) -> Result<Duration, String> {
     let number = text.strip_suffix('s').unwrap_or(text);
-    number
-        .parse()
+    // More than a year is a slip, and may be more than a clock can say.
+    let sensible = number.parse().ok().filter(|seconds| *seconds <= 366 * 24 * 3600);
+    sensible
         .map(Duration::from_secs)
-        .map_err(|_| format!("{text:?} is no number of seconds, e.g. 5 or 5s"))
+        .ok_or_else(|| format!("{text:?} is no number of seconds, up to a year, e.g. 5 or 5s"))
 }
