@@ -38,18 +38,28 @@ pub enum Refusal {
     /// More than one proxy of its pods could need.
     #[error("service account {0} has {MAX_OF_ACCOUNT} streams open with this agent already")]
     TooMany(ServiceAccount),
+    /// More than the accounts of one namespace may have, so that none has them all.
+    #[error(
+        "the service accounts of namespace {0} have {MAX_OF_NAMESPACE} streams open with this agent already"
+    )]
+    Namespace(String),
     /// The agent's limit.
-    #[error("this agent has {MAX_STREAMS} streams open already")]
+    #[error("this agent has as many streams open as it may for such accounts")]
     Full,
 }
 
 impl Rules {
+    /// Whether an account is a proxy's.
+    pub fn is_proxy(&self, account: &ServiceAccount) -> bool {
+        self.proxies.contains(account)
+    }
+
     /// What an account is told. `node`: where its pod runs, as far as is known.
     ///
     /// # Errors
     /// When it has to ask elsewhere.
     pub fn scope(&self, account: &ServiceAccount, node: Option<&str>) -> Result<Scope, Refusal> {
-        if !self.proxies.contains(account) {
+        if !self.is_proxy(account) {
             let [own, root] = [&account.namespace, &self.root_namespace].map(|name| Arc::from(name.as_str()));
             return Ok(Scope::Namespace { own, root });
         }
@@ -61,41 +71,57 @@ impl Rules {
     }
 }
 
-/// How many streams there are of each account. Clones count together.
+/// How many streams there are of each account, proxies' apart from others'. Clones count together.
 #[derive(Clone, Debug, Default)]
-pub struct Seats(Arc<Mutex<HashMap<ServiceAccount, usize>>>);
+pub struct Seats(Arc<Mutex<HashMap<(ServiceAccount, Kind), usize>>>);
+
+/// Whose streams are counted together. Half are for proxies alone: whoever may make service accounts keeps none out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// What is told everything.
+    Proxy,
+    /// Any other account.
+    Other,
+}
 
 /// A stream's seat, free again when dropped.
 #[derive(Debug)]
 pub struct Seat {
     seats: Seats,
-    account: ServiceAccount,
+    key: (ServiceAccount, Kind),
 }
 
 impl Seats {
     /// # Errors
     /// When there is none for this account.
-    pub fn take(&self, account: &ServiceAccount) -> Result<Seat, Refusal> {
+    pub fn take(&self, account: &ServiceAccount, kind: Kind) -> Result<Seat, Refusal> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.values().sum::<usize>() >= MAX_STREAMS {
-            return Err(Refusal::Full);
-        }
-        let count = taken.entry(account.clone()).or_default();
-        if *count >= MAX_OF_ACCOUNT {
+        let sum = |wanted: &dyn Fn(&ServiceAccount) -> bool| -> usize {
+            let of_kind = taken.iter().filter(|((other, of), _)| *of == kind && wanted(other));
+            of_kind.map(|(_, count)| count).sum()
+        };
+        if sum(&|other| other == account) >= MAX_OF_ACCOUNT {
             return Err(Refusal::TooMany(account.clone()));
         }
-        *count += 1;
-        Ok(Seat { seats: self.clone(), account: account.clone() })
+        if kind == Kind::Other && sum(&|other| other.namespace == account.namespace) >= MAX_OF_NAMESPACE {
+            return Err(Refusal::Namespace(account.namespace.clone()));
+        }
+        if sum(&|_| true) >= MAX_OF_KIND {
+            return Err(Refusal::Full);
+        }
+        let key = (account.clone(), kind);
+        *taken.entry(key.clone()).or_default() += 1;
+        Ok(Seat { seats: self.clone(), key })
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut taken = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = taken.get_mut(&self.account) {
+        if let Some(count) = taken.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
-                taken.remove(&self.account);
+                taken.remove(&self.key);
             }
         }
     }
@@ -114,8 +140,10 @@ impl FromStr for ServiceAccount {
     }
 }
 
-/// Streams over the network at once.
-const MAX_STREAMS: usize = 256;
+/// Streams over the network at once of proxies, and as many of others.
+const MAX_OF_KIND: usize = 128;
+/// Of the latter of one namespace.
+const MAX_OF_NAMESPACE: usize = 32;
 /// Of these of one service account: its pods on this node, and what restarted ones have not given up yet.
 const MAX_OF_ACCOUNT: usize = 16;
 
@@ -153,16 +181,22 @@ mod tests {
     }
 
     #[test]
-    fn seats_are_counted_by_account_and_altogether() {
-        let (seats, first) = (Seats::default(), account("a/0"));
-        let mut taken: Vec<Seat> = (0..MAX_OF_ACCOUNT).map(|_| seats.take(&first).unwrap()).collect();
-        assert_eq!(seats.take(&first).unwrap_err(), Refusal::TooMany(first.clone()));
+    fn seats_are_counted_by_account_namespace_and_altogether() {
+        let (seats, first) = (Seats::default(), account("n0/0"));
+        let take = |account: &ServiceAccount| seats.take(account, Kind::Other);
+        let mut taken: Vec<Seat> = (0..MAX_OF_ACCOUNT).map(|_| take(&first).unwrap()).collect();
+        assert_eq!(take(&first).unwrap_err(), Refusal::TooMany(first.clone()));
         taken.pop();
-        taken.push(seats.take(&first).unwrap());
-        for n in MAX_OF_ACCOUNT..MAX_STREAMS {
-            taken.push(seats.take(&account(&format!("a/{}", n / MAX_OF_ACCOUNT))).unwrap());
+        taken.push(take(&first).unwrap());
+        for n in MAX_OF_ACCOUNT..MAX_OF_NAMESPACE {
+            taken.push(take(&account(&format!("n0/{}", n / MAX_OF_ACCOUNT))).unwrap());
         }
-        assert_eq!(seats.take(&account("b/b")).unwrap_err(), Refusal::Full);
+        assert_eq!(take(&account("n0/more")).unwrap_err(), Refusal::Namespace("n0".to_owned()));
+        for n in MAX_OF_NAMESPACE..MAX_OF_KIND {
+            taken.push(take(&account(&format!("n{}/{n}", n / MAX_OF_NAMESPACE))).unwrap());
+        }
+        assert_eq!(take(&account("b/b")).unwrap_err(), Refusal::Full);
+        taken.push(seats.take(&account("edge/gateway"), Kind::Proxy).unwrap());
         taken.clear();
         assert!(seats.0.lock().unwrap().is_empty());
     }

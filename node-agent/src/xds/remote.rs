@@ -26,7 +26,7 @@ use tonic::transport::Server;
 use tonic::{Code, Status};
 use tracing::{info, warn};
 
-use super::admission::{Refusal, Rules, Seat, Seats};
+use super::admission::{Kind, Refusal, Rules, Seat, Seats};
 use super::server::{Admission, Admitted, Feed, serve_to};
 use crate::ca::attest::{self, Caller, ServiceAccount};
 use crate::ca::cluster::{Callers, ClusterError};
@@ -181,7 +181,9 @@ impl Refused {
         match self {
             Self::Token(_) => Code::Unauthenticated,
             Self::Account(Refusal::Elsewhere { .. }) => Code::PermissionDenied,
-            Self::Account(Refusal::TooMany(_) | Refusal::Full) => Code::ResourceExhausted,
+            Self::Account(Refusal::TooMany(_) | Refusal::Namespace(_) | Refusal::Full) => {
+                Code::ResourceExhausted
+            }
             Self::Cluster(_) => Code::Unavailable,
         }
     }
@@ -200,13 +202,13 @@ impl<C: Callers> Strangers<C> {
         let token = bearer(metadata).ok_or(attest::Refusal::NoToken)?;
         let place = self.reviews.acquire().await;
         let caller = Caller::from_review(&self.callers.review(token).await?)?;
-        let node = match self.rules.proxies.contains(&caller.account) {
-            true => self.node_of(&caller).await?,
-            false => None,
+        let (kind, node) = match self.rules.is_proxy(&caller.account) {
+            true => (Kind::Proxy, self.node_of(&caller).await?),
+            false => (Kind::Other, None),
         };
         drop(place);
         let scope = self.rules.scope(&caller.account, node.as_deref())?;
-        let seat = self.seats.take(&caller.account)?;
+        let seat = self.seats.take(&caller.account, kind)?;
         Ok((caller.account, scope, seat))
     }
 
