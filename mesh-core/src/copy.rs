@@ -21,6 +21,22 @@ pub enum Side {
     Upstream,
 }
 
+/// A connection whose bytes are carried.
+pub trait Carried: AsyncRead + AsyncWrite + Unpin {
+    /// Called when nobody reads, since the other side takes nothing: what has arrived may be brought into a form that
+    /// takes less memory. Wakes when more has come.
+    fn settle(&mut self, _cx: &mut Context<'_>) {}
+}
+
+impl Carried for tokio::net::TcpStream {}
+impl Carried for tokio::io::DuplexStream {}
+
+impl<T: Carried> Carried for &mut T {
+    fn settle(&mut self, cx: &mut Context<'_>) {
+        (**self).settle(cx);
+    }
+}
+
 /// Told of bytes when they have been written to the other side.
 pub trait Meter: Send + Sync {
     /// `bytes` more came from `side`.
@@ -87,8 +103,8 @@ pub async fn both<Down, Up, Reason>(
     cancel: impl Future<Output = Reason>,
 ) -> Outcome<Reason>
 where
-    Down: AsyncRead + AsyncWrite + Unpin,
-    Up: AsyncRead + AsyncWrite + Unpin,
+    Down: Carried,
+    Up: Carried,
 {
     let mut request = Direction::new(Side::Downstream);
     let mut response = Direction::new(Side::Upstream);
@@ -187,18 +203,28 @@ impl Direction {
         if matches!(self.phase, Phase::SinkGone(_)) { self.sink() } else { self.source }
     }
 
-    fn poll<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    fn poll<R: Carried, W: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut R,
         writer: &mut W,
         meter: &impl Meter,
     ) -> Result<Poll<()>, Failed> {
-        if matches!(self.phase, Phase::Done | Phase::SinkGone(_)) {
-            return Ok(Poll::Ready(()));
+        match self.phase {
+            Phase::Done => return Ok(Poll::Ready(())),
+            Phase::SinkGone(_) => {
+                reader.settle(cx);
+                return Ok(Poll::Ready(()));
+            }
+            _ => {}
         }
         match self.poll_io(cx, reader, writer, meter) {
-            Poll::Pending => Ok(Poll::Pending),
+            Poll::Pending => {
+                if !self.left.is_empty() {
+                    reader.settle(cx);
+                }
+                Ok(Poll::Pending)
+            }
             Poll::Ready(Ok(())) => {
                 self.phase = Phase::Done;
                 Ok(Poll::Ready(()))

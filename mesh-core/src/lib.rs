@@ -29,3 +29,5 @@ pub mod xds;
 
 #[cfg(any(test, feature = "test-util"))]
 pub mod test_ca;
+#[cfg(any(test, feature = "test-util"))]
+pub mod test_http2;

@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -15,6 +15,8 @@ use crate::drain::Watch;
 
 /// After an error that another try at once would only repeat, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How often a failure that lasts is told.
+const TOLD_EVERY: Duration = Duration::from_secs(30);
 /// Handlers are told to close through their own watch; those that do not are ended after this.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
@@ -37,6 +39,7 @@ where
 /// Accepts until `drain` starts, then waits until the connections are over or `drain` says to close.
 pub async fn serve(listener: TcpListener, handler: impl Handler, drain: Watch) {
     let mut connections = JoinSet::new();
+    let mut told: Option<Instant> = None;
     // Asked once, not for each connection.
     let mut draining = std::pin::pin!(drain.draining());
     loop {
@@ -48,7 +51,10 @@ pub async fn serve(listener: TcpListener, handler: impl Handler, drain: Watch) {
                     connections.spawn(handler.clone().handle(stream, client));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, listener = ?listener.local_addr().ok(), "accept failed");
+                    if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+                        tracing::warn!(%error, listener = ?listener.local_addr().ok(), "accept failed");
+                        told = Some(Instant::now());
+                    }
                     tokio::time::sleep(PAUSE).await;
                 }
             }

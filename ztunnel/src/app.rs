@@ -24,11 +24,13 @@ use tokio::task::JoinSet;
 use crate::config::Config;
 use crate::connections::Connections;
 use crate::denials;
+use crate::descriptors::Descriptors;
 use crate::dns::names::Zone;
 use crate::dump;
 use crate::hosts::Hosts;
 use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
+use crate::pace::Pace;
 use crate::pods::{self, OpenPod, Pods};
 use crate::policy::PolicyChanges;
 use crate::proxy::Proxy;
@@ -40,6 +42,8 @@ pub struct Surroundings {
     pub authority: Arc<dyn FetchCert>,
     /// Opens sockets in pods.
     pub open_pod: Arc<OpenPod>,
+    /// How many its connections may have.
+    pub descriptors: Descriptors,
     /// What the process logs.
     pub levels: telemetry::Levels,
 }
@@ -55,7 +59,8 @@ impl Surroundings {
             Arc::new(PodSockets::new(netns, own.clone(), flags))
         };
         let authority = CaClient::new(config.ca.clone(), config.cluster_id.clone());
-        Ok(Self { authority: Arc::new(authority), open_pod: Arc::new(open_pod), levels })
+        let descriptors = Descriptors::of_process();
+        Ok(Self { authority: Arc::new(authority), open_pod: Arc::new(open_pod), descriptors, levels })
     }
 }
 
@@ -70,7 +75,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let (writer, mesh) = store::new();
     let (denials, denied) = denials::denials();
-    let metrics = Metrics::new();
+    let metrics = Metrics::new(&surroundings.descriptors);
     let (revocations, follow_file) = revocations(&config, &metrics).await;
     let proxy = Arc::new(Proxy {
         mesh,
@@ -82,6 +87,8 @@ pub async fn run(
         policy: PolicyChanges::default(),
         denials,
         limits: config.budget,
+        descriptors: surroundings.descriptors,
+        pace: Pace::default(),
         neighbours: Neighbours::default(),
         same_node_mtls: config.same_node_mtls,
         zone: Zone::from(config.cluster_domain.as_str()),

@@ -186,6 +186,7 @@ fn dump(entry: &Entry, state: State) -> Dump {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::descriptors::Descriptors;
     use crate::metrics::Metrics;
     use crate::report::Facts;
 
@@ -200,7 +201,8 @@ mod tests {
                 pod: "uid".into(),
                 opened: Instant::now(),
                 traffic: Traffic::default(),
-                counters: Metrics::new().open(&Facts::new(Direction::Outbound).labels("-")),
+                counters: Metrics::new(&Descriptors::without_limit())
+                    .open(&Facts::new(Direction::Outbound).labels("-")),
                 window: Window::default(),
             })
         };

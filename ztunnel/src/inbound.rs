@@ -12,7 +12,7 @@ use std::sync::Arc;
 use mesh_core::addr::{ClientAddr, Target};
 use mesh_core::authz::Connection;
 use mesh_core::drain::Watch;
-use mesh_core::hbone::server::{self, Handler, Incoming};
+use mesh_core::hbone::server::{self, Handler, Incoming, TunnelError};
 use mesh_core::hbone::{Baggage, ConnectRequest, InvalidRequest};
 use mesh_core::identity::Identity;
 use mesh_core::service::Service;
@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 
 use self::admit::{Admitted, admit, exhausted};
 use crate::metrics::Security;
+use crate::pace::OfClient;
 use crate::proxy::{Carrying, Pod, baggage, carrying, in_two_parts};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::{Direction, Report};
@@ -30,11 +31,12 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
     let client = ClientAddr::from(client);
     let local = stream.local_addr();
     let mut place = pod.budget.handshake(client.ip());
+    let pace = pod.proxy.pace.of(client.ip());
     let accepted = tokio::select! {
         biased;
         () = drain.closing() => Err(ProxyError::new(Phase::Handshake, Side::Local, Cause::Cut)),
         () = place.gave_way() => Err(ProxyError::new(Phase::Handshake, Side::Downstream, Cause::GaveWay)),
-        accepted = Box::pin(accept(&pod, stream)) => accepted,
+        accepted = Box::pin(accept(&pod, &pace, stream)) => accepted,
     };
     drop(place);
     match (accepted, local) {
@@ -48,7 +50,7 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
             };
             let peer = tunnel.client().clone();
             let streams = Arrival {
-                pod,
+                pod: pod.clone(),
                 drain: drain.clone(),
                 client,
                 peer,
@@ -56,8 +58,13 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
                 security: Security::MutualTls,
             };
             // Its connections have told their own fate; this is about the connection below them.
-            if let Err(error) = Box::pin(tunnel.serve(streams, drain)).await {
-                tracing::debug!(peer = %client, %error, "tunnel ended");
+            match Box::pin(tunnel.serve(streams, drain)).await {
+                Err(error @ TunnelError::Abuse(_)) => {
+                    let error = ProxyError::new(Phase::Request, Side::Downstream, error);
+                    refused(&pod, client, Some(local), error);
+                }
+                Err(error) => tracing::debug!(peer = %client, %error, "tunnel ended"),
+                Ok(()) => {}
             }
         }
         (Err(error), local) => refused(&pod, client, local.ok(), error),
@@ -67,14 +74,22 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
     }
 }
 
-async fn accept(pod: &Pod, stream: TcpStream) -> Result<server::Tunnel<TcpStream>, ProxyError> {
+async fn accept(
+    pod: &Pod,
+    pace: &OfClient,
+    stream: TcpStream,
+) -> Result<server::Tunnel<TcpStream>, ProxyError> {
+    let mut config = server::Config { wasted: pace.wasted.clone(), ..server::Config::default() };
+    tokio::time::timeout(config.handshake_timeout, pace.handshake())
+        .await
+        .map_err(|_| ProxyError::new(Phase::Handshake, Side::Downstream, Cause::TooFast))?;
     let certificate = pod
         .proxy
         .certificates
         .get(&pod.workload().identity)
         .await
         .map_err(|error| ProxyError::new(Phase::Handshake, Side::Local, error))?;
-    let config = server::Config { window: pod.budget.window(), ..server::Config::default() };
+    config.window = pod.budget.window();
     server::handshake(stream, &certificate, config)
         .await
         .map_err(|error| ProxyError::new(Phase::Handshake, Side::Downstream, error))
@@ -152,10 +167,11 @@ impl Arrival {
         let connection = self.check(destination, incoming.request(), report)?;
         tokio::select! {
             biased;
-            admitted = admit(&self.pod, connection, report) => admitted,
+            // First: what is given up already shall cost nothing more.
             () = incoming.abandoned() => {
                 Err(ProxyError::new(Phase::Connect, Side::Downstream, Cause::Abandoned))
             }
+            admitted = admit(&self.pod, connection, report) => admitted,
         }
     }
 

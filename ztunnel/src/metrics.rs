@@ -23,6 +23,7 @@ use prometheus_client::registry::Registry;
 
 pub use self::certificates::Certificates;
 pub use self::policies::Policies;
+use crate::descriptors::Descriptors;
 use crate::dns;
 use crate::report::Direction;
 
@@ -241,8 +242,13 @@ impl Drop for Counters {
 
 impl Metrics {
     /// Registers everything.
-    pub fn new() -> Self {
+    pub fn new(descriptors: &Descriptors) -> Self {
         let mut root = Registry::default();
+        root.register(
+            "ambit_shed_connections",
+            "Connections that were reset because the process has too few descriptors for more",
+            descriptors.shed.clone(),
+        );
         let (pods, pods_started, pods_stopped) = (Gauge::default(), Counter::default(), Counter::default());
         root.register("workload_manager_active_proxy_count", "Pods that are served", pods.clone());
         root.register("workload_manager_proxies_started", "Pods whose serving began", pods_started.clone());
@@ -356,19 +362,13 @@ impl Metrics {
     }
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn names_labels_and_order_are_istios() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(&Descriptors::without_limit());
         let labels = TrafficLabels {
             reporter: Direction::Outbound,
             source: PeerLabels {
@@ -406,7 +406,7 @@ mod tests {
 
     #[test]
     fn what_peers_say_makes_no_endless_series() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(&Descriptors::without_limit());
         let principal = Principal(Some("spiffe://td/ns/shop/sa/web".parse().unwrap()));
         let said = |i: usize| PeerLabels {
             workload: Label::from(Some(&format!("w{i}"))),

@@ -9,9 +9,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_core::addr::{ClientAddr, OrigDst, Target};
+use mesh_core::copy::Carried;
 use mesh_core::drain::Watch;
 use mesh_core::hbone::HboneStream;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::budget::Share;
@@ -74,7 +74,7 @@ impl Upstream {
         drain: Watch,
     ) -> Carrying
     where
-        Down: AsyncRead + AsyncWrite + Unpin + Abort + Send + 'static,
+        Down: Carried + Abort + Send + 'static,
     {
         match self {
             Self::Near(arrived) => Box::pin(async move {

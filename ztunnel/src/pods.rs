@@ -31,8 +31,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::state::{Descriptors, PodInfo};
+use crate::descriptors::Limited;
 use crate::proxy::{Pod, Proxy};
-use crate::sockets::{FlagMap, Sockets};
+use crate::sockets::{self, FlagMap, Sockets};
 use crate::{canary, dns, inbound, outbound, passthrough};
 
 /// Makes the socket maker of a pod from its network namespace.
@@ -210,6 +211,7 @@ impl Pods {
     fn start(&self, info: PodInfo, fds: Descriptors) -> io::Result<Served> {
         let netns = fds.get(&Fd::Netns).ok_or(io::ErrorKind::InvalidInput)?.try_clone()?;
         let sockets = (self.open)(netns, self.flags.clone());
+        let sockets = Arc::new(Limited { sockets, descriptors: self.proxy.descriptors.clone() });
         let workload = Arc::new(info.workload.clone());
         let pod = Arc::new(Pod::new(info.uid.as_str().into(), workload, sockets, self.proxy.clone()));
         let (drain, watch) = drain::new();
@@ -333,7 +335,8 @@ where
     let socket = TcpListener::from_std(socket)?;
     let (pod, drain) = (pod.clone(), watch.clone());
     let handler = move |stream: TcpStream, client: SocketAddr| {
-        let served = (!canary::answered(&stream, client)).then(|| serve(pod, drain, stream, client));
+        let served = admitted(&pod.proxy, stream, client).map(|stream| serve(pod, drain, stream, client));
+        // An async block would keep a second copy.
         OptionFuture::from(served).map(drop)
     };
     let (watch, mut known) = (watch.clone(), known.clone());
@@ -343,6 +346,16 @@ where
         }
     });
     Ok(())
+}
+
+/// The connection, unless it is a canary, which is answered here, or there are too few descriptors for it.
+fn admitted(proxy: &Proxy, stream: TcpStream, client: SocketAddr) -> Option<TcpStream> {
+    // First: a canary is closed at once, so it takes no descriptor from anybody, and capture works without one.
+    if canary::answered(&stream, client) {
+        return None;
+    }
+    let admitted = proxy.descriptors.admit(stream);
+    admitted.map_err(|stream| sockets::reset_on_close(&stream)).ok()
 }
 
 /// Starts to answer the DNS queries that come in by one socket, once the mesh is known: until then they wait in it.

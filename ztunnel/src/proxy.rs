@@ -8,14 +8,14 @@ use std::task::Poll;
 
 use mesh_core::addr::{ClientAddr, NetworkAddress, Target};
 use mesh_core::certs::Certificates;
-use mesh_core::copy::{self, Meter, Outcome};
+use mesh_core::copy::{self, Carried, Meter, Outcome};
 use mesh_core::drain::Watch;
 use mesh_core::hbone::pool::{Config as PoolConfig, Pool};
 use mesh_core::hbone::{Baggage, HboneStream};
 use mesh_core::store::Reader;
 use mesh_core::tls::revocation::Revocations;
 use mesh_core::workload::Workload;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio::io::DuplexStream;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
@@ -23,11 +23,13 @@ use crate::affinity::Affinities;
 use crate::budget::{self, Budget};
 use crate::connections::Connections;
 use crate::denials::Denials;
+use crate::descriptors::Descriptors;
 use crate::dial::{self, Dialer};
 use crate::dns::{self, names::Zone};
 use crate::hosts::Hosts;
 use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
+use crate::pace::Pace;
 use crate::policy::{self, Known, Permit, PolicyChanges};
 use crate::reason::{Cause, Phase, ProxyError, Side};
 use crate::report::Report;
@@ -56,6 +58,10 @@ pub struct Proxy {
     pub denials: Denials,
     /// What each pod may have.
     pub limits: budget::Config,
+    /// What all connections may have.
+    pub descriptors: Descriptors,
+    /// What each client may ask of the process.
+    pub pace: Pace,
     /// The pods that are served.
     pub neighbours: Neighbours,
     /// Tunnels also between pods of this node.
@@ -220,8 +226,8 @@ pub async fn carry<Down, Up>(
     cut: impl Future<Output = Cause>,
 ) -> Result<(), ProxyError>
 where
-    Down: AsyncRead + AsyncWrite + Unpin + Abort,
-    Up: AsyncRead + AsyncWrite + Unpin + Abort,
+    Down: Carried + Abort,
+    Up: Carried + Abort,
 {
     let outcome = copy::both(&mut *downstream, &mut *upstream, meter, cut).await;
     if !matches!(outcome, Outcome::Finished { .. }) {
@@ -252,8 +258,8 @@ pub fn carrying<Down, Up>(
     occupied: impl Send + 'static,
 ) -> Carrying
 where
-    Down: AsyncRead + AsyncWrite + Unpin + Abort + Send + 'static,
-    Up: AsyncRead + AsyncWrite + Unpin + Abort + Send + 'static,
+    Down: Carried + Abort + Send + 'static,
+    Up: Carried + Abort + Send + 'static,
 {
     Box::pin(async move {
         // Each is here once; an async function around them would keep a second copy.

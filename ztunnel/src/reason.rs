@@ -44,6 +44,8 @@ pub enum Reason {
     WrongWorkload,
     /// The pod has as many connections as it may.
     PodLimit,
+    /// The client floods the proxy with what serves nothing.
+    Abuse,
     /// It broke while bytes were carried.
     Broken,
     /// The pod was removed, or the proxy is shutting down.
@@ -69,6 +71,7 @@ impl Reason {
             Self::BadRequest => "BAD_REQUEST",
             Self::WrongWorkload => "WRONG_WORKLOAD",
             Self::PodLimit => "POD_LIMIT",
+            Self::Abuse => "ABUSE",
             Self::Broken => "BROKEN",
             Self::Cut => "CUT",
             Self::Local => "LOCAL",
@@ -155,6 +158,8 @@ pub enum Cause {
         "more recent handshakes took its place: too many with this pod are unfinished (--max-pod-handshakes)"
     )]
     GaveWay,
+    #[error("the client has begun more handshakes with this node's pods than are done in so little time")]
+    TooFast,
     /// Connecting, or carrying bytes.
     #[error("{what}: {error}")]
     Io { what: &'static str, error: io::Error },
@@ -183,6 +188,7 @@ impl ProxyError {
             Cause::Refusal(_) | Cause::Malformed(_) => Reason::BadRequest,
             Cause::Denied(_) | Cause::Revoked(_) => Reason::Denied,
             Cause::Exhausted(_) | Cause::GaveWay => Reason::PodLimit,
+            Cause::Served(TunnelError::Abuse(_)) | Cause::TooFast => Reason::Abuse,
             Cause::Certificate(_) => Reason::Identity,
             Cause::Tunnel(error) => tunnel_reason(error),
             Cause::Handshake(HandshakeError::Http2(_)) => Reason::Http2,

@@ -174,6 +174,8 @@ struct OnceReset {
     reader: Option<std::task::Waker>,
 }
 
+impl Carried for OnceReset {}
+
 impl AsyncRead for OnceReset {
     fn poll_read(
         mut self: Pin<&mut Self>,

@@ -13,8 +13,11 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::allowance::Allowance;
+use super::conduct::{Conduct, Watched};
+use super::frames::Frames;
 use super::request::{Baggage, ConnectRequest, POLICY, REASON, text};
-use super::settings::{self, HANDSHAKE_TIMEOUT, KeepAlive};
+use super::settings::{self, Dead, HANDSHAKE_TIMEOUT, KeepAlive};
 use super::stream::HboneStream;
 use super::window::{Resizing, Window};
 use crate::certs::{CertError, WorkloadCert};
@@ -108,15 +111,18 @@ pub async fn handshake<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let handshake = async {
         let (io, peer) = tls::client::connect(io, certificate, expected).await?;
         let (broken, presented) = (io.broken(), io.presented());
+        // A server's answers waste nothing: we asked.
+        let conduct = Conduct::new(Allowance::new(0, 1));
+        let io = Watched::new(io, Frames::of_server(), conduct.clone());
         let (requests, connection) = settings::client(&window)
             .handshake::<_, Bytes>(io)
             .await
             .map_err(|e| DialError::Http2(e.to_string()))?;
         let resizing = Resizing::new(window.clone(), window.now());
-        Ok::<_, DialError>((requests, connection, resizing, peer, (broken, presented)))
+        Ok::<_, DialError>((requests, connection, resizing, peer, (broken, presented, conduct)))
     };
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
-    let (requests, connection, resizing, peer, (broken, presented)) =
+    let (requests, connection, resizing, peer, (broken, presented, conduct)) =
         handshake.map_err(|_| TlsError::Timeout)??;
     let tunnel = Arc::new(Tunnel {
         requests,
@@ -127,7 +133,7 @@ pub async fn handshake<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         window,
     });
     let ended = Ended { end: tunnel.end.clone(), broken };
-    let driver = drive(connection, resizing, ended, presented, keep_alive);
+    let driver = drive(connection, resizing, ended, presented, keep_alive, conduct);
     Ok((tunnel, driver))
 }
 
@@ -143,8 +149,9 @@ async fn drive<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     Ended { end, broken }: Ended,
     presented: Option<Presented>,
     keep_alive: KeepAlive,
+    conduct: Conduct,
 ) {
-    let dead = settings::until_dead(connection.ping_pong(), keep_alive);
+    let dead = settings::until_dead(connection.ping_pong(), keep_alive, &conduct);
     let revoked = revocation::revoked(presented);
     tokio::pin!(dead, revoked);
     let why = loop {
@@ -165,7 +172,11 @@ async fn drive<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
                 broken.because(error.clone());
                 break error.to_string();
             }
-            () = &mut dead => break format!("no answer to a ping within {:?}", keep_alive.timeout),
+            dead = &mut dead => break match dead {
+                Dead::Silent => format!("no answer to a ping within {:?}", keep_alive.timeout),
+                Dead::Unsettled => "the peer does not acknowledge settings".to_owned(),
+            },
+            abuse = conduct.abused() => break format!("the peer sends {abuse}"),
         }
     };
     let _ = end.set(why);

@@ -4,6 +4,7 @@
 //! streams until the client leaves or the drain says so.
 
 use std::future::Future;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,8 +14,11 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
+use super::allowance::Allowance;
+use super::conduct::{Conduct, Watched};
+use super::frames::Frames;
 use super::request::{Baggage, ConnectRequest, InvalidRequest, MAX_POLICY, POLICY, REASON};
-use super::settings::{self, HANDSHAKE_TIMEOUT, KeepAlive, MAX_STREAMS};
+use super::settings::{self, Dead, HANDSHAKE_TIMEOUT, KeepAlive, MAX_STREAMS};
 use super::stream::HboneStream;
 use super::window::{Resizing, Window};
 use crate::certs::WorkloadCert;
@@ -37,6 +41,10 @@ pub struct Config {
     pub keep_alive: KeepAlive,
     /// What one stream may hold.
     pub window: Window,
+    /// Requests that the client may give up before they are answered, or that make no sense.
+    pub wasted: Allowance,
+    /// A tunnel without a connection for so long is closed. Istio's clients keep one for five minutes.
+    pub idle: Duration,
 }
 
 impl Default for Config {
@@ -46,6 +54,8 @@ impl Default for Config {
             handshake_timeout: HANDSHAKE_TIMEOUT,
             keep_alive: KeepAlive::default(),
             window: Window::default(),
+            wasted: Allowance::new(1000, 100),
+            idle: Duration::from_secs(900),
         }
     }
 }
@@ -73,6 +83,9 @@ pub enum TunnelError {
     /// The client was believed, and is not any more.
     #[error("the client's certificate is refused now: {0}")]
     Revoked(CertificateFault),
+    /// The client does what serves nobody, far more often than one that means well has to.
+    #[error("the client sends {0}")]
+    Abuse(&'static str),
     /// The connection failed or the client broke the protocol.
     #[error("the tunnel broke: {0}")]
     Broken(String),
@@ -101,12 +114,13 @@ where
 
 /// A client that has proved who it is.
 pub struct Tunnel<IO> {
-    connection: h2::server::Connection<tls::Stream<IO>, Bytes>,
+    connection: h2::server::Connection<Watched<tls::Stream<IO>>, Bytes>,
     client: Identity,
     config: Config,
     resizing: Resizing,
     broken: tls::Broken,
     presented: Option<Presented>,
+    conduct: Conduct,
 }
 
 /// TLS as `certificate`'s identity, then HTTP/2, over an accepted connection.
@@ -123,6 +137,8 @@ pub async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(
         let (io, client) = tls::server::accept(io, certificate).await?;
         let (broken, presented) = (io.broken(), io.presented());
         let resizing = Resizing::new(config.window.clone(), config.window.now());
+        let conduct = Conduct::new(config.wasted.clone());
+        let io = Watched::new(io, Frames::of_client(), conduct.clone());
         let connection =
             settings::server(config.max_streams, &config.window).handshake(io).await.map_err(|error| {
                 match broken.reason() {
@@ -130,7 +146,7 @@ pub async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(
                     None => HandshakeError::Http2(error.to_string()),
                 }
             })?;
-        Ok(Tunnel { connection, client, config, resizing, broken, presented })
+        Ok(Tunnel { connection, client, config, resizing, broken, presented, conduct })
     };
     tokio::time::timeout(timeout, handshake).await.unwrap_or(Err(HandshakeError::Timeout(timeout)))
 }
@@ -144,6 +160,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
     /// Takes no connection at all, and tells the client why it may come again later: GOAWAY with ENHANCE_YOUR_CALM
     /// (RFC 9113 7).
     pub async fn refuse(mut self) {
+        self.send_away().await;
+    }
+
+    async fn send_away(&mut self) {
         self.connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
         let told = async { while let Some(Ok(_)) = self.connection.accept().await {} };
         let _ = tokio::time::timeout(CLOSE_GRACE, told).await;
@@ -157,10 +177,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
     pub async fn serve(mut self, handler: impl Handler, drain: Watch) -> Result<(), TunnelError> {
         let keep_alive = self.config.keep_alive;
         // Asked once for the tunnel's life: the loop turns twice for each connection in it.
-        let dead = settings::until_dead(self.connection.ping_pong(), keep_alive);
+        let conduct = self.conduct.clone();
+        let dead = settings::until_dead(self.connection.ping_pong(), keep_alive, &conduct);
         let (asked_to_drain, asked_to_close) = (drain.draining(), drain.closing());
         let revoked = revocation::revoked(self.presented.take());
-        tokio::pin!(dead, asked_to_drain, asked_to_close, revoked);
+        let idle = tokio::time::sleep(self.config.idle);
+        tokio::pin!(dead, asked_to_drain, asked_to_close, revoked, idle);
         let mut streams = JoinSet::new();
         let mut draining = false;
         let result = loop {
@@ -168,8 +190,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
                 // While this is polled all streams of the tunnel make progress.
                 accepted = self.connection.accept() => match accepted {
                     Some(Ok((request, respond))) => {
-                        let of_tunnel = (&self.config.window, &self.broken);
-                        answer(request, respond, &handler, of_tunnel, &mut streams);
+                        self.answer(request, respond, &handler, &mut streams);
                     }
                     // A client that leaves when it was asked to, or when nothing is under way, breaks nothing.
                     Some(Err(error)) if error.is_io() && (draining || reaped(&mut streams).is_empty()) => {
@@ -194,8 +215,24 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
                     self.broken.because(TlsError::Peer(fault.clone()));
                     break Err(TunnelError::Revoked(fault));
                 }
-                () = &mut dead => break Err(TunnelError::Dead(keep_alive.timeout)),
-                Some(ended) = streams.join_next() => log_panic(ended),
+                dead = &mut dead => break Err(match dead {
+                    Dead::Silent => TunnelError::Dead(keep_alive.timeout),
+                    Dead::Unsettled => TunnelError::Broken("it does not acknowledge settings".to_owned()),
+                }),
+                abuse = conduct.abused() => {
+                    self.send_away().await;
+                    break Err(TunnelError::Abuse(abuse));
+                }
+                () = &mut idle, if !draining && streams.is_empty() => {
+                    draining = true;
+                    self.connection.graceful_shutdown();
+                }
+                Some(ended) = streams.join_next() => {
+                    log_panic(ended);
+                    if streams.is_empty() {
+                        idle.as_mut().reset(tokio::time::Instant::now() + self.config.idle);
+                    }
+                }
             }
         };
         // Ends what the streams wait for.
@@ -205,6 +242,37 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
         streams.shutdown().await;
         result
     }
+
+    fn answer(
+        &self,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+        handler: &impl Handler,
+        streams: &mut JoinSet<()>,
+    ) {
+        // What was given up before anybody has looked costs nothing more.
+        if respond.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready() {
+            return self.conduct.wasted();
+        }
+        match ConnectRequest::parse(&request) {
+            Ok(parsed) => {
+                let incoming = Incoming {
+                    request: parsed,
+                    respond,
+                    receive: request.into_body(),
+                    window: self.config.window.clone(),
+                    broken: self.broken.clone(),
+                    conduct: self.conduct.clone(),
+                };
+                streams.spawn(handler.clone().connect(incoming));
+            }
+            Err(error) => {
+                refuse(respond, StatusCode::BAD_REQUEST, &error.to_string(), None);
+                handler.malformed(&error);
+                self.conduct.wasted();
+            }
+        }
+    }
 }
 
 /// Without the streams that are over already.
@@ -213,27 +281,6 @@ fn reaped(streams: &mut JoinSet<()>) -> &JoinSet<()> {
         log_panic(ended);
     }
     streams
-}
-
-fn answer(
-    request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
-    handler: &impl Handler,
-    (window, broken): (&Window, &tls::Broken),
-    streams: &mut JoinSet<()>,
-) {
-    match ConnectRequest::parse(&request) {
-        Ok(parsed) => {
-            let (window, broken) = (window.clone(), broken.clone());
-            let incoming =
-                Incoming { request: parsed, respond, receive: request.into_body(), window, broken };
-            streams.spawn(handler.clone().connect(incoming));
-        }
-        Err(error) => {
-            refuse(respond, StatusCode::BAD_REQUEST, &error.to_string(), None);
-            handler.malformed(&error);
-        }
-    }
 }
 
 fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, reason: &str, policy: Option<&str>) {
@@ -267,6 +314,7 @@ pub struct Incoming {
     receive: RecvStream,
     window: Window,
     broken: tls::Broken,
+    conduct: Conduct,
 }
 
 impl Incoming {
@@ -294,5 +342,6 @@ impl Incoming {
     /// Completes when the client gives up before it is answered.
     pub async fn abandoned(&mut self) {
         let _ = std::future::poll_fn(|cx| self.respond.poll_reset(cx)).await;
+        self.conduct.wasted();
     }
 }

@@ -7,24 +7,30 @@ use std::time::Duration;
 
 use h2::{Ping, PingPong};
 
+use super::conduct::Conduct;
 use super::window::{self, Window};
 
 /// Streams that a server takes at once on one connection.
 pub const MAX_STREAMS: u32 = 200;
 /// See the module.
 const CONNECTION_WINDOW: u32 = MAX_STREAMS * window::LARGEST;
-/// Largest frame that we take, in bytes: fewer frames for bulk.
+/// Largest frame that we take, in bytes: fewer frames for bulk. A frame is kept until it is whole, so it is never larger
+/// than what a stream may hold.
 const MAX_FRAME: u32 = 1 << 20;
 /// Request heads are small: an authority, baggage and a few identifiers.
 const CLIENT_HEADER_LIST: u32 = 16 * 1024;
 /// Istio's servers take as much.
 const SERVER_HEADER_LIST: u32 = 64 * 1024;
-/// What unread frames may cost beside their bytes before h2 closes the connection as abuse, in bytes; it counts up to
-/// 256 for a frame that is shorter. Its default has killed tunnels that carry databases, whose frames are tiny: this is
-/// what flow control allows on one stream in frames of one byte, so one stalled reader cannot end a tunnel.
-const DATA_FRAME_BUDGET: usize = 256 * window::LARGEST as usize;
+/// What unread frames may cost beside their bytes before h2 closes the connection as abuse, in bytes, at least; it
+/// counts up to 256 for a frame that is shorter, which is about what it takes. Streams whose other side takes nothing
+/// do not leave them there (`HboneStream::settle`), so this is about those that come within one turn.
+const DATA_FRAME_BUDGET: u32 = 256 << 10;
 /// Clients that give up before they are answered are no attack as long as each holds a stream.
 const PENDING_RESETS: usize = MAX_STREAMS as usize;
+/// Streams that we reset and still know, so that what was under way for them is ignored.
+const RESET_STREAMS: usize = MAX_STREAMS as usize;
+/// Streams that a peer may open against the rules (over the limit, malformed) in the life of a connection.
+const LOCAL_ERRORS: usize = 1024;
 
 /// Time for the TLS handshake and the HTTP/2 preface together.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,10 +56,12 @@ pub(super) fn client(window: &Window) -> h2::client::Builder {
         .enable_push(false)
         .initial_window_size(window.now())
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(MAX_FRAME)
+        .max_frame_size(window.now().min(MAX_FRAME))
         .max_header_list_size(CLIENT_HEADER_LIST)
         .max_send_buffer_size(window.queued())
-        .data_frame_budget(DATA_FRAME_BUDGET);
+        .max_concurrent_reset_streams(RESET_STREAMS)
+        .max_local_error_reset_streams(Some(LOCAL_ERRORS))
+        .data_frame_budget(window.now().max(DATA_FRAME_BUDGET) as usize);
     builder
 }
 
@@ -63,25 +71,37 @@ pub(super) fn server(max_streams: u32, window: &Window) -> h2::server::Builder {
         .max_concurrent_streams(max_streams)
         .initial_window_size(window.now())
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(MAX_FRAME)
+        .max_frame_size(window.now().min(MAX_FRAME))
         .max_header_list_size(SERVER_HEADER_LIST)
         .max_send_buffer_size(window.queued())
         .max_pending_accept_reset_streams(PENDING_RESETS)
-        .data_frame_budget(DATA_FRAME_BUDGET);
+        .max_concurrent_reset_streams(RESET_STREAMS)
+        .max_local_error_reset_streams(Some(LOCAL_ERRORS))
+        .data_frame_budget(window.now().max(DATA_FRAME_BUDGET) as usize);
     builder
 }
 
+/// Why a peer is given up.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Dead {
+    /// It does not answer a ping in time.
+    Silent,
+    /// It has answered one, but not our settings, which came first (RFC 9113 6.5.3).
+    Unsettled,
+}
+
 /// Pings until the peer does not answer in time; then it is dead and this returns.
-pub(super) async fn until_dead(pings: Option<PingPong>, keep_alive: KeepAlive) {
+pub(super) async fn until_dead(pings: Option<PingPong>, keep_alive: KeepAlive, conduct: &Conduct) -> Dead {
     // h2 hands them out once, and nobody else asks.
     let Some(mut pings) = pings else { return std::future::pending().await };
     loop {
         tokio::time::sleep(keep_alive.interval).await;
         match tokio::time::timeout(keep_alive.timeout, pings.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => {}
+            Ok(Ok(_)) if conduct.is_settled() => {}
+            Ok(Ok(_)) => return Dead::Unsettled,
             // The connection is over; whoever drives it says why.
             Ok(Err(_)) => return std::future::pending().await,
-            Err(_) => return,
+            Err(_) => return Dead::Silent,
         }
     }
 }

@@ -8,6 +8,7 @@
 //! independently. A reset with NO_ERROR or CANCEL reads as the end too (so Istio's proxies end connections); our own
 //! tell an abort with CONNECT_ERROR (RFC 9113 8.5), which reads as a broken connection.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -18,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::client::Lease;
 use super::window::Window;
+use crate::copy::Carried;
 use crate::tls::Broken;
 
 /// Gathered bytes that are handed to HTTP/2 without waiting for a flush; at most a window's share is gathered.
@@ -30,7 +32,7 @@ pub struct HboneStream {
     send: SendStream<Bytes>,
     receive: RecvStream,
     /// Received, not yet read.
-    unread: Bytes,
+    unread: Unread,
     /// Written, not yet handed to HTTP/2.
     gathered: BytesMut,
     finished: bool,
@@ -56,7 +58,7 @@ impl HboneStream {
         broken: Broken,
         lease: Option<Lease>,
     ) -> Self {
-        let (unread, gathered) = (Bytes::new(), BytesMut::new());
+        let (unread, gathered) = (Unread::default(), BytesMut::new());
         Self { send, receive, unread, gathered, finished: false, ended: None, window, broken, _lease: lease }
     }
 
@@ -125,6 +127,62 @@ impl HboneStream {
     }
 }
 
+/// Flow control bounds the bytes that are taken over: none are given back to the peer's window before they are read.
+impl Carried for HboneStream {
+    fn settle(&mut self, cx: &mut Context<'_>) {
+        // The end is remembered, and told once all before it is read.
+        while let Poll::Ready(Ok(Some(bytes))) = self.poll_more(cx) {
+            self.unread.keep(&bytes);
+        }
+    }
+}
+
+/// Received bytes, in a form that takes little more than they do: short frames are put together.
+#[derive(Debug, Default)]
+struct Unread {
+    frames: VecDeque<Bytes>,
+    /// After these.
+    last: BytesMut,
+}
+
+/// Frames of so many bytes are kept as they are.
+const LONG: usize = 1024;
+
+impl Unread {
+    fn is_empty(&self) -> bool {
+        self.frames.is_empty() && self.last.is_empty()
+    }
+
+    fn keep(&mut self, bytes: &Bytes) {
+        if bytes.len() < LONG {
+            return self.last.extend_from_slice(bytes);
+        }
+        if !self.last.is_empty() {
+            self.frames.push_back(std::mem::take(&mut self.last).freeze());
+        }
+        self.frames.push_back(bytes.clone());
+    }
+
+    /// The next bytes, as many as are at hand and fit.
+    fn take(&mut self, buf: &mut ReadBuf<'_>) -> usize {
+        if self.frames.is_empty() {
+            self.frames.push_back(std::mem::take(&mut self.last).freeze());
+        }
+        let Some(first) = self.frames.front_mut() else { return 0 };
+        let length = first.len().min(buf.remaining());
+        buf.put_slice(&first[..length]);
+        first.advance(length);
+        if first.is_empty() {
+            self.frames.pop_front();
+            if self.frames.is_empty() {
+                // Keeps no memory while the connection is idle.
+                self.frames = VecDeque::new();
+            }
+        }
+        length
+    }
+}
+
 impl Drop for HboneStream {
     fn drop(&mut self) {
         // A task that is dropped half-way must not look like one that has finished.
@@ -144,7 +202,7 @@ impl AsyncRead for HboneStream {
         while buf.remaining() > 0 {
             if self.unread.is_empty() {
                 match self.poll_more(cx) {
-                    Poll::Ready(Ok(Some(bytes))) => self.unread = bytes,
+                    Poll::Ready(Ok(Some(bytes))) => self.unread.frames.push_back(bytes),
                     // What came before is delivered first; the end is remembered.
                     _ if buf.filled().len() > before => break,
                     Poll::Ready(Ok(None)) => break,
@@ -152,9 +210,7 @@ impl AsyncRead for HboneStream {
                     Poll::Pending => return Poll::Pending,
                 }
             }
-            let length = self.unread.len().min(buf.remaining());
-            buf.put_slice(&self.unread[..length]);
-            self.unread.advance(length);
+            let length = self.unread.take(buf);
             // Only bytes that were read may be replaced by others. After a reset there is no window to open.
             let _ = self.receive.flow_control().release_capacity(length);
         }

@@ -20,6 +20,7 @@ use crate::tls::revocation::Revocations;
 use crate::tls::{CertificateFault, TlsError};
 
 mod refusals;
+mod slow;
 mod transfer;
 mod tunnels;
 mod windows;

@@ -11,11 +11,10 @@ use std::pin::pin;
 use std::task::Poll;
 
 use mesh_core::addr::ClientAddr;
-use mesh_core::copy::{Meter, Side as From};
+use mesh_core::copy::{Carried, Meter, Side as From};
 use mesh_core::drain::Watch;
 use mesh_core::hbone::ConnectRequest;
 use mesh_core::identity::Identity;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::admit::{Admitted, admit};
 use super::{Arrival, cut};
@@ -78,7 +77,7 @@ impl Arrived {
         drain: &Watch,
     ) -> Result<(), ProxyError>
     where
-        Down: AsyncRead + AsyncWrite + Unpin + Abort,
+        Down: Carried + Abort,
     {
         let result = {
             let Self { admitted: Admitted { upstream, permit, .. }, report, drain: own } = &mut *self;

@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use ztunnel::app::{self, Surroundings};
 use ztunnel::config::Config;
+use ztunnel::descriptors::Descriptors;
 use ztunnel::sockets::{Datagrams, FlagMap, Sockets};
 
 use crate::agent::{Talk, Xds, address};
@@ -32,6 +33,9 @@ use crate::logs;
 pub(crate) const APP: u16 = 8080;
 /// Port of the services.
 pub(crate) const SERVICE: u16 = 8000;
+
+/// How many the connections of all worlds of this process may have; without a limit by default.
+pub(crate) static DESCRIPTORS: OnceLock<Descriptors> = OnceLock::new();
 
 pub(crate) struct World {
     pub(crate) ca: Arc<TestCa>,
@@ -150,6 +154,7 @@ impl World {
         let surroundings = Surroundings {
             authority: ca.clone(),
             open_pod: Arc::new(open_pod),
+            descriptors: DESCRIPTORS.get().cloned().unwrap_or_else(Descriptors::without_limit),
             levels: Levels::fixed("info"),
         };
         let ztunnel =
@@ -315,12 +320,7 @@ impl World {
     }
 
     async fn get(&self, port: u16, path: &str) -> String {
-        let Ok(mut stream) = TcpStream::connect((self.ip(1), port)).await else { return String::new() };
-        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
+        get((self.ip(1), port).into(), path).await
     }
 
     /// Waits for an access-log line about these addresses that has all of `parts`.
@@ -329,6 +329,16 @@ impl World {
         let all = |line: &str| line.contains(&net) && parts.iter().all(|part| line.contains(part));
         eventually(&format!("a log line with {parts:?}"), async || logs::any(all)).await;
     }
+}
+
+/// What an HTTP server answers; nothing if nobody listens.
+pub(crate) async fn get(at: SocketAddr, path: &str) -> String {
+    let Ok(mut stream) = TcpStream::connect(at).await else { return String::new() };
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 /// The middle of 127.x.y.z, another for each world of this process; other processes begin elsewhere.

@@ -127,16 +127,21 @@ async fn a_flood_of_tiny_writes_does_not_end_the_tunnel() {
     assert_eq!(server.tunnels(), 1);
 }
 
+/// To an application that reads a byte and then nothing.
+async fn carry_nowhere(incoming: Incoming) {
+    let stream = incoming.accept(&Baggage::default()).unwrap();
+    let (near, _application) = tokio::io::duplex(1);
+    let never = std::future::pending::<()>();
+    crate::copy::both(stream, near, &crate::copy::Traffic::default(), never).await;
+}
+
 #[tokio::test]
 async fn tiny_frames_that_nobody_reads_do_not_end_the_tunnel() {
     let ca = Arc::new(TestCa::new());
     let handler = |incoming: Incoming| async move {
         match incoming.request().authority.port {
             8080 => echo(incoming).await,
-            _ => {
-                let _unread = incoming.accept(&Baggage::default()).unwrap();
-                std::future::pending().await
-            }
+            _ => carry_nowhere(incoming).await,
         }
     };
     let server = Server::start(&ca, server::Config::default(), handler).await;

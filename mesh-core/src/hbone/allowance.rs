@@ -1,0 +1,76 @@
+//! How much of something a peer may do: so much at once, and so much a second.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// A token bucket, kept as the time until which it is used up; clones are the same.
+#[derive(Clone, Debug)]
+pub struct Allowance {
+    /// One use, and all that may be done at once, in time.
+    each: Duration,
+    burst: Duration,
+    used_until: Arc<Mutex<Instant>>,
+}
+
+impl Allowance {
+    /// Nothing is used yet.
+    pub fn new(burst: u32, per_second: u32) -> Self {
+        let each = Duration::from_secs(1) / per_second.max(1);
+        Self { each, burst: each * burst, used_until: Arc::new(Mutex::new(Instant::now())) }
+    }
+
+    /// Uses it `times`.
+    ///
+    /// # Errors
+    /// When it is used up: the time until one use is possible. Then nothing is used.
+    pub fn take(&self, times: u32) -> Result<(), Duration> {
+        self.take_at(Instant::now(), times)
+    }
+
+    fn take_at(&self, now: Instant, times: u32) -> Result<(), Duration> {
+        let mut used_until = self.used_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let then = (*used_until).max(now) + self.each * times;
+        if then - now > self.burst {
+            return Err((then - now).saturating_sub(self.burst).max(self.each));
+        }
+        *used_until = then;
+        Ok(())
+    }
+
+    /// Whether it is as if it had never been used.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole_at(Instant::now())
+    }
+
+    fn is_whole_at(&self, now: Instant) -> bool {
+        *self.used_until.lock().unwrap_or_else(PoisonError::into_inner) <= now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_then_a_rate() {
+        let allowance = Allowance::new(10, 4);
+        let start = Instant::now();
+        let take =
+            |milliseconds, times| allowance.take_at(start + Duration::from_millis(milliseconds), times);
+        let each = Duration::from_millis(250);
+        assert!(allowance.is_whole_at(start));
+        assert_eq!(take(0, 11), Err(each));
+        assert_eq!(take(0, 10), Ok(()), "a refusal uses nothing");
+        assert_eq!(allowance.clone().take_at(start, 1), Err(each), "clones are the same");
+        assert_eq!((take(250, 1), take(250, 1)), (Ok(()), Err(each)));
+        assert!(!allowance.is_whole_at(start + Duration::from_millis(2749)));
+        assert!(allowance.is_whole_at(start + Duration::from_millis(2750)));
+        assert_eq!(
+            (take(60_000, 10), take(60_000, 1)),
+            (Ok(()), Err(each)),
+            "no more is saved than the burst"
+        );
+    }
+}
