@@ -5,6 +5,7 @@
 //! **Invariant:** nothing of a lab outlives it: what it makes carries the name of its run, and is removed when the lab
 //! is dropped, interrupted, or found dead by the next one.
 
+pub mod abuse;
 pub mod api;
 pub mod bench;
 pub mod capture;
@@ -26,6 +27,7 @@ pub mod kernel;
 pub mod kube_proxy;
 pub mod kubelet;
 pub mod lab;
+pub mod memory;
 pub mod netns;
 pub mod node;
 pub mod peer;

@@ -12,6 +12,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::lab::{Lab, PodRef};
 
@@ -150,12 +151,8 @@ pub fn connect_with(
     })
 }
 
-async fn exchange(
-    stream: TcpStream,
-    authority: &str,
-    headers: &[(&str, &str)],
-    credentials: &Credentials,
-) -> anyhow::Result<u16> {
+/// TLS with whoever is at the other end, as whom the credentials say.
+pub async fn tls(stream: TcpStream, credentials: &Credentials) -> anyhow::Result<TlsStream<TcpStream>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -166,7 +163,16 @@ async fn exchange(
     config.enable_sni = false;
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let name = ServerName::try_from("ambit.invalid")?;
-    let tls = connector.connect(name, stream).await.context("TLS")?;
+    connector.connect(name, stream).await.context("TLS")
+}
+
+async fn exchange(
+    stream: TcpStream,
+    authority: &str,
+    headers: &[(&str, &str)],
+    credentials: &Credentials,
+) -> anyhow::Result<u16> {
+    let tls = tls(stream, credentials).await?;
     let (mut sender, connection) = h2::client::handshake(tls).await.context("HTTP/2")?;
     let driver = tokio::spawn(connection);
     let mut request = http::Request::connect(authority);

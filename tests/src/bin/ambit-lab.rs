@@ -1,7 +1,7 @@
 //! The lab on the command line: the demo, a lab to play with, and the removal of what dead runs left behind.
 
 use clap::{Parser, Subcommand};
-use mesh_tests::{bench, crash, crowd, demo, picks, policies, reuse, upgrades};
+use mesh_tests::{abuse, bench, crash, crowd, demo, memory, picks, policies, reuse, upgrades};
 
 /// A Kubernetes cluster of network namespaces, with the mesh in it. Needs root.
 #[derive(Debug, Parser)]
@@ -17,6 +17,8 @@ enum Act {
     Demo(demo::Config),
     /// Measure pods in the mesh against the same pods outside of it, in one run.
     Bench(bench::Config),
+    /// Flood a pod's tunnel port in every way, and measure what it costs the proxy and other pods.
+    Abuse(abuse::Config),
     /// Kill parts of the mesh under load, and count the connections that were refused, reset or lost.
     Crashes(crash::Config),
     /// Replace daemons by rolling updates under load, and count the connections that were refused, reset or lost.
@@ -25,6 +27,9 @@ enum Act {
     Reuse(reuse::Config),
     /// Measure how long enrolment takes for each of many pods that are created at once.
     Crowd(crowd::Config),
+    /// Measure what a workload costs the agent and a ztunnel in memory, and a change in time, by how many workloads there
+    /// are. Needs no root.
+    Memory(memory::Config),
     /// Measure how long a proxy takes to choose an endpoint, by how many there are. Needs no root.
     Picks(picks::Config),
     /// Measure how long a proxy takes to decide by policy, by how many policies there are. Needs no root.
@@ -37,10 +42,12 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
     match Command::parse().act {
         Act::Demo(config) => demo::run(&config),
         Act::Bench(config) => bench::run(&config),
+        Act::Abuse(config) => abuse::run(&config),
         Act::Crashes(config) => crash::run(&config),
         Act::Upgrades(config) => upgrades::run(&config),
         Act::Reuse(config) => reuse::run(&config),
         Act::Crowd(config) => crowd::run(&config),
+        Act::Memory(config) => memory::run(&config),
         Act::Picks(config) => picks::run(&config),
         Act::Policies(config) => policies::run(&config),
         Act::Sweep => {
