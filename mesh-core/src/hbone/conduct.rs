@@ -24,7 +24,10 @@ const TURN: u32 = 256;
 /// Too much of what serves nothing; for people.
 pub(super) type Abuse = &'static str;
 const TOO_MUCH_CHATTER: Abuse = "too many frames that carry nothing";
-const TOO_MUCH_WASTE: Abuse = "too many requests given up or malformed";
+pub(super) const TOO_MUCH_WASTE: Abuse = "too many requests given up or malformed";
+/// What h2 counts: resets before a request was looked at, streams over the limit, heads without end, unread short frames.
+pub(super) const TOO_MUCH_FOR_HTTP2: Abuse =
+    "more resets, refused streams, header fields or short frames than HTTP/2 is to bear";
 
 /// What is known of one peer's conduct; clones are the same.
 #[derive(Clone, Debug)]

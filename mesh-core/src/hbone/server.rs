@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
 use super::allowance::Allowance;
-use super::conduct::{Conduct, Watched};
+use super::conduct::{self, Conduct, Watched};
 use super::frames::Frames;
 use super::request::{Baggage, ConnectRequest, InvalidRequest, MAX_POLICY, POLICY, REASON};
 use super::settings::{self, Dead, HANDSHAKE_TIMEOUT, KeepAlive, MAX_STREAMS};
@@ -89,6 +89,14 @@ pub enum TunnelError {
     /// The connection failed or the client broke the protocol.
     #[error("the tunnel broke: {0}")]
     Broken(String),
+}
+
+impl From<&h2::Error> for TunnelError {
+    fn from(error: &h2::Error) -> Self {
+        // h2 has limits of its own, and says with this code that the peer has passed one.
+        let sent_away = error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+        if sent_away { Self::Abuse(conduct::TOO_MUCH_FOR_HTTP2) } else { Self::Broken(error.to_string()) }
+    }
 }
 
 /// What to do with each connection in a tunnel.
@@ -196,7 +204,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
                     Some(Err(error)) if error.is_io() && (draining || reaped(&mut streams).is_empty()) => {
                         break Ok(());
                     }
-                    Some(Err(error)) => break Err(TunnelError::Broken(error.to_string())),
+                    Some(Err(error)) => break Err(TunnelError::from(&error)),
                     None => break Ok(()),
                 },
                 () = &mut asked_to_drain, if !draining => {

@@ -23,6 +23,7 @@ mod refusals;
 mod slow;
 mod transfer;
 mod tunnels;
+mod waste;
 mod windows;
 
 const CLIENT: &str = "spiffe://cluster.local/ns/payments/sa/api-gateway";
