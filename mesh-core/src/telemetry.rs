@@ -103,8 +103,13 @@ impl Levels {
     }
 }
 
+/// Libraries that would write a line, at a level of people's interest, for a frame or a record of a stranger's: what
+/// comes of it is in our own lines, which are counted. A level that names them still turns them on.
+const LIBRARIES: &str = "h2=error,rustls=error";
+
 fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
-    EnvFilter::try_new(level).map_err(|source| TelemetryError::Level { value: level.to_owned(), source })
+    EnvFilter::try_new(format!("{LIBRARIES},{level}"))
+        .map_err(|source| TelemetryError::Level { value: level.to_owned(), source })
 }
 
 /// Sends this process's log events to standard output from now on.
@@ -139,6 +144,14 @@ mod tests {
         let config = Config { log_format: Format::Text, log_level: "info,=,=".into() };
         let error = init(&config).unwrap_err().to_string();
         assert!(error.contains("info,=,="), "{error}");
+    }
+
+    #[test]
+    fn strangers_write_no_lines_by_way_of_libraries() {
+        let directives = |level: &str| filter(level).unwrap().to_string();
+        assert!(directives("info").contains("h2=error"), "{}", directives("info"));
+        let asked = directives("info,h2=debug");
+        assert!(asked.contains("h2=debug") && !asked.contains("h2=error"), "{asked}");
     }
 
     #[test]

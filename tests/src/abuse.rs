@@ -1,7 +1,8 @@
 //! What each way of flooding a pod's tunnel port costs the proxy, and other pods of the same proxy.
 //!
-//! The attacker is a client of the mesh with a certificate, on a thread of this process with sockets in its pod. It takes a
-//! processor of this machine for itself; so each attack is compared with a thread that does nothing but that.
+//! The attacker has a certificate of the mesh and a pod outside of it (from within, a pod reaches no tunnel port by
+//! itself), and is a thread of this process with sockets in that pod. It takes a processor of this machine for itself;
+//! so each attack is compared with a thread that does nothing but that.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -54,8 +55,8 @@ struct Row {
     cpu: f64,
     /// Memory of that proxy while the attack goes on.
     rss_mib: f64,
-    /// Tunnels that the attacker has had ended, a second.
-    ended: f64,
+    /// Tunnels that the attacker has opened, a second.
+    opened: f64,
 }
 
 /// What a thread of this process does meanwhile.
@@ -98,7 +99,7 @@ struct Attacker {
     credentials: Credentials,
     target: SocketAddr,
     tunnels: usize,
-    ended: AtomicU64,
+    opened: AtomicU64,
 }
 
 /// Measures every attack.
@@ -106,7 +107,8 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     progress("starting a cluster of two nodes with the mesh");
     let lab = Lab::new().nodes(2).mesh().start()?;
     lab.namespace("abuse", &[("istio.io/dataplane-mode", "ambient")])?;
-    let attacker = Workload::new("abuse", "attacker").on_node(1).start(&lab)?;
+    lab.namespace("outside", &[])?;
+    let attacker = Workload::new("outside", "attacker").on_node(1).start(&lab)?;
     let target = Workload::new("abuse", "target").echo().on_node(2).start(&lab)?;
     let victim = Workload::new("abuse", "client").on_node(1).start(&lab)?;
     let echo = Workload::new("abuse", "echo").echo().on_node(2).start(&lab)?;
@@ -119,7 +121,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
             credentials: Authority::of_the_mesh(&lab)?.issue("spiffe://cluster.local/ns/abuse/sa/default")?,
             target: (target.address()?, 15008).into(),
             tunnels: config.tunnels,
-            ended: AtomicU64::new(0),
+            opened: AtomicU64::new(0),
         }),
     };
     // Tunnels, certificates and caches are warm.
@@ -149,12 +151,12 @@ fn print(rows: &[Row]) {
     println!("is the server's. The ratio is that of p99 to the one beside a busy thread.");
     println!(
         "{:<30} {:>8} {:>8} {:>6} {:>5} {:>8} {:>8}",
-        "attack", "p50 us", "p99 us", "ratio", "CPU", "RSS MiB", "ended/s"
+        "attack", "p50 us", "p99 us", "ratio", "CPU", "RSS MiB", "opened/s"
     );
     for row in rows {
         println!(
             "{:<30} {:>8.0} {:>8.0} {:>6.2} {:>5.2} {:>8.1} {:>8.1}",
-            row.attack, row.p50_us, row.p99_us, row.ratio, row.cpu, row.rss_mib, row.ended
+            row.attack, row.p50_us, row.p99_us, row.ratio, row.cpu, row.rss_mib, row.opened
         );
     }
 }
@@ -168,15 +170,21 @@ impl Scene<'_> {
         };
         let pid = self.lab.daemon("ztunnel", 2).live()?.pid(None).context("ztunnel does not run")?;
         let (began, busy) = (Instant::now(), busy_seconds(pid)?);
-        self.attacker.ended.store(0, Ordering::Relaxed);
+        self.attacker.opened.store(0, Ordering::Relaxed);
         let latency = self.latency(connections);
         let seconds = began.elapsed().as_secs_f64();
         let (cpu, rss_mib) = ((busy_seconds(pid)? - busy) / seconds, resident_mib(pid)?);
         #[expect(clippy::cast_precision_loss, reason = "a count of tunnels")]
-        let ended = self.attacker.ended.load(Ordering::Relaxed) as f64 / seconds;
+        let opened = self.attacker.opened.load(Ordering::Relaxed) as f64 / seconds;
         stop.cancel();
         thread.join().map_err(|_| anyhow::anyhow!("the attacker has panicked"))??;
         let latency = latency.with_context(|| format!("under attack: {}", against.name()))?;
+        let attacks = !matches!(against, Against::Nothing | Against::Nobody);
+        anyhow::ensure!(
+            !attacks || opened > 0.0,
+            "{}: no tunnel of the attacker's was accepted",
+            against.name()
+        );
         let time = |name: &str| latency["first_byte"][name].as_f64().context("no percentile");
         Ok(Row {
             attack: against.name(),
@@ -185,7 +193,7 @@ impl Scene<'_> {
             ratio: 1.0,
             cpu,
             rss_mib,
-            ended,
+            opened,
         })
     }
 
@@ -221,7 +229,6 @@ impl Attacker {
                             // What the server refuses is tried again.
                             _ = attacker.once(against) => {}
                         }
-                        attacker.ended.fetch_add(1, Ordering::Relaxed);
                     }
                 });
             }
@@ -238,10 +245,12 @@ impl Attacker {
         socket.set_nonblocking(true)?;
         let mut stream = TcpStream::from_std(socket)?;
         if let Against::Silence = against {
+            self.opened.fetch_add(1, Ordering::Relaxed);
             let _ended = stream.read(&mut [0]).await;
             return Ok(());
         }
         let tls = peer::tls(stream, &self.credentials).await?;
+        self.opened.fetch_add(1, Ordering::Relaxed);
         if let Against::Frames(attack) = against {
             let authority = format!("{}:7000", self.target.ip());
             http2::flood(tls, attack, &authority, u32::MAX).await?;

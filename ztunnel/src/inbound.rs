@@ -60,6 +60,7 @@ pub async fn serve(pod: Arc<Pod>, drain: Watch, stream: TcpStream, client: Socke
             // Its connections have told their own fate; this is about the connection below them.
             match Box::pin(tunnel.serve(streams, drain)).await {
                 Err(error @ TunnelError::Abuse(_)) => {
+                    pace.fine();
                     let error = ProxyError::new(Phase::Request, Side::Downstream, error);
                     refused(&pod, client, Some(local), error);
                 }

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use mesh_core::hbone::allowance::Allowance;
 
@@ -15,6 +16,8 @@ use mesh_core::hbone::allowance::Allowance;
 const HANDSHAKES: (u32, u32) = (500, 100);
 /// Requests of one client that it gives up before they are answered, or that make no sense.
 const WASTED: (u32, u32) = (1000, 100);
+/// A client whose tunnel was ended for abuse shakes hands again after so long, and after that much at most.
+const FINE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
 /// Clients before those are looked for that can be forgotten.
 const MANY: usize = 1024;
 
@@ -70,6 +73,11 @@ impl OfClient {
         }
     }
 
+    /// A tunnel of the client's was abused: what it would do in the next one can wait.
+    pub fn fine(&self) {
+        self.handshakes.fine(FINE.0, FINE.1);
+    }
+
     fn is_whole(&self) -> bool {
         self.handshakes.is_whole() && self.wasted.is_whole()
     }
@@ -89,6 +97,14 @@ mod tests {
         pace.of(client(1)).handshakes.take(HANDSHAKES.0).unwrap();
         assert!(pace.of(client(1)).handshakes.take(HANDSHAKES.0).is_err());
         assert!(pace.of(client(2)).handshakes.take(HANDSHAKES.0).is_ok());
+    }
+
+    #[test]
+    fn who_is_fined_waits_wherever_it_comes_next() {
+        let pace = Pace::default();
+        pace.of(client(1)).fine();
+        assert!(pace.of(client(1)).handshakes.take(1).is_err());
+        assert!(pace.of(client(2)).handshakes.take(1).is_ok());
     }
 
     #[test]

@@ -39,6 +39,17 @@ impl Allowance {
         Ok(())
     }
 
+    /// Uses up what may be done at once, and `time` of what comes after that: the next use is possible when it is over.
+    /// Fines add up to `most`.
+    pub fn fine(&self, time: Duration, most: Duration) {
+        self.fine_at(Instant::now(), time, most);
+    }
+
+    fn fine_at(&self, now: Instant, time: Duration, most: Duration) {
+        let mut used_until = self.used_until.lock().unwrap_or_else(PoisonError::into_inner);
+        *used_until = ((*used_until).max(now + self.burst) + time).min(now + self.burst + most);
+    }
+
     /// Whether it is as if it had never been used.
     pub fn is_whole(&self) -> bool {
         self.is_whole_at(Instant::now())
@@ -52,6 +63,22 @@ impl Allowance {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fine_takes_all_and_adds_up_to_a_bound() {
+        let allowance = Allowance::new(10, 4);
+        let start = Instant::now();
+        let [each, second] = [250, 1000].map(Duration::from_millis);
+        allowance.fine_at(start, second, 3 * second);
+        assert_eq!(allowance.take_at(start, 1), Err(second + each));
+        allowance.fine_at(start, second, 3 * second);
+        assert_eq!(allowance.take_at(start + second, 1), Err(second + each));
+        for _ in 0..10 {
+            allowance.fine_at(start, second, 3 * second);
+        }
+        assert_eq!(allowance.take_at(start, 1), Err(3 * second + each));
+        assert_eq!(allowance.take_at(start + 3 * second + each, 1), Ok(()));
+    }
 
     #[test]
     fn a_burst_then_a_rate() {
