@@ -76,7 +76,8 @@ pub async fn run(
     let (writer, mesh) = store::new();
     let (denials, denied) = denials::denials();
     let metrics = Metrics::new(&surroundings.descriptors);
-    let (revocations, follow_file) = revocations(&config, &metrics).await;
+    let readiness = Readiness::new();
+    let (revocations, follow_file) = revocations(&config, &metrics, &readiness).await;
     let proxy = Arc::new(Proxy {
         mesh,
         certificates: Certificates::new(surroundings.authority, revocations.clone()),
@@ -95,7 +96,6 @@ pub async fn run(
     });
     let (mesh_known, known) = watch::channel(false);
     let pods = Pods::new(proxy.clone(), surroundings.open_pod, known);
-    let readiness = Readiness::new();
     let (xds_gate, pods_gate) = (readiness.gate("xds"), readiness.gate("pods"));
     let mut servers = serve_status(&config, surroundings.levels, &proxy, &pods.listing(), &readiness).await?;
 
@@ -138,10 +138,12 @@ pub async fn run(
     Ok(())
 }
 
-/// The lists of certificates that are revoked, and what keeps them as their file has them.
+/// The lists of certificates that are revoked, and what keeps them as their file has them. Not ready before they are
+/// known: nobody is believed until then.
 async fn revocations(
     config: &Config,
     metrics: &Metrics,
+    readiness: &Readiness,
 ) -> (Revocations, impl Future<Output = ()> + Send + 'static) {
     let following = match &config.crl_path {
         Some(path) => {
@@ -151,9 +153,17 @@ async fn revocations(
         None => None,
     };
     let revocations = following.as_ref().map(|(_, revocations, _)| revocations.clone()).unwrap_or_default();
+    let gate = following.is_some().then(|| readiness.gate("crl"));
+    if let (Some(gate), Some(error)) = (&gate, revocations.status().and_then(|status| status.error)) {
+        gate.close(error);
+    }
     let follow = async {
-        if let Some((follow, revocations, path)) = following {
-            match follow.run(&revocations, &path).await {}
+        if let (Some((follow, revocations, path)), Some(gate)) = (following, gate) {
+            let open = async {
+                revocations.known().await;
+                gate.open();
+            };
+            tokio::join!(follow.run(&revocations, &path), open);
         }
     };
     (revocations, follow)

@@ -43,7 +43,8 @@ pub struct Config {
     #[allow(missing_docs, reason = "a doc comment would replace the help's introduction")]
     pub ca: CaConfig,
     /// File with certificate revocation lists: PEM, one after the other, or one as DER. Changes are taken over within
-    /// two seconds, for open connections as well; without the file nobody is revoked
+    /// two seconds, for open connections as well; without the file nobody is revoked, and while the first one cannot be
+    /// read nobody is believed
     #[arg(long, env = "CRL_PATH")]
     pub crl_path: Option<PathBuf>,
     /// Configuration dump; keep it on loopback

@@ -48,7 +48,7 @@ pub enum Reason {
     Abuse,
     /// It broke while bytes were carried.
     Broken,
-    /// The pod was removed, or the proxy is shutting down.
+    /// The pod was removed, the proxy is shutting down, or the connection has to be made anew over a tunnel.
     Cut,
     /// The node: descriptors, namespaces, ports.
     Local,
@@ -171,6 +171,11 @@ pub enum Cause {
     Abandoned,
     #[error("cut, because the pod was removed or the proxy is shutting down")]
     Cut,
+    #[error(
+        "cut, because certificate revocation lists are in force now, which only the handshake of a tunnel asks: a new \
+         connection has one"
+    )]
+    NeedsTunnel,
 }
 
 impl ProxyError {
@@ -197,7 +202,7 @@ impl ProxyError {
             Cause::Served(_) | Cause::Abandoned => Reason::Broken,
             Cause::NoPort => Reason::Local,
             Cause::NoAddress(_) => Reason::Connect,
-            Cause::Cut => Reason::Cut,
+            Cause::Cut | Cause::NeedsTunnel => Reason::Cut,
             Cause::Io { error, .. } if is_revoked(error) => Reason::Revoked,
             Cause::Io { .. } => match (self.phase, self.side) {
                 (Phase::Copy, _) => Reason::Broken,

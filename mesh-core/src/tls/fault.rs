@@ -69,6 +69,8 @@ pub enum CertificateFault {
     NoCertificate,
     /// It, or one that it was issued by, is on a revocation list.
     Revoked,
+    /// There may be revocation lists, and what is on them has never been known here.
+    RevocationUnknown,
     /// Refused by the peer without a reason: it may expect another identity or trust domain.
     Unexplained(String),
     /// Anything else, in rustls's words.
@@ -92,6 +94,9 @@ impl fmt::Display for CertificateFault {
             Self::BadIdentity(error) => write!(f, "it carries no SPIFFE identity of a workload: {error}"),
             Self::NoCertificate => f.write_str("none was presented"),
             Self::Revoked => f.write_str("it, or the certificate of its issuer, is revoked"),
+            Self::RevocationUnknown => {
+                f.write_str("it may be revoked: no revocation list could be read yet (see --crl-path)")
+            }
             Self::Unexplained(alert) => {
                 write!(f, "alert {alert} (it may expect another identity or trust domain)")
             }
@@ -159,6 +164,7 @@ impl CertificateFault {
             Self::BadIdentity(_) => "bad_identity",
             Self::NoCertificate => "no_certificate",
             Self::Revoked => "revoked",
+            Self::RevocationUnknown => "revocation_unknown",
             Self::Unexplained(_) => "refused",
             Self::Other(_) => "bad_certificate",
         }

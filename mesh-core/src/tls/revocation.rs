@@ -81,16 +81,21 @@ impl Metrics {
 }
 
 /// The lists in force; clones are the same. The default has none and never will.
+///
+/// **Invariant:** fails closed: where lists are configured, nobody is believed before it is known what they are.
 #[derive(Clone, Debug, Default)]
 pub struct Revocations(Option<Arc<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
-    lists: watch::Sender<Arc<Lists>>,
+    /// None: what they are has never been known.
+    lists: watch::Sender<Known>,
     /// Why the newest form of the file is not in force.
     error: watch::Sender<Option<String>>,
     metrics: Metrics,
 }
+
+type Known = Option<Arc<Lists>>;
 
 /// What is in force, for `/config_dump`.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -103,7 +108,7 @@ pub struct Status {
 }
 
 impl Revocations {
-    /// Without lists until [`Revocations::replace`].
+    /// Nobody is believed until [`Revocations::replace`] says which lists there are.
     pub fn new(metrics: Metrics) -> Self {
         let (lists, error) = (watch::Sender::default(), watch::Sender::default());
         Self(Some(Arc::new(Inner { lists, error, metrics })))
@@ -114,9 +119,31 @@ impl Revocations {
         self.0.is_some()
     }
 
-    /// Whether there are lists now.
+    /// Whether there are lists now, or may be, so that certificates have to be asked about.
     pub fn are_in_force(&self) -> bool {
-        self.0.as_ref().is_some_and(|inner| inner.lists.borrow().facts().next().is_some())
+        self.0.as_ref().is_some_and(|inner| may_revoke(&inner.lists.borrow()))
+    }
+
+    /// Completes when this is so; never where lists are not configured.
+    pub async fn in_force(&self) {
+        self.when(may_revoke).await;
+    }
+
+    /// Completes when it is known which lists there are, if only that there are none; never where none are configured.
+    pub async fn known(&self) {
+        self.when(Option::is_some).await;
+    }
+
+    /// Whether nobody is believed, since it is not known who is revoked.
+    pub(super) fn are_unknown(&self) -> bool {
+        self.0.as_ref().is_some_and(|inner| inner.lists.borrow().is_none())
+    }
+
+    async fn when(&self, is_so: impl FnMut(&Known) -> bool) {
+        let Some(inner) = &self.0 else { return std::future::pending().await };
+        let mut lists = inner.lists.subscribe();
+        // The sender is ours.
+        let _ = lists.wait_for(is_so).await;
     }
 
     /// Puts other lists in force: who is revoked by them is cut.
@@ -124,7 +151,7 @@ impl Revocations {
         let Some(inner) = &self.0 else { return };
         inner.metrics.lists.set(i64::try_from(lists.facts().count()).unwrap_or(i64::MAX));
         inner.error.send_replace(None);
-        inner.lists.send_replace(Arc::new(lists));
+        inner.lists.send_replace(Some(Arc::new(lists)));
     }
 
     /// Notes that what was to be put in force cannot be.
@@ -137,7 +164,7 @@ impl Revocations {
     /// What is in force; None where there are never lists.
     pub fn status(&self) -> Option<Status> {
         let inner = self.0.as_ref()?;
-        let lists = inner.lists.borrow().facts().cloned().collect();
+        let lists = inner.lists.borrow().iter().flat_map(|lists| lists.facts().cloned()).collect();
         Some(Status { lists, error: inner.error.borrow().clone() })
     }
 
@@ -150,7 +177,9 @@ impl Revocations {
         reporter: Reporter,
     ) -> Result<(), CertificateFault> {
         let Some(inner) = &self.0 else { return Ok(()) };
-        let lists = inner.lists.borrow().clone();
+        let Some(lists) = inner.lists.borrow().clone() else {
+            return Err(CertificateFault::RevocationUnknown);
+        };
         let chain = std::iter::once(leaf).chain(intermediates).map(AsRef::as_ref);
         let Some(Revoked { serial, issuer }) = lists.revoked(chain, roots) else { return Ok(()) };
         inner.metrics.rejections.get_or_create(&reporter.into()).inc();
@@ -173,6 +202,10 @@ impl Revocations {
         let chain = (leaf.clone(), intermediates.to_vec());
         Some(Presented { revocations: self.clone(), chain, roots: roots.clone(), reporter })
     }
+}
+
+fn may_revoke(lists: &Known) -> bool {
+    lists.as_ref().is_none_or(|lists| lists.facts().next().is_some())
 }
 
 /// What a live connection's peer proved itself with. Only revocation is asked about again: validity was right when it

@@ -80,7 +80,11 @@ fn unknown_issuer(error: Error) -> Error {
 }
 
 fn refuse(fault: CertificateFault) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(fault))))
+    Error::InvalidCertificate(match fault {
+        // Has an alert of its own.
+        CertificateFault::Revoked => CertificateError::Revoked,
+        fault => CertificateError::Other(OtherError(Arc::new(fault))),
+    })
 }
 
 /// What a client demands: the server's name must be one of `expected`. Nobody is expected, nobody is believed.
@@ -101,9 +105,7 @@ impl ServerCertVerifier for ServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         server_chain(leaf, intermediates, &self.roots, now)?;
-        self.revocations
-            .check(leaf, intermediates, &self.roots, Reporter::Source)
-            .map_err(|_| Error::from(CertificateError::Revoked))?;
+        self.revocations.check(leaf, intermediates, &self.roots, Reporter::Source).map_err(refuse)?;
         expect_one_of(&self.expected, leaf).map_err(refuse)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -179,9 +181,7 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(leaf, intermediates, now).map_err(unknown_issuer)?;
-        self.revocations
-            .check(leaf, intermediates, &self.roots, Reporter::Destination)
-            .map_err(|_| Error::from(CertificateError::Revoked))?;
+        self.revocations.check(leaf, intermediates, &self.roots, Reporter::Destination).map_err(refuse)?;
         expect_trust_domain(&self.trust_domain, leaf).map_err(refuse)?;
         Ok(verified)
     }

@@ -3,7 +3,8 @@
 //!
 //! Who the client is needs no proof: it is known in which pod's network namespace its connection was accepted. The way
 //! in is the tunnel's in everything else, and the server's side has its own log line and series.
-//! **Invariant:** used only where no network policy could have a say, since nothing passes the network here.
+//! **Invariant:** used only where no network policy could have a say, since nothing passes the network here, and while
+//! no certificate can be revoked, since none is shown.
 
 use std::future::poll_fn;
 use std::net::IpAddr;
@@ -15,6 +16,7 @@ use mesh_core::copy::{Carried, Meter, Side as From};
 use mesh_core::drain::Watch;
 use mesh_core::hbone::ConnectRequest;
 use mesh_core::identity::Identity;
+use mesh_core::tls::revocation::Revocations;
 
 use super::admit::{Admitted, admit};
 use super::{Arrival, cut};
@@ -30,6 +32,7 @@ pub struct Arrived {
     admitted: Admitted,
     report: Report,
     drain: Watch,
+    revocations: Revocations,
 }
 
 /// Lets a connection of `peer` in, which is asked for as in a tunnel; `local` is the pod's address that was chosen.
@@ -46,6 +49,7 @@ pub async fn arrive(
     let Neighbour { pod, drain } = neighbour;
     let arrival = Arrival { pod, drain: drain.clone(), client, peer, local, security: Security::SameNode };
     let destination = arrival.pod.workload();
+    let revocations = arrival.pod.proxy.revocations.clone();
     let mut report = arrival.report(&destination, Some(request));
     let admitted = async {
         let connection = arrival.check(&destination, request, &mut report)?;
@@ -57,7 +61,7 @@ pub async fn arrive(
         admitted = admitted => admitted,
     };
     match admitted {
-        Ok(admitted) => Ok(Arrived { admitted, report, drain }),
+        Ok(admitted) => Ok(Arrived { admitted, report, drain, revocations }),
         Err(error) => {
             report.failed(&error);
             Err(error)
@@ -80,12 +84,18 @@ impl Arrived {
         Down: Carried + Abort,
     {
         let result = {
-            let Self { admitted: Admitted { upstream, permit, .. }, report, drain: own } = &mut *self;
+            let Self { admitted: Admitted { upstream, permit, .. }, report, drain: own, revocations } =
+                &mut *self;
             let (mut closing, mut own_closing) = (pin!(drain.closing()), pin!(own.closing()));
             let mut revoked = pin!(policy::revoked(Some(&*permit)));
+            // Also if they came since the way was chosen.
+            let mut needs_tunnel = pin!(revocations.in_force());
             let cut = poll_fn(|cx| {
                 if closing.as_mut().poll(cx).is_ready() || own_closing.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(Cause::Cut);
+                }
+                if needs_tunnel.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Cause::NeedsTunnel);
                 }
                 revoked.as_mut().poll(cx).map(Cause::Revoked)
             });

@@ -24,7 +24,7 @@ pub(crate) async fn near_with(arguments: &[&str]) -> World {
 }
 
 /// Tells where client and server are, and waits until it is known.
-async fn tell(world: &World, places: [(&str, bool); 2]) {
+pub(crate) async fn tell(world: &World, places: [(&str, bool); 2]) {
     for (pod, (node, shortcut)) in [CLIENT, SERVER].into_iter().zip(places) {
         world.xds.put([on_node(world, pod, node, shortcut)]);
     }

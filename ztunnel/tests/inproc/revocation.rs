@@ -141,7 +141,8 @@ async fn pods_of_one_node_are_not_joined_past_the_lists() {
     let file = File::new();
     let world = near_with(&[&file.argument()]).await;
     let _application = world.application(SERVER).await;
-    drop(open(&world).await);
+    let mut near = open(&world).await;
+    assert!(echoes(&mut near).await);
     let joined = async || {
         let label = "connection_security_policy=\"none\"";
         world.metric("istio_tcp_connections_opened_total", &[label]).await
@@ -149,7 +150,9 @@ async fn pods_of_one_node_are_not_joined_past_the_lists() {
     assert_eq!(joined().await, 2, "there are no lists yet");
     file.replace(&world.ca.revoke_pem(&[]));
     eventually("it is in force", async || lists(&world).await == 1).await;
-    drop(open(&world).await);
+    assert_eq!(near.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    world.logged(&["certificate revocation lists are in force now", "direction=\"inbound\"", "CUT"]).await;
+    assert!(echoes(&mut open(&world).await).await, "over a tunnel it may be");
     assert_eq!(joined().await, 2);
     file.replace(&world.ca.revoke_pem(&[leaf(&world, SERVER).await]));
     eventually("the server is on it", async || {
@@ -157,4 +160,38 @@ async fn pods_of_one_node_are_not_joined_past_the_lists() {
         stream.read(&mut [0; 1]).await.is_err()
     })
     .await;
+}
+
+/// Who was revoked before ztunnel began must not be believed just because nobody can read it any more.
+#[tokio::test]
+async fn nobody_is_believed_where_the_first_file_is_damaged() {
+    let file = File::new();
+    let good = TestCa::new().revoke_pem(&[]);
+    file.replace(&good[..good.len() / 2]);
+    let world = World::unready_with(&[&file.argument()]).await;
+    let _application = world.application(SERVER).await;
+    world.not_ready_for("crl (").await;
+    for _ in 0..2 {
+        let mut refused = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+        assert_eq!(refused.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+    world.logged(&["no revocation list could be read yet", "connection failed"]).await;
+    file.replace(&good);
+    world.ready().await;
+    assert!(echoes(&mut open(&world).await).await);
+}
+
+/// Pods of one node would be joined without a certificate.
+#[tokio::test]
+async fn nor_are_pods_of_one_node() {
+    let file = File::new();
+    file.replace("-----BEGIN X509 CRL-----\n");
+    let world = World::unready_with(&[&file.argument()]).await;
+    crate::near::tell(&world, [("node-1", true), ("node-1", true)]).await;
+    let _application = world.application(SERVER).await;
+    let mut refused = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    assert_eq!(refused.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    std::fs::remove_file(&file.0).unwrap();
+    world.ready().await;
+    assert!(echoes(&mut open(&world).await).await);
 }

@@ -91,13 +91,26 @@ impl World {
 
     /// The same with more on ztunnel's command line.
     pub(crate) async fn with(arguments: &[&str]) -> Self {
+        let world = Self::unready_with(arguments).await;
+        world.ready().await;
+        world
+    }
+
+    /// The same without waiting until ztunnel is ready.
+    pub(crate) async fn unready_with(arguments: &[&str]) -> Self {
         let world = Self::start(arguments).await;
         world.xds.put(world.mesh().into_iter().map(address));
-        world.with_pods(&[CLIENT, SERVER]).await
+        world.told_of(&[CLIENT, SERVER]).await
     }
 
     /// These pods served and ztunnel ready, with a mesh as it was told so far.
-    pub(crate) async fn with_pods(mut self, pods: &[TestPod]) -> Self {
+    pub(crate) async fn with_pods(self, pods: &[TestPod]) -> Self {
+        let world = self.told_of(pods).await;
+        world.ready().await;
+        world
+    }
+
+    async fn told_of(mut self, pods: &[TestPod]) -> Self {
         self.xds.serve(&self.run_dir.join("xds.sock"));
         let (mut talk, hello) = Talk::accept(&self.agent).await;
         assert_eq!((hello.min_version, hello.max_version), (2, 3));
@@ -109,7 +122,6 @@ impl World {
         assert!(!self.is_ready().await, "ready before the snapshot is whole");
         talk.snapshot_end().await;
         self.talk = Some(talk);
-        self.ready().await;
         self
     }
 
@@ -299,6 +311,13 @@ impl World {
 
     pub(crate) async fn ready(&self) {
         eventually("ztunnel is ready", async || self.is_ready().await).await;
+    }
+
+    /// Waits until ztunnel says that this is what it is not ready for.
+    pub(crate) async fn not_ready_for(&self, what: &str) {
+        let told = async || self.get(15021, "/healthz/ready").await;
+        eventually(what, async || told().await.contains(what)).await;
+        assert!(told().await.starts_with("HTTP/1.1 503"));
     }
 
     pub(crate) async fn is_ready(&self) -> bool {

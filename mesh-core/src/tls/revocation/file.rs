@@ -1,6 +1,7 @@
 //! Keeps revocation lists as a file has them.
 //!
-//! **Invariant:** a file that cannot be used changes nothing; only one that is not there lifts the lists.
+//! **Invariant:** a file that cannot be used changes nothing; only one that is not there lifts the lists. One that could
+//! not be used from the start leaves unknown who is revoked.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -82,7 +83,11 @@ async fn take_over(revocations: &Revocations, path: &Path, seen: &Look) {
             revocations.replace(lists);
         }
         Err(error) => {
-            tracing::error!(path = %path_shown, error, "revocation lists cannot be used, those before stay in force");
+            let until = match revocations.are_unknown() {
+                true => "nobody is believed until there are some that can be used, or no file",
+                false => "those before stay in force",
+            };
+            tracing::error!(path = %path_shown, error, "revocation lists cannot be used: {until}");
             revocations.failed(format!("{path_shown}: {error}"));
         }
     }
