@@ -58,7 +58,9 @@ fn measure(count: usize, changes: usize) -> anyhow::Result<()> {
     let start = in_use();
     let mut keys = BTreeSet::new();
     for object in objects(count) {
-        keys.extend(both.index.handle(Event::Applied(object?)).keys);
+        let changes = both.index.handle(Event::Applied(object?));
+        anyhow::ensure!(changes.problems.is_empty(), "refused: {:?}", changes.problems);
+        keys.extend(changes.keys);
     }
     let before = in_use();
     for key in &keys {
@@ -85,7 +87,7 @@ fn measure(count: usize, changes: usize) -> anyhow::Result<()> {
         each(encoded),
         each(agent - model),
         each(proxy),
-        both.change(changes, |i| pod(i % count, &format!("v{i}")))?,
+        both.change(changes, |i| pod(i % count, &format!("changed-{i}")))?,
         both.change(changes, |i| slice(0, count.min(PODS_OF_SERVICE), !i.is_multiple_of(2)))?,
     );
     Ok(())
@@ -153,7 +155,7 @@ impl Both {
             let put =
                 |key| snapshot.put(Type::Address, &index.resource_name(key), index.resource(key).as_ref());
             let names: Vec<_> = changes.keys.iter().filter_map(put).collect();
-            anyhow::ensure!(!names.is_empty(), "the event changed nothing");
+            anyhow::ensure!(!names.is_empty(), "the event changed nothing: {:?}", changes.keys);
             self.session.changed(Type::Address, names, &self.snapshot);
             for response in self.responses(false)? {
                 self.receive(&response)?;
