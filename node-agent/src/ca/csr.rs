@@ -92,7 +92,8 @@ impl SigningRequest {
         if self.names.iter().all(|name| *name == allowed_name) {
             return Ok(());
         }
-        Err(InvalidCsr::Names { found: self.names.clone(), allowed: allowed.clone() })
+        let found = self.names.iter().take(MAX_NAMES).cloned().collect();
+        Err(InvalidCsr::Names { found, allowed: allowed.clone() })
     }
 }
 
@@ -105,14 +106,14 @@ fn p256_key(csr: &X509CertificationRequest<'_>) -> Result<SubjectPublicKeyInfo, 
     SubjectPublicKeyInfo::from_der(key.raw).map_err(|_| InvalidCsr::KeyKind)
 }
 
-/// What it would be called; a few are enough to refuse it with.
+/// What it would be called.
 fn names(csr: &X509CertificationRequest<'_>) -> Vec<String> {
     let extensions = csr.requested_extensions().into_iter().flatten();
     let alternative = extensions.filter_map(|extension| match extension {
         ParsedExtension::SubjectAlternativeName(names) => Some(&names.general_names),
         _ => None,
     });
-    alternative.flatten().take(MAX_NAMES).map(name).collect()
+    alternative.flatten().map(name).collect()
 }
 
 fn name(name: &GeneralName<'_>) -> String {

@@ -7,6 +7,7 @@ pub mod certificate;
 pub mod cni;
 pub mod connect;
 pub mod csr;
+pub mod discovery;
 pub mod dns;
 pub mod objects;
 pub mod packet;
@@ -25,11 +26,12 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "certificate", run: certificate::run, seeds: certificate::seeds },
     Target { name: "cni", run: cni::run, seeds: cni::seeds },
     Target { name: "connect", run: connect::run, seeds: connect::seeds },
     Target { name: "csr", run: csr::run, seeds: csr::seeds },
+    Target { name: "discovery", run: discovery::run, seeds: discovery::seeds },
     Target { name: "dns", run: dns::run, seeds: dns::seeds },
     Target { name: "objects", run: objects::run, seeds: objects::seeds },
     Target { name: "packet", run: packet::run, seeds: packet::seeds },

@@ -1,4 +1,4 @@
-//! Resources from whoever configures a proxy: one response of a delta xDS stream.
+//! Resources from whoever configures a proxy: the responses of a delta xDS stream, one after the other.
 
 use std::collections::HashMap;
 
@@ -13,24 +13,32 @@ use prost::Message;
 /// Each response is acknowledged or refused, once; said twice it means the same; and nothing is left of what is taken
 /// back.
 pub fn run(data: &[u8]) {
-    let Ok(response) = DeltaDiscoveryResponse::decode(data) else { return };
+    let responses = responses(data);
     let (writer, reader) = store::new();
     let mut mesh = Mesh::new(writer, "istio-system", |_: &store::Changes| {});
     let mut session = Session::new(Node::default(), &[ADDRESS_TYPE, AUTHORIZATION_TYPE]);
-    let names: Vec<String> = response.resources.iter().map(|resource| resource.name.clone()).collect();
-    let removed = DeltaDiscoveryResponse {
-        type_url: response.type_url.clone(),
-        removed_resources: names,
-        ..DeltaDiscoveryResponse::default()
-    };
-    for _ in 0..2 {
-        let reply = session.receive(response.clone(), &mut mesh);
-        assert_eq!(reply.request.response_nonce, response.nonce);
-        assert_eq!(reply.request.error_detail.is_none(), reply.rejected.is_empty());
+    for response in &responses {
+        for _ in 0..2 {
+            let reply = session.receive(response.clone(), &mut mesh);
+            assert_eq!(reply.request.response_nonce, response.nonce);
+            assert_eq!(reply.request.error_detail.is_none(), reply.rejected.is_empty());
+        }
     }
-    session.receive(removed, &mut mesh);
+    for type_url in [ADDRESS_TYPE, AUTHORIZATION_TYPE] {
+        let of_type = responses.iter().filter(|response| response.type_url == type_url);
+        let named = of_type.flat_map(|response| &response.resources).map(|resource| resource.name.clone());
+        let (removed_resources, type_url) = (named.collect(), type_url.to_owned());
+        session
+            .receive(DeltaDiscoveryResponse { type_url, removed_resources, ..Default::default() }, &mut mesh);
+    }
     assert_eq!(reader.size(), store::Size::default(), "something is left");
     assert!(reader.workloads().is_empty() && reader.services().is_empty());
+}
+
+/// As many as there are, each after its length; what is no response ends them.
+fn responses(mut data: &[u8]) -> Vec<DeltaDiscoveryResponse> {
+    let next = || DeltaDiscoveryResponse::decode_length_delimited(&mut data).ok();
+    std::iter::from_fn(next).take(8).collect()
 }
 
 /// A mesh with a service, a headless one with two pods, and a host outside.
@@ -127,9 +135,15 @@ fn response(type_url: &str, resources: Vec<Resource>) -> DeltaDiscoveryResponse 
     DeltaDiscoveryResponse { type_url, nonce, resources, ..Default::default() }
 }
 
-/// The whole mesh, each resource by itself, and a policy.
+/// The whole mesh, each resource by itself, a policy, and one resource after another.
 pub fn seeds() -> Vec<Vec<u8>> {
     let all = addresses();
-    let single = all.resources.iter().map(|resource| response(ADDRESS_TYPE, vec![resource.clone()]));
-    single.chain([all.clone(), policies()]).map(|response| response.encode_to_vec()).collect()
+    let single: Vec<_> =
+        all.resources.iter().map(|resource| response(ADDRESS_TYPE, vec![resource.clone()])).collect();
+    let together = single.iter().take(4).chain([&policies(), &all]).map(encoded).collect::<Vec<_>>().concat();
+    single.iter().chain([&all, &policies()]).map(encoded).chain([together]).collect()
+}
+
+fn encoded(response: &DeltaDiscoveryResponse) -> Vec<u8> {
+    response.encode_length_delimited_to_vec()
 }
