@@ -14,6 +14,7 @@ mod cgroup;
 mod clsact;
 mod error;
 mod foreign;
+mod guards;
 mod held;
 mod hook;
 mod kubelet;
@@ -49,6 +50,7 @@ use tracing::{info, warn};
 
 pub use error::{DatapathError, PodError};
 pub use foreign::Foreign;
+use guards::Guards;
 use held::Held;
 use hook::Chosen;
 pub use hook::GuardHook;
@@ -171,6 +173,8 @@ pub struct Datapath {
     hook: Result<Chosen, String>,
     /// The cgroup in which connections are captured.
     root: PathBuf,
+    /// The node's network namespace, as of the thread that opened the datapath.
+    node: OwnedFd,
     probes: Probes,
     /// Whether a connect() of this process has ever been captured.
     hooked: Arc<AtomicBool>,
@@ -189,6 +193,7 @@ impl Datapath {
         let (programs, maps) = load::load(&pins)?;
         let hook = hook::choose(config.guard_hook, programs.guard.as_fd());
         let root = cgroup::root(config)?;
+        let node = netns::own().map_err(DatapathError::Cookie)?;
         attach::connect(&pins, &programs, &root)
             .map_err(|source| DatapathError::Cgroup { path: root.clone(), source })?;
         info!(cgroup = %root.display(), bpffs = %config.bpffs.display(), "datapath open");
@@ -209,6 +214,7 @@ impl Datapath {
             others,
             hook,
             root,
+            node,
             probes,
             hooked,
         };
@@ -302,9 +308,9 @@ impl Datapath {
         let before = pod.captured() || self.versions.has(uid);
         pod.keeps_destinations = self.others.keeps_destinations;
         let steer = pod::step("load sk_lookup", self.steers.load(pod.slot).map_err(io::Error::other));
-        let (pins, programs, maps) = (&self.pins, &self.programs, &mut self.maps);
-        let numbers = self.config.numbers;
-        let result = steer.and_then(|steer| pod.capture(pins, programs, &steer, maps, hook, numbers));
+        let guards = Guards::of(&self.pins, &self.programs, hook, &self.node);
+        let (maps, numbers) = (&mut self.maps, self.config.numbers);
+        let result = steer.and_then(|steer| pod.capture(&guards, &steer, maps, numbers));
         if result.is_err() && !before {
             let released = pod.release(&self.pins, &mut self.maps, self.config.numbers);
             undone(uid, released);
@@ -357,6 +363,7 @@ impl Datapath {
             pod.record.captured = known.record.captured;
             pod.record.sysctls = known.record.sysctls;
             pod.pending = known.pending;
+            pod.ends = known.ends;
             pod.filtered = known.filtered;
             // An address that it no longer has may be another pod's soon.
             let lost = maps::addresses(&known.record)

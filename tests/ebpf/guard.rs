@@ -111,7 +111,8 @@ fn frames() -> Vec<(&'static str, Vec<u8>, u32)> {
 #[ignore = "needs root: cargo xtask test"]
 fn packets() -> Result<()> {
     let mut object = object::open(0)?;
-    for (name, ethernet) in [(program::GUARD, true), (program::GUARD_L3, false)] {
+    for (name, ethernet) in [(program::GUARD, true), (program::GUARD_L3, false), (program::GUARD_NODE, true)]
+    {
         let guard: &mut SchedClassifier =
             object.program_mut(name).ok_or_else(|| anyhow!("no {name}"))?.try_into()?;
         guard.load()?;

@@ -40,6 +40,7 @@ fn load_all(mut object: Ebpf, most: u32) -> Result<()> {
         program::STEER,
         program::GUARD,
         program::GUARD_L3,
+        program::GUARD_NODE,
         program::REFUSE,
         program::REFUSE_L3,
         program::OLDER,
@@ -64,6 +65,6 @@ fn load_all(mut object: Ebpf, most: u32) -> Result<()> {
         println!("{name}: {verified} instructions verified, {} bytes", info.size_translated().unwrap_or(0));
         assert!(verified < most, "{name}: {verified} instructions verified");
     }
-    assert_eq!(object.programs().count(), 14, "a program that this test does not know");
+    assert_eq!(object.programs().count(), 15, "a program that this test does not know");
     Ok(())
 }

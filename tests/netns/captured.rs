@@ -21,14 +21,14 @@ use crate::proxy::Proxy;
 use crate::world::{PATIENCE, PORT, Pod, World, idle};
 
 /// The parts of a pod's capture that are found wrong.
-fn wrong(datapath: &Datapath, pod: &Pod, answers: bool) -> Result<BTreeSet<Part>> {
+pub(crate) fn wrong(datapath: &Datapath, pod: &Pod, answers: bool) -> Result<BTreeSet<Part>> {
     let mut proofs = datapath.survey(&[pod.uid.clone()].into());
     let flaws = proofs.remove(&pod.uid).context("no proof")?(answers)?;
     println!("{flaws:?}");
     Ok(flaws.into_iter().map(|flaw| flaw.part).collect())
 }
 
-fn repair(datapath: &mut Datapath, pod: &Pod, kept: &Listeners) -> Result<Listeners> {
+pub(crate) fn repair(datapath: &mut Datapath, pod: &Pod, kept: &Listeners) -> Result<Listeners> {
     let spec = datapath.spec(&pod.uid)?;
     let listeners = datapath.prepare(&spec, Some(kept.try_clone()?))?;
     datapath.capture(&pod.uid)?;

@@ -1,5 +1,6 @@
 //! The datapath in the kernel it is for: two pods, a router, the real `Datapath`, and one test for each trap.
 
+mod bypass;
 mod captured;
 mod carried;
 mod clsact;
@@ -26,3 +27,4 @@ mod refuse;
 mod revoked;
 mod upheaval;
 mod world;
+mod xdp_socket;

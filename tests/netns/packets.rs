@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use mesh_tests::netns::Netns;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::family::Family;
@@ -36,11 +37,16 @@ pub(crate) struct Sniffer {
 
 impl Sniffer {
     pub(crate) fn new(world: &World) -> Result<Self> {
+        Self::at(world, &world.router)
+    }
+
+    /// Somewhere else: the router's sees what comes in before the programs there do.
+    pub(crate) fn at(world: &World, netns: &Netns) -> Result<Self> {
         const ETH_P_IP: u16 = 0x0800;
         const ETH_P_IPV6: u16 = 0x86dd;
         let protocol = Protocol::from(i32::from(world.family.pick(ETH_P_IP, ETH_P_IPV6).to_be()));
         let open = || Ok(Socket::new(Domain::PACKET, Type::DGRAM.nonblocking(), Some(protocol))?);
-        Ok(Self { socket: world.router.run(open)?, family: world.family })
+        Ok(Self { socket: netns.run(open)?, family: world.family })
     }
 
     /// The TCP segments from the pod's address that crossed until now.
@@ -149,12 +155,16 @@ pub(crate) fn segment_of(from: SocketAddr, to: SocketAddr, flags: u8, numbers: [
     let addresses = [octets(from.ip()), octets(to.ip())].concat();
     let sum = checksum(&[&addresses[..], &[0, 6, 0, 20], &tcp].concat());
     tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-    // The kernel fills in the IPv4 header's checksum and identification.
     let header: &[u8] = match from {
         SocketAddr::V4(_) => &[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0],
         SocketAddr::V6(_) => &[0x60, 0, 0, 0, 0, 20, 6, 64],
     };
-    [header, &addresses, &tcp].concat()
+    let mut packet = [header, &addresses, &tcp].concat();
+    if from.is_ipv4() {
+        let sum = checksum(&packet[..20]);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+    packet
 }
 
 /// Sends a packet past the TCP stack, as CAP_NET_RAW allows, with a mark if wanted.

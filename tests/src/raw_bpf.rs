@@ -112,9 +112,25 @@ pub fn detach(path: &Path) -> io::Result<()> {
 
 /// Attaches a program to the egress of an interface of the calling thread's network namespace, before what is there.
 pub fn attach_before_all(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
-    const TCX_EGRESS: u32 = 47;
-    const BPF_F_BEFORE: u32 = 1 << 3;
-    Ok(owned(call(LINK_CREATE, [program.as_raw_fd() as u32, interface, TCX_EGRESS, BPF_F_BEFORE])?))
+    attach_tcx(program, interface, TCX_EGRESS, BPF_F_BEFORE)
+}
+
+/// The same after what is there.
+pub fn attach_after_all(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
+    attach_tcx(program, interface, TCX_EGRESS, 0)
+}
+
+/// Attaches a program to the ingress of an interface of the calling thread's network namespace, before what is there.
+pub fn attach_to_ingress_before_all(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
+    attach_tcx(program, interface, TCX_INGRESS, BPF_F_BEFORE)
+}
+
+const TCX_INGRESS: u32 = 46;
+const TCX_EGRESS: u32 = 47;
+const BPF_F_BEFORE: u32 = 1 << 3;
+
+fn attach_tcx(program: &OwnedFd, interface: u32, hook: u32, flags: u32) -> io::Result<OwnedFd> {
+    Ok(owned(call(LINK_CREATE, [program.as_raw_fd() as u32, interface, hook, flags])?))
 }
 
 /// The kernel's number of a program.

@@ -6,7 +6,7 @@
 use crate::Address;
 use crate::event::Counter;
 use crate::packet::{ACK, Packet, RST, SYN};
-use crate::{SOCKET_OLDER, SOCKET_PROXY, SOCKET_TUNNEL};
+use crate::{SOCKET_OLDER, SOCKET_PROBED, SOCKET_PROXY, SOCKET_TUNNEL};
 
 /// The packet's socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,8 @@ impl Verdict {
 
 /// Decides. Three kinds of segment pass without a flagged socket, none of them with data: resets (the kernel answers
 /// for ports and connections that nobody has), the SYN-ACK of a SYN cookie, and what TIME_WAIT repeats. A raw socket
-/// can send a bare reset too, which tells its peer nothing but the numbers in a header.
+/// can send a bare reset too, which tells its peer nothing but the numbers in a header. The app's end of a probe may have
+/// gone by when the last it said comes to the node, and no longer tell whose it was: without data that passes, too.
 #[inline(always)]
 pub fn judge(packet: &Packet, sender: Sender) -> Verdict {
     let &Packet::Tcp { flags, data, .. } = packet else { return Verdict::Pass };
@@ -85,7 +86,7 @@ pub fn judge(packet: &Packet, sender: Sender) -> Verdict {
         (Kind::Socket, SOCKET_OLDER) => Verdict::PassCounted(Counter::GuardOlder),
         _ if !data && flags & RST != 0 => Verdict::Pass,
         (Kind::None, _) if !data && flags & (SYN | ACK) == SYN | ACK => Verdict::Pass,
-        (Kind::TimeWait, _) if !data && flags & SYN == 0 => Verdict::Pass,
+        (Kind::TimeWait, _) | (Kind::Socket, SOCKET_PROBED) if !data && flags & SYN == 0 => Verdict::Pass,
         (Kind::None, _) => Verdict::Drop(Counter::GuardNoSocket),
         (Kind::Socket, _) => Verdict::Drop(Counter::GuardApp),
         (Kind::Handshake, _) => Verdict::Drop(Counter::GuardAppListener),
@@ -185,6 +186,9 @@ mod tests {
             ("forwarded SYN", Kind::None.flagged(0), SYN, BARE, drop(Counter::GuardNoSocket)),
             ("forwarded ACK", Kind::None.flagged(0), ACK, BARE, drop(Counter::GuardNoSocket)),
             ("a raw SYN-ACK", Kind::Socket.flagged(0), SYN | ACK, BARE, drop(Counter::GuardApp)),
+            ("a probe's farewell", Kind::Socket.flagged(SOCKET_PROBED), ACK, BARE, Verdict::Pass),
+            ("a probe's data", Kind::Socket.flagged(SOCKET_PROBED), ACK, DATA, drop(Counter::GuardApp)),
+            ("a probe that dials", Kind::Socket.flagged(SOCKET_PROBED), SYN, BARE, drop(Counter::GuardApp)),
             ("TIME_WAIT", Kind::TimeWait.flagged(0), ACK, BARE, Verdict::Pass),
             ("TIME_WAIT with data", Kind::TimeWait.flagged(0), ACK, DATA, drop(Counter::GuardTimeWait)),
             ("a fragment", Kind::None.flagged(0), 0, DATA, drop(Counter::GuardNoSocket)),

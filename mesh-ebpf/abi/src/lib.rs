@@ -98,6 +98,8 @@ pub mod program {
     pub const GUARD: &str = "guard";
     /// Egress of devices without.
     pub const GUARD_L3: &str = "guard_l3";
+    /// Ingress of the other end of a pod's veth, on the node: the guard once more.
+    pub const GUARD_NODE: &str = "guard_node";
     /// Ingress of devices with Ethernet headers: asks whether anybody listens.
     pub const REFUSE: &str = "refuse";
     /// Ingress of devices without.

@@ -5,7 +5,7 @@
 //! **Invariant:** the pins are the attach state; what is held open beside them (`held`) is pinned, so nothing is detached
 //! when the agent ends.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::{fs, io};
@@ -58,14 +58,19 @@ pub(super) fn connect(pins: &Pins, programs: &Programs, root: &Path) -> io::Resu
     Ok(made)
 }
 
-/// Attaches the guard, and what refuses, to every interface of the calling thread's network namespace that has none;
-/// pins are in `directory`.
+/// Attaches the guard, and what refuses, to each of these interfaces of the calling thread's network namespace that has
+/// none; pins are in `directory`.
 ///
 /// # Errors
 /// When the kernel refuses: the first one, with what it was about. The others are attached.
-pub(super) fn guard(directory: &Path, programs: &Programs, hook: Chosen) -> io::Result<()> {
+pub(super) fn guard(
+    directory: &Path,
+    programs: &Programs,
+    hook: Chosen,
+    interfaces: &[Interface],
+) -> io::Result<()> {
     let mut result = Ok(());
-    for interface in rules::interfaces()? {
+    for interface in interfaces.iter().copied() {
         let sides = [(refuse_program(interface), Side::Ingress), (guard_program(interface), Side::Egress)];
         for (name, side) in sides {
             let program = programs.on_interface(name).ok_or(io::ErrorKind::NotFound)?;
@@ -89,7 +94,7 @@ fn on_interface(
     side: Side,
     hook: Chosen,
 ) -> io::Result<()> {
-    let (link, filter) = (interface_pin(name, interface), filter_pin(name, interface));
+    let (link, filter) = (interface_pin(name, interface.index), filter_pin(name, interface.index));
     let (link, filter) = (directory.join(link), directory.join(filter));
     match hook {
         Chosen::Tcx => {
@@ -125,16 +130,23 @@ pub(super) fn first(directory: &Path, programs: &Programs) -> io::Result<()> {
             [(refuse_program(interface), Hook::TcxIngress), (guard_program(interface), Hook::TcxEgress)];
         sides.into_iter().try_for_each(|(name, hook)| {
             let program = programs.on_interface(name).ok_or(io::ErrorKind::NotFound)?;
-            let (pin, target) =
-                (directory.join(interface_pin(name, interface)), Target::Interface(interface.index));
-            let runs = bpf::link_info(bpf::open(&pin)?.as_fd())?.program;
-            if bpf::query(target, hook, Extent::Attached)?.first() == Some(&runs) {
-                return Ok(());
-            }
-            detach(&pin)?;
-            ensure(&pin, program.as_fd(), target, hook).map(drop)
+            make_first(&directory.join(interface_pin(name, interface.index)), program, interface.index, hook)
         })
     })
+}
+
+/// The same of one program that is pinned.
+///
+/// # Errors
+/// As there.
+pub(super) fn make_first(pin: &Path, program: &OwnedFd, interface: u32, hook: Hook) -> io::Result<()> {
+    let target = Target::Interface(interface);
+    let runs = bpf::link_info(bpf::open(pin)?.as_fd())?.program;
+    if bpf::query(target, hook, Extent::Attached)?.first() == Some(&runs) {
+        return Ok(());
+    }
+    detach(pin)?;
+    ensure(pin, program.as_fd(), target, hook).map(drop)
 }
 
 /// Moves a link to `program` if it runs other instructions.
@@ -188,12 +200,12 @@ pub(super) fn detach(path: &Path) -> io::Result<()> {
 }
 
 /// Name of a program's pin on an interface.
-pub(super) fn interface_pin(program: &str, interface: Interface) -> String {
-    format!("{program}-{}", interface.index)
+pub(super) fn interface_pin(program: &str, interface: u32) -> String {
+    format!("{program}-{interface}")
 }
 
 /// The same where it is a filter.
-fn filter_pin(program: &str, interface: Interface) -> String {
+fn filter_pin(program: &str, interface: u32) -> String {
     interface_pin(program, interface) + FILTER
 }
 
@@ -236,14 +248,20 @@ mod tests {
 
     #[test]
     fn guards_by_device() {
-        let ethernet = Interface { index: 2, ethernet: true };
-        let bare = Interface { index: 7, ethernet: false };
+        let ethernet = Interface { index: 2, ethernet: true, peer: None };
+        let bare = Interface { index: 7, ethernet: false, peer: None };
         assert_eq!((guard_program(ethernet), refuse_program(ethernet)), ("guard", "refuse"));
         assert_eq!((guard_program(bare), refuse_program(bare)), ("guard_l3", "refuse_l3"));
-        assert_eq!(interface_pin("guard_l3", bare), "guard_l3-7");
-        assert_eq!(filter_pin("guard_l3", bare), "guard_l3-7-clsact");
+        assert_eq!(interface_pin("guard_l3", bare.index), "guard_l3-7");
+        assert_eq!(filter_pin("guard_l3", bare.index), "guard_l3-7-clsact");
         assert!(is_filter("guard_l3-7-clsact") && is_filter("refuse-2-clsact") && !is_filter("guard-2"));
         assert!(!is_guard("guard-2-clsact"));
-        assert!(is_guard("guard-2") && is_guard("guard_l3-7") && !is_guard("steer") && !is_guard("refuse-2"));
+        assert!(
+            is_guard("guard_node-12")
+                && is_guard("guard-2")
+                && is_guard("guard_l3-7")
+                && !is_guard("steer")
+                && !is_guard("refuse-2")
+        );
     }
 }

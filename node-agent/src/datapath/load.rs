@@ -49,6 +49,8 @@ pub(super) struct Programs {
     pub guard: OwnedFd,
     /// Egress of other devices.
     pub guard_l3: OwnedFd,
+    /// Ingress of the other ends of pods' links, on the node.
+    pub guard_node: OwnedFd,
     /// Ingress of Ethernet devices.
     pub refuse: OwnedFd,
     /// Ingress of other devices.
@@ -78,6 +80,7 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps), DatapathError> {
         restore6: shared(&mut object, pins, program::RESTORE6)?,
         guard: shared(&mut object, pins, program::GUARD)?,
         guard_l3: shared(&mut object, pins, program::GUARD_L3)?,
+        guard_node: shared(&mut object, pins, program::GUARD_NODE)?,
         refuse: shared(&mut object, pins, program::REFUSE)?,
         refuse_l3: shared(&mut object, pins, program::REFUSE_L3)?,
         older: shared(&mut object, pins, program::OLDER)?,

@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "SO_NETNS_COOKIE has no safe wrapper")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Socket, Type};
@@ -25,6 +25,14 @@ pub(super) fn within<T: Send>(
         })?;
         inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// The calling thread's network namespace.
+///
+/// # Errors
+/// When there is no /proc.
+pub(super) fn own() -> io::Result<OwnedFd> {
+    Ok(std::fs::File::open("/proc/thread-self/ns/net")?.into())
 }
 
 /// Cookie of the calling thread's network namespace: unlike its inode, never used again.

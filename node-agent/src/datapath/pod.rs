@@ -19,7 +19,7 @@ use mesh_ebpf_abi::{
 use tracing::warn;
 
 use super::bpf::{Hook, Target};
-use super::hook::Chosen;
+use super::guards::Guards;
 use super::load::Programs;
 use super::maps::{self, Maps};
 use super::pins::Pins;
@@ -62,6 +62,8 @@ pub(super) struct Pod {
     pub taken_over: bool,
     /// This agent guards it by filters, which only netlink takes off.
     pub filtered: bool,
+    /// The other ends of its links that are guarded, by their indices on the node.
+    pub ends: Vec<u32>,
     /// What is left to do after its capture.
     pub pending: Pending,
     /// Where the connections that it opens come from, at most one address of each family; empty until `furnish`.
@@ -119,6 +121,7 @@ impl Pod {
             gone: false,
             taken_over: false,
             filtered: false,
+            ends: Vec::new(),
             pending: Pending::default(),
             sources: Vec::new(),
             keeps_destinations: false,
@@ -210,15 +213,13 @@ impl Pod {
     /// When a step fails; `release` undoes those before it.
     pub(super) fn capture(
         &mut self,
-        pins: &Pins,
-        programs: &Programs,
+        guards: &Guards<'_>,
         steer: &OwnedFd,
         maps: &mut Maps,
-        hook: Chosen,
         numbers: Numbers,
     ) -> Result<(), Failed> {
         let netns = step("enter its network namespace", self.netns())?;
-        let directory = pins.pod(&maps::uid(&self.record));
+        let directory = guards.pins.pod(&maps::uid(&self.record));
         step("make its pin directory", fs::create_dir_all(&directory))?;
         let target = Target::Fd(netns.as_fd());
         step(
@@ -229,10 +230,12 @@ impl Pod {
         step("capture its connections", capture)?;
         let inside = || {
             let dns = self.sources.iter().try_for_each(|ip| rules::capture_dns(numbers, *ip, self.dns));
-            let flagged = step("capture its DNS queries", dns).and_then(|()| self.flag_inside(programs));
-            Ok(flagged.and_then(|()| self.guard_inside(pins, programs, hook)))
+            let flagged =
+                step("capture its DNS queries", dns).and_then(|()| self.flag_inside(guards.programs));
+            Ok(flagged.and_then(|()| self.guard_inside(guards)))
         };
-        step("enter its network namespace", netns::within(netns.as_fd(), inside))??;
+        let interfaces = step("enter its network namespace", netns::within(netns.as_fd(), inside))??;
+        self.guard_ends(guards, &interfaces)?;
         self.record.captured = 1;
         step("write its record", maps.remember(self.slot, &self.record))
     }
@@ -328,6 +331,7 @@ impl Programs {
         match name {
             mesh_ebpf_abi::program::GUARD => Some(&self.guard),
             mesh_ebpf_abi::program::GUARD_L3 => Some(&self.guard_l3),
+            mesh_ebpf_abi::program::GUARD_NODE => Some(&self.guard_node),
             mesh_ebpf_abi::program::REFUSE => Some(&self.refuse),
             mesh_ebpf_abi::program::REFUSE_L3 => Some(&self.refuse_l3),
             _ => None,

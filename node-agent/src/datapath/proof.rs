@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use mesh_ebpf_abi::program;
+use tracing::warn;
 
 use super::bpf::{self, Extent, Hook, Target};
 use super::canary::{self, Landed, Outcome, Way};
@@ -120,8 +121,17 @@ impl Datapath {
         for (uid, path) in cgroup::of_pods(&self.root, |uid| uids.contains(uid)) {
             cgroups.entry(uid).or_default().push(path);
         }
+        let open = self.open_ends(uids).unwrap_or_else(|error| {
+            warn!(%error, "cannot look whether pods are guarded on the node");
+            BTreeMap::new()
+        });
         let proofs = uids.iter().filter_map(|uid| {
             let pod = self.pods.get(uid).filter(|pod| pod.captured() && !pod.sources.is_empty())?;
+            let mut flaws = self.flaws(uid, pod, cgroups.get(uid).map_or(&[], Vec::as_slice));
+            for end in open.get(uid.as_str()).into_iter().flatten() {
+                let detail = format!("the node's end of its link, interface {end} there, is not guarded");
+                flaws.push(Flaw::certain(Part::Guard, detail));
+            }
             let subject = Subject {
                 netns: pod.netns().ok()?,
                 sources: pod.sources.clone(),
@@ -129,7 +139,7 @@ impl Datapath {
                 numbers: self.config.numbers,
                 proc: self.config.proc.clone(),
                 hooked: Arc::clone(&self.hooked),
-                flaws: self.flaws(uid, pod, cgroups.get(uid).map_or(&[], Vec::as_slice)),
+                flaws,
             };
             let proof: Proof = Box::new(move |answers| subject.prove(answers));
             Some((uid.clone(), proof))

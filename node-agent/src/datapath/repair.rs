@@ -34,7 +34,8 @@ impl Datapath {
         let directory = self.pins.pod(uid);
         let first = pod
             .netns()
-            .and_then(|netns| netns::within(netns.as_fd(), || attach::first(&directory, &self.programs)));
+            .and_then(|netns| netns::within(netns.as_fd(), || attach::first(&directory, &self.programs)))
+            .and_then(|()| self.ends_first(&directory, &pod.ends));
         let held = first.and_then(|()| self.held.refresh(&directory));
         pod::step("put its guard first", held).map_err(|failed| failed.of(uid))
     }

@@ -15,7 +15,9 @@ use mesh_ebpf_abi::DNS_PORT;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::IpProtocol;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
-use rtnetlink::packet_route::link::{LinkFlags, LinkLayerType};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder, new_connection};
@@ -51,6 +53,8 @@ pub(super) struct Interface {
     pub index: u32,
     /// Whether its frames begin with an Ethernet header.
     pub ethernet: bool,
+    /// Of a veth whose other end is in another network namespace, the index that this has there.
+    pub peer: Option<u32>,
 }
 
 /// How long an address may be under duplicate address detection (RFC 4862: a second after its random start).
@@ -206,9 +210,28 @@ pub(super) fn interfaces() -> io::Result<Vec<Interface>> {
             .map(|link| Interface {
                 index: link.header.index,
                 ethernet: link.header.link_layer_type == LinkLayerType::Ether,
+                peer: peer(link).map(|(index, _)| index),
             })
             .collect())
     })
+}
+
+/// Index of a veth's other end in another network namespace, and the number that this has here.
+pub(super) fn peer(link: &LinkMessage) -> Option<(u32, i32)> {
+    let all = &link.attributes;
+    let of_kind = |one: &LinkAttribute| match one {
+        LinkAttribute::LinkInfo(info) => info.contains(&LinkInfo::Kind(InfoKind::Veth)),
+        _ => false,
+    };
+    let index = |one: &LinkAttribute| match one {
+        LinkAttribute::Link(index) => Some(*index),
+        _ => None,
+    };
+    let netns = |one: &LinkAttribute| match one {
+        LinkAttribute::LinkNetNsId(id) => Some(*id),
+        _ => None,
+    };
+    all.iter().any(of_kind).then(|| Some((all.iter().find_map(index)?, all.iter().find_map(netns)?)))?
 }
 
 fn route(numbers: Numbers, address: IpAddr) -> RouteMessage {

@@ -11,11 +11,10 @@ use nix::sys::socket::{
 };
 use tracing::{debug, warn};
 
+use super::guards::Guards;
 use super::hook::Chosen;
-use super::load::Programs;
-use super::pins::Pins;
 use super::pod::{Failed, Pod, step};
-use super::{Datapath, attach, maps, netns, older};
+use super::{Datapath, maps, netns, older};
 
 /// How soon a new interface is noticed. What is captured is bound to lo and does not leave by it in the meantime.
 const IDLE: Duration = Duration::from_secs(1);
@@ -78,7 +77,8 @@ impl Datapath {
         let Ok(hook) = self.hook else { return next };
         for (uid, pod) in self.pods.iter_mut().filter(|(_, pod)| pod.captured()) {
             let directory = self.pins.pod(uid);
-            let result = match pod.upkeep(&self.pins, &self.programs, hook) {
+            let guards = Guards::of(&self.pins, &self.programs, hook, &self.node);
+            let result = match pod.upkeep(&guards) {
                 Ok(true) => step("hold its pins", self.held.refresh(&directory)),
                 other => other.map(drop),
             };
@@ -94,50 +94,16 @@ impl Datapath {
 }
 
 impl Pod {
-    /// Attaches the guard where it is missing.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub(super) fn guard(&mut self, pins: &Pins, programs: &Programs, hook: Chosen) -> Result<(), Failed> {
-        let netns = step("enter its network namespace", self.netns())?;
-        let guarded = netns::within(netns.as_fd(), || Ok(self.guard_inside(pins, programs, hook)));
-        step("enter its network namespace", guarded)?
-    }
-
-    /// The same in the calling thread's network namespace.
-    ///
-    /// # Errors
-    /// As there.
-    pub(super) fn guard_inside(
-        &mut self,
-        pins: &Pins,
-        programs: &Programs,
-        hook: Chosen,
-    ) -> Result<(), Failed> {
-        let directory = pins.pod(&maps::uid(&self.record));
-        let mut attach = || {
-            if self.pending.watch.is_none() {
-                // Before the interfaces are listed, so that none is missed.
-                self.pending.watch = Some(Watch::open(hook)?);
-            }
-            attach::guard(&directory, programs, hook)
-        };
-        self.filtered |= hook == Chosen::Clsact;
-        let result = step("attach the guard", attach());
-        self.pending.unguarded = result.is_err();
-        result
-    }
-
     /// Whether its pins may be others now.
-    fn upkeep(&mut self, pins: &Pins, programs: &Programs, hook: Chosen) -> Result<bool, Failed> {
+    fn upkeep(&mut self, guards: &Guards<'_>) -> Result<bool, Failed> {
         let changed = self.pending.watch.as_ref().is_some_and(Watch::changed) || self.pending.unguarded;
         if changed {
             debug!(pod = maps::uid(&self.record), "interfaces changed");
-            self.guard(pins, programs, hook)?;
+            self.guard(guards)?;
         }
         let Some(until) = self.pending.handshakes else { return Ok(changed) };
         let netns = step("enter its network namespace", self.netns())?;
-        let look = || older::look_again(programs);
+        let look = || older::look_again(guards.programs);
         let under_way = step("flag its older connections", netns::within(netns.as_fd(), look))?;
         if !under_way || Instant::now() >= until {
             self.pending.handshakes = None;
