@@ -35,7 +35,7 @@ pub(crate) static LISTEN: SockMap = SockMap::with_max_entries(MAX_PODS * SOCKETS
 #[btf_map]
 pub(crate) static SKPROXY: SocketFlags = SocketFlags::new();
 
-/// Written by `probes`. Read by sk_lookup and the guard. The kernel forgets the oldest when it is full.
+/// Written by `probes` and `bystanders`. Read by sk_lookup and the guard. The kernel forgets the oldest when it is full.
 #[map]
 pub(crate) static PROBE: LruHashMap<Tuple, u32> = LruHashMap::with_max_entries(MAX_PROBES, 0);
 
@@ -161,15 +161,17 @@ impl SocketFlags {
         unsafe { bpf_sk_storage_delete(map, socket) };
     }
 
-    /// Flags a socket that has no flag yet.
+    /// Flags a socket that has no flag yet. Whether there was memory for it: the kernel charges it to the socket, whose
+    /// owner can use it up.
     ///
     /// # Safety
     /// As for `get`, or a BTF socket pointer.
     #[inline(always)]
-    pub(crate) unsafe fn flag(&self, socket: *mut c_void, mut value: u32) {
+    pub(crate) unsafe fn flag(&self, socket: *mut c_void, mut value: u32) -> bool {
         const CREATE: u64 = 1; // BPF_SK_STORAGE_GET_F_CREATE
         let map = core::ptr::from_ref(self).cast_mut().cast();
         // SAFETY: as above; the value is copied.
-        unsafe { bpf_sk_storage_get(map, socket, (&raw mut value).cast(), CREATE) };
+        let place = unsafe { bpf_sk_storage_get(map, socket, (&raw mut value).cast(), CREATE) };
+        !place.is_null()
     }
 }

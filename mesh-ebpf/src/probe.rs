@@ -6,14 +6,14 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
-    bpf_sock_ops,
+    __sk_buff, BPF_ANY, BPF_NOEXIST, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock, bpf_sock_ops,
 };
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_fullsock};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_ebpf_abi::packet::Packet;
-use mesh_ebpf_abi::probe::{Answer, Answerer, ProbePort, Tuple, answer};
+use mesh_ebpf_abi::probe::{Answer, Answerer, NO_PROBE, ProbePort, Tuple, answer};
 use mesh_ebpf_abi::{Address, SOCKET_BYSTANDER, SOCKET_PROBED};
 
 use crate::maps::{PROBE, PROBEPORT, SKPROXY, slot_of};
@@ -62,9 +62,13 @@ fn probes(ctx: SockOpsContext) -> u32 {
 fn bystanders(ctx: SockOpsContext) -> u32 {
     if field!(ctx.ops, op) == BPF_SOCK_OPS_TCP_CONNECT_CB && on_the_node(&ctx) {
         let socket = field!(ctx.ops, __bindgen_anon_2.sk);
-        if !socket.is_null() {
-            // SAFETY: not null, a full socket.
-            unsafe { SKPROXY.flag(socket.cast(), SOCKET_BYSTANDER) };
+        // SAFETY: checked for null, a full socket.
+        let flagged = !socket.is_null() && unsafe { SKPROXY.flag(socket.cast(), SOCKET_BYSTANDER) };
+        let ends = ends(ctx.ops);
+        if !flagged && slot_of(&ends.destination).is_some() {
+            // In the place where it would be recorded, and nothing is written over that: the slot of no pod, by which
+            // it meets no app that the guard would let answer.
+            let _ = PROBE.insert(ends, NO_PROBE, BPF_ANY.into());
         }
     }
     SEEN
@@ -84,7 +88,7 @@ fn record(ctx: &SockOpsContext) {
     let flags = field!(ctx.ops, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
     if ctx.set_cb_flags(flags as i32).is_ok() {
         // A full map forgets its oldest; without a record the connection meets the proxy.
-        let _ = PROBE.insert(ends, slot, 0);
+        let _ = PROBE.insert(ends, slot, BPF_NOEXIST.into());
     }
 }
 

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use mesh_ebpf_abi::event::Counter;
 use mesh_ebpf_abi::probe::Tuple;
 use mesh_ebpf_abi::{ABI_VERSION, map};
-use mesh_tests::shell;
+use mesh_tests::{kernel, shell};
 use node_agent::datapath::{Config, Datapath, KubeletConfig};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -290,6 +290,38 @@ fn pods_below_the_kubelets_cgroup_do_not_pass_for_it() -> Result<()> {
     let app = world.a.listen("0.0.0.0:7000")?;
     let client = world.within(&pods, || dial_from_node(&world, world.a.at(PORT)))?;
     converse(&client, &accept(&listeners.inbound_v4).context("not the proxy")?)?;
+    meets_directly(&app, &probe(&world, world.a.at(PORT))?)?;
+    Ok(())
+}
+
+/// What flags a socket is charged to it, and who owns it can use up what it may have.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pod_whose_socket_cannot_be_flagged_does_not_pass_for_the_kubelet() -> Result<()> {
+    let world = World::new()?;
+    let limit = "core/optmem_max";
+    if !world.router.run(|| Ok(std::path::Path::new("/proc/sys/net").join(limit).exists()))? {
+        let test = "a_pod_whose_socket_cannot_be_flagged_does_not_pass_for_the_kubelet";
+        kernel::skipped(test, "a limit of sockets' own memory for each network namespace (Linux 6.9)");
+        return Ok(());
+    }
+    let pods = world.kubelet.join("kubepods");
+    fs::create_dir(&pods)?;
+    let config = Config { cgroup_root: Some(pods.clone()), ..world.config() };
+    let mut datapath = world.router.run(|| Ok(Datapath::open(&config)?))?;
+    let listeners = enrol(&mut datapath, &world.a)?;
+    let app = world.a.listen("0.0.0.0:7000")?;
+    world.router.sysctl(limit, "0")?;
+    for _ in 0..2 {
+        let client = world.within(&pods, || dial_from_node(&world, world.a.at(PORT)))?;
+        converse(&client, &accept(&listeners.inbound_v4).context("not the proxy")?)?;
+        ensure!(recorded(&world)? == 1, "not noted");
+        drop(client);
+        mesh_tests::eventually("nothing is left of it", PATIENCE, || {
+            ensure!(recorded(&world)? == 0);
+            Ok(())
+        })?;
+    }
     meets_directly(&app, &probe(&world, world.a.at(PORT))?)?;
     Ok(())
 }

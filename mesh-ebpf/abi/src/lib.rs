@@ -20,7 +20,7 @@ use core::mem::{align_of, offset_of, size_of};
 pub use addr::Address;
 
 /// Names the pin directory, so that programs of one build never meet bytes of another layout.
-pub const ABI_VERSION: u32 = if OTHER_LAYOUT { 1_000_000 } else { 5 };
+pub const ABI_VERSION: u32 = if OTHER_LAYOUT { 1_000_000 } else { 6 };
 
 /// As in another version: for an agent that upgrades are tested with.
 const OTHER_LAYOUT: bool = cfg!(feature = "other-layout");
@@ -64,7 +64,8 @@ pub mod map {
     /// socket, the value `u32` [`SOCKET_PROXY`](crate::SOCKET_PROXY) and flags 0 (BPF_ANY), before connect() or
     /// listen(). Accepted sockets inherit the flag from their listener (BPF_F_CLONE).
     pub const SKPROXY: &str = "SKPROXY";
-    /// Connection of the kubelet ([`Tuple`](crate::probe::Tuple)) to the `u32` slot of the pod that it goes to.
+    /// Connection of the kubelet ([`Tuple`](crate::probe::Tuple)) to the `u32` slot of the pod that it goes to, or
+    /// [`NO_PROBE`](crate::probe::NO_PROBE).
     pub const PROBE: &str = "PROBE";
     /// Port of a pod ([`ProbePort`](crate::probe::ProbePort)) that such a connection may reach; a set.
     pub const PROBEPORT: &str = "PROBEPORT";

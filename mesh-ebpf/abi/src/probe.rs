@@ -95,6 +95,9 @@ pub fn answer(flags: u8, data: bool, answerer: &Answerer, recorded: bool) -> Ans
     }
 }
 
+/// Value in `PROBE` of a connection that is not the kubelet's, though it looks so, and whose socket could not be flagged.
+pub const NO_PROBE: u32 = u32::MAX;
+
 #[cfg(test)]
 mod tests {
     use super::*;
