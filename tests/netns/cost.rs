@@ -1,18 +1,23 @@
-//! What the guard costs each packet, by the kernel's own statistics of a running program (BPF_ENABLE_STATS): printed, and
-//! far from what anybody would notice.
+//! What the guard costs each packet, by the kernel's own statistics of a running program (BPF_ENABLE_STATS), and what a
+//! proof of capture costs: printed, and far from what anybody would notice.
 
 use std::io::Write as _;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::sys::{Stats, enable_stats};
 use mesh_tests::kernel;
 use mesh_tests::raw_bpf::{self, Kind};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
 use node_agent::datapath::Datapath;
 
+use crate::captured::wrong;
 use crate::family::over_both;
 use crate::packets::{SYN, segment, send_many_raw};
+use crate::proxy::Proxy;
 use crate::world::{PATIENCE, PORT, World, into_stream, proxy_socket};
 
 /// Packets of each kind.
@@ -107,4 +112,32 @@ fn the_guard_costs_little() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Of one pod with both families, by this process and the ztunnel in it, which answers: there is one each five seconds.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_proof_of_capture_costs_little() -> Result<()> {
+    const PROOFS: u32 = 100;
+    const TOO_LONG: Duration = Duration::from_millis(10);
+    let spent = || -> Result<Duration> {
+        let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+        let times = [usage.user_time(), usage.system_time()];
+        Ok(Duration::from_micros(times.map(|time| time.num_microseconds() as u64).iter().sum()))
+    };
+    let world = World::new()?;
+    let (datapath, listeners) = world.enrolled(&[&world.a, &world.b])?;
+    let _proxy = Proxy::start(&world, &datapath, &listeners)?;
+    for answers in [true, false] {
+        wrong(&datapath, &world.a, answers)?;
+        let before = spent()?;
+        for _ in 0..PROOFS {
+            ensure!(wrong(&datapath, &world.a, answers)?.is_empty());
+        }
+        let each = (spent()? - before) / PROOFS;
+        let with = if answers { "with all canaries, and ztunnel's answers" } else { "without a ztunnel" };
+        println!("a proof {with}: {} us of CPU", each.as_micros());
+        ensure!(each < TOO_LONG, "{each:?}");
+    }
+    Ok(())
 }

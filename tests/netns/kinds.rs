@@ -8,11 +8,12 @@ use anyhow::{Context as _, Result, ensure};
 use mesh_ebpf_abi::event::Counter;
 use mesh_tests::netns::Netns;
 use mesh_tests::{eventually, shell};
-use node_agent::datapath::{Datapath, Listeners};
+use node_agent::datapath::{Datapath, Listeners, Part};
 
+use crate::captured::wrong;
 use crate::lifecycle::Traces;
 use crate::packets::{SYN, Segment, Sniffer, segment, send_raw};
-use crate::world::{PATIENCE, PORT, World, accept, converse};
+use crate::world::{PATIENCE, PORT, Pod, World, accept, converse};
 
 /// A process that keeps a user namespace, and a network namespace that it owns.
 struct Owner(Child);
@@ -66,6 +67,46 @@ fn a_pod_with_users_of_its_own_joins_and_leaves() -> Result<()> {
     drop((client, listeners, app));
     datapath.leave(&world.a.uid)?;
     ensure!(Traces::of(&world.a)? == before);
+    Ok(())
+}
+
+/// Who administers a pod's network can make any number of interfaces, again and again: that is told of, costs others
+/// nothing, and leaves nothing behind. A pod that has them before is not enrolled.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pod_with_many_interfaces_is_told_of_and_costs_no_more_than_others() -> Result<()> {
+    const MANY: usize = 80;
+    let world = World::new()?;
+    let make = |pod: &Pod, begin: usize| {
+        let lines = (begin..begin + MANY).map(|number| format!("link add d{number} group 7 type bridge\n"));
+        pod.netns.ip(&lines.collect::<String>())
+    };
+    let unmake = |pod: &Pod| shell::run("ip", ["-n", pod.netns.name(), "link", "del", "group", "7"]);
+    let pins = || -> Result<usize> { Ok(std::fs::read_dir(world.pod_pins(&world.a))?.count()) };
+    make(&world.b, 0)?;
+    let (mut datapath, _listeners) = world.enrolled(&[&world.a])?;
+    datapath.prepare(&world.b.spec()?, None)?;
+    let error = datapath.capture(&world.b.uid).expect_err("captured");
+    ensure!(error.source.to_string().contains("more than 64 interfaces"), "{error:?}");
+    ensure!(!world.pod_pins(&world.b).exists(), "something of it is attached");
+    let few = pins()?;
+    let mut most = few;
+    for round in 0..2 {
+        make(&world.a, round * MANY)?;
+        datapath.upkeep();
+        most = most.max(pins()?);
+        ensure!(most > few && most <= few + 2 * 64, "{most} pins, {few} before");
+        ensure!(wrong(&datapath, &world.a, false)? == [Part::Guard].into());
+        unmake(&world.a)?;
+        eventually("all of it is gone", PATIENCE, || {
+            datapath.upkeep();
+            ensure!(pins()? == few, "{} pins, {few} before", pins()?);
+            Ok(())
+        })?;
+        ensure!(wrong(&datapath, &world.a, false)?.is_empty());
+    }
+    unmake(&world.b)?;
+    datapath.capture(&world.b.uid)?;
     Ok(())
 }
 

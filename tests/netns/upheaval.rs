@@ -326,9 +326,11 @@ fn an_interface_that_refuses_the_guard_leaves_no_other_without() -> Result<()> {
     ensure!(next.exists(), "the next one has no guard");
     fs::remove_dir(&obstacle)?;
     fs::remove_dir(&refuses)?;
-    datapath.upkeep();
-    ensure!(refuses.exists(), "it is not tried again");
-    Ok(())
+    mesh_tests::eventually("it is tried again", PATIENCE, || {
+        datapath.upkeep();
+        ensure!(refuses.exists());
+        Ok(())
+    })
 }
 
 /// A process of the pod makes itself a network namespace, and is the only one that is found.

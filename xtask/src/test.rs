@@ -32,6 +32,7 @@ const LAST: [&str; 3] = ["ebpf", "netns", "e2e"];
 const GUARD_HOOK: (&str, &str) = ("AMBIT_GUARD_HOOK", "clsact");
 /// The tests of `netns` that notice; they are run both ways.
 const GUARDED: &[&str] = &[
+    "captured::",
     "guard::",
     "fail_closed::",
     "faults::",

@@ -125,7 +125,7 @@ fn on_interface(
 /// # Errors
 /// When the kernel refuses.
 pub(super) fn first(directory: &Path, programs: &Programs) -> io::Result<()> {
-    rules::interfaces()?.into_iter().try_for_each(|interface| {
+    rules::interfaces()?.seen.into_iter().try_for_each(|interface| {
         let sides =
             [(refuse_program(interface), Hook::TcxIngress), (guard_program(interface), Hook::TcxEgress)];
         sides.into_iter().try_for_each(|(name, hook)| {
@@ -173,6 +173,30 @@ pub(super) fn same_program(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Re
 pub(super) fn alive(path: &Path) -> io::Result<bool> {
     let link = bpf::open(path)?;
     Ok(bpf::link_info(link.as_fd())?.target != 0)
+}
+
+/// Removes the pins of interfaces that are gone; `there` are those of the pod, none where not all are known.
+///
+/// # Errors
+/// When bpffs refuses.
+pub(super) fn prune(directory: &Path, links: &[String], there: Option<&[Interface]>) -> io::Result<()> {
+    for name in links {
+        let Some(index) = index(name) else { continue };
+        let gone = if is_filter(name) {
+            there.is_some_and(|there| !there.iter().any(|interface| interface.index == index))
+        } else {
+            matches!(alive(&directory.join(name)), Ok(false))
+        };
+        if gone {
+            remove(&directory.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// The interface that a pin is of.
+fn index(name: &str) -> Option<u32> {
+    name.strip_suffix(FILTER).unwrap_or(name).split_once('-')?.1.parse().ok()
 }
 
 /// Detaches a pod's links and removes their pins.
@@ -256,6 +280,10 @@ mod tests {
         assert_eq!(filter_pin("guard_l3", bare.index), "guard_l3-7-clsact");
         assert!(is_filter("guard_l3-7-clsact") && is_filter("refuse-2-clsact") && !is_filter("guard-2"));
         assert!(!is_guard("guard-2-clsact"));
+        assert_eq!(
+            ["guard-2-clsact", "guard_l3-7", "steer", "guard_node-x"].map(index),
+            [Some(2), Some(7), None, None]
+        );
         assert!(
             is_guard("guard_node-12")
                 && is_guard("guard-2")

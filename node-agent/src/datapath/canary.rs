@@ -183,12 +183,19 @@ fn connect(socket: &Socket, to: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// Whether a packet that is nobody's may leave by the interface from this address of the pod.
+/// A socket for packets that are nobody's. One for all: when it is closed the kernel waits for its other processors.
 ///
 /// # Errors
-/// When that cannot be found out, without CAP_NET_RAW for example.
-pub(super) fn leaks(interface: Interface, source: IpAddr) -> io::Result<bool> {
-    let socket = Socket::new(Domain::PACKET, Type::DGRAM.cloexec(), None)?;
+/// Without CAP_NET_RAW for example.
+pub(super) fn packet_socket() -> io::Result<Socket> {
+    Socket::new(Domain::PACKET, Type::DGRAM.cloexec(), None)
+}
+
+/// Whether a packet of such a socket may leave by the interface from this address of the pod.
+///
+/// # Errors
+/// When that cannot be found out.
+pub(super) fn leaks(socket: &Socket, interface: Interface, source: IpAddr) -> io::Result<bool> {
     match socket.send_to(&syn(source), &link_address(interface, source)?) {
         Ok(_) => Ok(true),
         // How a packet looks to its sender that was dropped on its way out.

@@ -141,7 +141,7 @@ pub(super) fn detach(interface: u32, side: Side) -> io::Result<()> {
 /// The first one; the others are taken off.
 pub(super) fn detach_all() -> io::Result<()> {
     let mut result = Ok(());
-    for interface in rules::interfaces()? {
+    for interface in rules::interfaces()?.seen {
         for side in [Side::Egress, Side::Ingress] {
             result = result.and(detach(interface.index, side));
         }

@@ -24,7 +24,7 @@ use super::hook::Chosen;
 use super::load::Programs;
 use super::pins::Pins;
 use super::pod::{Failed, Pod, step};
-use super::rules::{self, Interface, kernel, peer, talk};
+use super::rules::{self, Interface, MAX_INTERFACES, kernel, peer, talk};
 use super::upkeep::Watch;
 use super::{Datapath, attach, maps, netns};
 
@@ -55,28 +55,33 @@ impl Pod {
     pub(super) fn guard(&mut self, guards: &Guards<'_>) -> Result<(), Failed> {
         let netns = step("enter its network namespace", self.netns())?;
         let guarded = netns::within(netns.as_fd(), || Ok(self.guard_inside(guards)));
-        let interfaces = step("enter its network namespace", guarded)??;
-        self.guard_ends(guards, &interfaces)
+        let (interfaces, inside) = step("enter its network namespace", guarded)?;
+        inside.and(self.guard_ends(guards, &interfaces))
     }
 
-    /// Inside of the pod, in the calling thread's network namespace. Its interfaces.
-    ///
-    /// # Errors
-    /// As there.
-    pub(super) fn guard_inside(&mut self, guards: &Guards<'_>) -> Result<Vec<Interface>, Failed> {
+    /// Inside of the pod, in the calling thread's network namespace. Its interfaces, also where one could not be guarded.
+    pub(super) fn guard_inside(&mut self, guards: &Guards<'_>) -> (Vec<Interface>, Result<(), Failed>) {
         let directory = guards.pins.pod(&maps::uid(&self.record));
+        self.filtered |= guards.hook == Chosen::Clsact;
+        let mut interfaces = Vec::new();
         let mut attach = || {
             if self.pending.watch.is_none() {
                 // Before the interfaces are listed, so that none is missed.
                 self.pending.watch = Some(Watch::open(guards.hook)?);
             }
-            let interfaces = rules::interfaces()?;
-            attach::guard(&directory, guards.programs, guards.hook, &interfaces).map(|()| interfaces)
+            let found = rules::interfaces()?;
+            if found.more && !self.captured() && !self.taken_over {
+                let error = format!("it has more than {MAX_INTERFACES} interfaces");
+                return Err(io::Error::new(io::ErrorKind::QuotaExceeded, error));
+            }
+            interfaces = found.seen;
+            attach::guard(&directory, guards.programs, guards.hook, &interfaces)?;
+            let pinned = guards.pins.pod_links(&maps::uid(&self.record))?;
+            attach::prune(&directory, &pinned, (!found.more).then_some(&interfaces))
         };
-        self.filtered |= guards.hook == Chosen::Clsact;
         let result = step("attach the guard", attach());
         self.pending.unguarded = result.is_err();
-        result
+        (interfaces, result)
     }
 
     /// On the node, at the other ends of these interfaces of the pod.

@@ -232,10 +232,11 @@ impl Pod {
             let dns = self.sources.iter().try_for_each(|ip| rules::capture_dns(numbers, *ip, self.dns));
             let flagged =
                 step("capture its DNS queries", dns).and_then(|()| self.flag_inside(guards.programs));
-            Ok(flagged.and_then(|()| self.guard_inside(guards)))
+            Ok(flagged.map(|()| self.guard_inside(guards)))
         };
-        let interfaces = step("enter its network namespace", netns::within(netns.as_fd(), inside))??;
-        self.guard_ends(guards, &interfaces)?;
+        let inside = step("enter its network namespace", netns::within(netns.as_fd(), inside))?;
+        let (interfaces, guarded) = inside?;
+        self.guard_ends(guards, &interfaces).and(guarded)?;
         self.record.captured = 1;
         step("write its record", maps.remember(self.slot, &self.record))
     }

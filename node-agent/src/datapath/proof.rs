@@ -18,7 +18,7 @@ use tracing::warn;
 use super::bpf::{self, Extent, Hook, Target};
 use super::canary::{self, Landed, Outcome, Way};
 use super::pod::{Pod, STEER};
-use super::rules::{self, Numbers};
+use super::rules::{self, Interfaces, MAX_INTERFACES, Numbers, There};
 use super::{Datapath, cgroup, foreign, maps, netns, sysctls};
 
 /// What capture is made of.
@@ -204,8 +204,9 @@ impl Subject {
             for name in sysctls::changed(&self.proc)? {
                 flaws.push(Flaw::certain(Part::Settings, format!("{name} is not 1")));
             }
-            flaws.extend(self.unguarded()?);
-            flaws.extend(self.missing()?);
+            let (interfaces, there) = rules::look(self.numbers, &self.sources)?;
+            flaws.extend(self.unguarded(&interfaces));
+            flaws.extend(self.missing(&there));
             let failed = if answers { self.failed() } else { Vec::new() };
             for (way, source, outcome) in failed {
                 conclude(&mut flaws, way, source, &outcome);
@@ -221,11 +222,21 @@ impl Subject {
         landed
     }
 
-    fn unguarded(&self) -> io::Result<Vec<Flaw>> {
+    fn unguarded(&self, interfaces: &Interfaces) -> Vec<Flaw> {
         let mut flaws = Vec::new();
-        for interface in rules::interfaces()? {
+        let socket = canary::packet_socket();
+        if interfaces.more {
+            let detail =
+                format!("it has more than {MAX_INTERFACES} interfaces, and the others are not guarded");
+            flaws.push(Flaw::certain(Part::Guard, detail));
+        }
+        for interface in interfaces.seen.iter().copied() {
             for source in &self.sources {
-                let detail = match canary::leaks(interface, *source) {
+                let leaks = match &socket {
+                    Ok(socket) => canary::leaks(socket, interface, *source),
+                    Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+                };
+                let detail = match leaks {
                     Ok(false) => continue,
                     Ok(true) => format!("a packet past the proxy left by its interface {}", interface.index),
                     Err(error) => format!("its guard cannot be tried: {error}"),
@@ -233,15 +244,14 @@ impl Subject {
                 flaws.push(Flaw::certain(Part::Guard, detail));
             }
         }
-        Ok(flaws)
+        flaws
     }
 
     /// What is not there of the addresses, rules and routes, in words. A connection may find its way without some of them,
     /// but not each one.
-    fn missing(&self) -> io::Result<Vec<Flaw>> {
+    fn missing(&self, there: &[There]) -> Vec<Flaw> {
         let mut flaws = Vec::new();
-        for source in &self.sources {
-            let there = rules::there(self.numbers, *source)?;
+        for (source, there) in self.sources.iter().zip(there) {
             if !there.address {
                 let detail = format!(
                     "{source} is on no interface of its network namespace; a sandboxed runtime, such as gVisor, takes it \
@@ -251,14 +261,14 @@ impl Subject {
                 continue;
             }
             let family = family(*source);
-            for name in there.missing {
+            for name in &there.missing {
                 flaws.push(Flaw::certain(Part::Rules, format!("its {family} {name} is gone")));
             }
             if self.dns && !there.dns {
                 flaws.push(Flaw::certain(Part::Dns, format!("its {family} rule for DNS queries is gone")));
             }
         }
-        Ok(flaws)
+        flaws
     }
 }
 

@@ -57,6 +57,10 @@ pub(super) struct Interface {
     pub peer: Option<u32>,
 }
 
+/// Interfaces of a pod that are looked at: who administers its network can make any number of them, and each costs the
+/// agent time, descriptors and pins.
+pub(super) const MAX_INTERFACES: usize = 64;
+
 /// How long an address may be under duplicate address detection (RFC 4862: a second after its random start).
 const DETECTION: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -99,32 +103,44 @@ pub(super) struct There {
     pub dns: bool,
 }
 
-/// What there is for an address in the calling thread's network namespace.
+/// What there is in the calling thread's network namespace: interfaces, and for each of these addresses what is made for
+/// it. All in one conversation: this is asked again and again.
 ///
 /// # Errors
 /// When netlink fails.
-pub(super) fn there(numbers: Numbers, address: IpAddr) -> io::Result<There> {
-    talk(async move |handle| {
-        let addresses: Vec<_> = handle.address().get().execute().try_collect().await.map_err(kernel)?;
-        let wanted = route(numbers, address);
-        let mut dump = RouteMessage::default();
-        dump.header.address_family = wanted.header.address_family;
-        let routes: Vec<_> = handle.route().get(dump).execute().try_collect().await.map_err(kernel)?;
-        let found = rules_of(&handle, address).await?;
-        let same = |one: &RouteMessage| {
-            one.header.kind == wanted.header.kind && has_all(&one.attributes, &wanted.attributes)
-        };
-        let [lo, mark] = rules(numbers, address);
-        let made = [
-            ("route to lo", routes.iter().any(same)),
-            ("rule for lo", is_there(&lo, &found)),
-            ("rule for the proxy's mark", is_there(&mark, &found)),
-        ];
-        Ok(There {
-            address: addresses.iter().any(|one| one.attributes.contains(&AddressAttribute::Address(address))),
-            missing: made.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect(),
-            dns: is_there(&queries(numbers, address), &found),
-        })
+pub(super) fn look(numbers: Numbers, addresses: &[IpAddr]) -> io::Result<(Interfaces, Vec<There>)> {
+    talk(async |handle| {
+        let interfaces = interfaces_of(&handle).await?;
+        let all: Vec<_> = handle.address().get().execute().try_collect().await.map_err(kernel)?;
+        let mut found = Vec::new();
+        for address in addresses {
+            let this = AddressAttribute::Address(*address);
+            let known = all.iter().any(|one| one.attributes.contains(&this));
+            found.push(there(&handle, numbers, *address, known).await?);
+        }
+        Ok((interfaces, found))
+    })
+}
+
+async fn there(handle: &Handle, numbers: Numbers, ip: IpAddr, address: bool) -> io::Result<There> {
+    let wanted = route(numbers, ip);
+    let mut dump = RouteMessage::default();
+    dump.header.address_family = wanted.header.address_family;
+    let routes: Vec<_> = handle.route().get(dump).execute().try_collect().await.map_err(kernel)?;
+    let found = rules_of(handle, ip).await?;
+    let same = |one: &RouteMessage| {
+        one.header.kind == wanted.header.kind && has_all(&one.attributes, &wanted.attributes)
+    };
+    let [lo, mark] = rules(numbers, ip);
+    let made = [
+        ("route to lo", routes.iter().any(same)),
+        ("rule for lo", is_there(&lo, &found)),
+        ("rule for the proxy's mark", is_there(&mark, &found)),
+    ];
+    Ok(There {
+        address,
+        missing: made.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect(),
+        dns: is_there(&queries(numbers, ip), &found),
     })
 }
 
@@ -197,23 +213,40 @@ pub(super) fn capture_dns(numbers: Numbers, address: IpAddr, captured: bool) -> 
     })
 }
 
-/// The interfaces but lo of the calling thread's network namespace.
+/// The interfaces but lo of a network namespace.
+#[derive(Debug, Default)]
+pub(super) struct Interfaces {
+    /// Those that are looked at: the oldest, as kernels tell of them since 6.7.
+    pub seen: Vec<Interface>,
+    /// There are more.
+    pub more: bool,
+}
+
+/// The interfaces but lo of the calling thread's network namespace, so many of them at most.
 ///
 /// # Errors
 /// When netlink fails.
-pub(super) fn interfaces() -> io::Result<Vec<Interface>> {
-    talk(async |handle| {
-        let links: Vec<_> = handle.link().get().execute().try_collect().await.map_err(kernel)?;
-        Ok(links
-            .iter()
-            .filter(|link| !link.header.flags.contains(LinkFlags::Loopback))
-            .map(|link| Interface {
-                index: link.header.index,
-                ethernet: link.header.link_layer_type == LinkLayerType::Ether,
-                peer: peer(link).map(|(index, _)| index),
-            })
-            .collect())
-    })
+pub(super) fn interfaces() -> io::Result<Interfaces> {
+    talk(async |handle| interfaces_of(&handle).await)
+}
+
+async fn interfaces_of(handle: &Handle) -> io::Result<Interfaces> {
+    let (mut links, mut found) = (handle.link().get().execute(), Interfaces::default());
+    while let Some(link) = links.try_next().await.map_err(kernel)? {
+        if link.header.flags.contains(LinkFlags::Loopback) {
+            continue;
+        }
+        if found.seen.len() == MAX_INTERFACES {
+            found.more = true;
+            break;
+        }
+        found.seen.push(Interface {
+            index: link.header.index,
+            ethernet: link.header.link_layer_type == LinkLayerType::Ether,
+            peer: peer(&link).map(|(index, _)| index),
+        });
+    }
+    Ok(found)
 }
 
 /// Index of a veth's other end in another network namespace, and the number that this has here.

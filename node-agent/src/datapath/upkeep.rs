@@ -18,6 +18,9 @@ use super::{Datapath, maps, netns, older};
 
 /// How soon a new interface is noticed. What is captured is bound to lo and does not leave by it in the meantime.
 const IDLE: Duration = Duration::from_secs(1);
+/// A look at a pod's interfaces that takes longer is followed by a rest that is so many times as long: others wait for it.
+const LONG: Duration = Duration::from_millis(100);
+const SHARE: u32 = 10;
 /// While handshakes are under way.
 const BUSY: Duration = Duration::from_millis(20);
 
@@ -47,7 +50,8 @@ impl Watch {
     fn changed(&self) -> bool {
         let mut message = [0; 8192];
         let mut changed = false;
-        loop {
+        // Who changes them all the time is heard again at the next call.
+        for _ in 0..MESSAGES {
             match recv(self.socket.as_raw_fd(), &mut message, MsgFlags::empty()) {
                 Ok(_) | Err(Errno::EINTR) => changed = true,
                 // More than the socket's buffer holds: look at all of them.
@@ -55,8 +59,12 @@ impl Watch {
                 Err(_) => return changed,
             }
         }
+        changed
     }
 }
+
+/// Messages that are taken at a time.
+const MESSAGES: usize = 1024;
 
 /// What is left to do for a pod.
 #[derive(Debug, Default)]
@@ -65,6 +73,8 @@ pub(super) struct Pending {
     pub watch: Option<Watch>,
     /// A guard could not be attached.
     pub unguarded: bool,
+    /// Its interfaces are left alone until then: they could not be guarded, or took long.
+    pub rest: Option<Instant>,
     /// Handshakes were under way; until then they are looked for.
     pub handshakes: Option<Instant>,
 }
@@ -96,10 +106,18 @@ impl Datapath {
 impl Pod {
     /// Whether its pins may be others now.
     fn upkeep(&mut self, guards: &Guards<'_>) -> Result<bool, Failed> {
-        let changed = self.pending.watch.as_ref().is_some_and(Watch::changed) || self.pending.unguarded;
+        let now = Instant::now();
+        let rests = self.pending.rest.is_some_and(|until| now < until);
+        let changed =
+            !rests && (self.pending.watch.as_ref().is_some_and(Watch::changed) || self.pending.unguarded);
         if changed {
             debug!(pod = maps::uid(&self.record), "interfaces changed");
-            self.guard(guards)?;
+            let guarded = self.guard(guards);
+            let took = now.elapsed();
+            let rest = if guarded.is_err() { IDLE } else { Duration::ZERO };
+            let rest = if took > LONG { rest.max(took * SHARE) } else { rest };
+            self.pending.rest = Some(now + took + rest);
+            guarded?;
         }
         let Some(until) = self.pending.handshakes else { return Ok(changed) };
         let netns = step("enter its network namespace", self.netns())?;
