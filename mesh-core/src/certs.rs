@@ -7,6 +7,7 @@
 
 pub mod fetch;
 pub mod health;
+pub mod roots;
 pub mod schedule;
 
 mod workload;
@@ -23,6 +24,8 @@ use tokio_util::task::TaskTracker;
 
 pub use self::fetch::{CaClient, CaConfig, FetchError};
 pub use self::health::Health;
+use self::roots::Bundle;
+pub use self::roots::Roots;
 pub use self::workload::{InvalidCert, WorkloadCert};
 use crate::identity::Identity;
 use crate::tls::revocation::Revocations;
@@ -77,6 +80,7 @@ struct Inner {
     entries: Mutex<HashMap<Identity, Entry>>,
     fetch: Arc<dyn FetchCert>,
     revocations: Revocations,
+    roots: Roots,
     places: Arc<Semaphore>,
     failures: Arc<AtomicU64>,
     renewals: TaskTracker,
@@ -120,13 +124,15 @@ pub struct CertStatus {
 }
 
 impl Certificates {
-    /// Nothing is fetched before it is asked for. Peers whose certificates are revoked are not believed.
-    pub fn new(fetch: Arc<dyn FetchCert>, revocations: Revocations) -> Self {
+    /// Nothing is fetched before it is asked for. Peers whose certificates are revoked are not believed, those with the
+    /// roots of a file are.
+    pub fn new(fetch: Arc<dyn FetchCert>, revocations: Revocations, roots: Roots) -> Self {
         let stop = CancellationToken::new();
         let inner = Inner {
             entries: Mutex::default(),
             fetch,
             revocations,
+            roots,
             places: Arc::new(Semaphore::new(CONCURRENT_FETCHES)),
             failures: Arc::default(),
             renewals: TaskTracker::new(),
@@ -218,6 +224,7 @@ impl Inner {
             identity,
             fetch: self.fetch.clone(),
             revocations: self.revocations.clone(),
+            roots: self.roots.watch(),
             places: self.places.clone(),
             failures: self.failures.clone(),
             state: sender,
@@ -233,6 +240,7 @@ struct Renewal {
     identity: Identity,
     fetch: Arc<dyn FetchCert>,
     revocations: Revocations,
+    roots: watch::Receiver<Arc<Bundle>>,
     places: Arc<Semaphore>,
     failures: Arc<AtomicU64>,
     state: watch::Sender<State>,
@@ -240,16 +248,19 @@ struct Renewal {
 }
 
 impl Renewal {
-    async fn run(self) {
+    async fn run(mut self) {
         let mut failures = 0;
         loop {
             match self.attempt().await {
-                Ok(cert) => {
-                    failures = 0;
-                    let at = schedule::renew_at(cert.not_before(), cert.not_after(), rand::random());
-                    self.state.send_replace(State { cert: Some(Arc::new(cert)), error: None });
-                    sleep_until(at).await;
-                }
+                Ok(cert) => match self.hold(&cert).await {
+                    Ended::Due => failures = 0,
+                    Ended::Distrusted => {
+                        let pause = schedule::retry_after(failures, rand::random());
+                        tracing::warn!(identity = %self.identity, renewed_in = ?pause, "the root of the certificate is trusted no more");
+                        failures += 1;
+                        self.pause(pause).await;
+                    }
+                },
                 Err(error) => {
                     let pause = schedule::retry_after(failures, rand::random());
                     tracing::warn!(identity = %self.identity, %error, retry_in = ?pause, "no certificate");
@@ -258,6 +269,28 @@ impl Renewal {
                     self.state.send_modify(|state| state.error = Some(error));
                     self.pause(pause).await;
                 }
+            }
+        }
+    }
+
+    /// Serves with it, and with the mesh's roots as they change, for as long as it is good.
+    async fn hold(&mut self, cert: &WorkloadCert) -> Ended {
+        let at = schedule::renew_at(cert.not_before(), cert.not_after(), rand::random());
+        let due = sleep_until(at);
+        tokio::pin!(due);
+        loop {
+            let bundle = self.roots.borrow_and_update().clone();
+            let (cert, taken) = cert.trusting(&bundle).unwrap_or_else(|error| {
+                tracing::error!(identity = %self.identity, %error, "the mesh's roots cannot be used");
+                (cert.clone(), true)
+            });
+            self.state.send_replace(State { cert: Some(Arc::new(cert)), error: None });
+            if !taken {
+                return Ended::Distrusted;
+            }
+            tokio::select! {
+                () = &mut due => return Ended::Due,
+                Ok(()) = self.roots.changed() => {}
             }
         }
     }
@@ -275,6 +308,14 @@ impl Renewal {
         let rest = pause.saturating_sub(schedule::FIRST_RETRY);
         let _ = tokio::time::timeout(rest, self.ask_again.notified()).await;
     }
+}
+
+/// Why there is to be another certificate.
+enum Ended {
+    /// Half of its life is over.
+    Due,
+    /// Peers that trust the mesh's roots of now refuse it.
+    Distrusted,
 }
 
 /// By the wall clock, which certificates go by: it may be set, and it runs while the machine sleeps.

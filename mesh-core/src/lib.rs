@@ -9,6 +9,7 @@ pub mod certs;
 pub mod convert;
 pub mod copy;
 pub mod drain;
+pub mod followed;
 pub mod hbone;
 pub mod identity;
 pub mod limits;

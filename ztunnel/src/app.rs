@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use mesh_core::addr::Network;
 use mesh_core::certs::health::{Alarm, Health};
-use mesh_core::certs::{CaClient, Certificates, FetchCert};
+use mesh_core::certs::{CaClient, Certificates, FetchCert, Roots};
 use mesh_core::drain;
 use mesh_core::proto::discovery::Node;
 use mesh_core::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
@@ -78,9 +78,10 @@ pub async fn run(
     let metrics = Metrics::new(&surroundings.descriptors);
     let readiness = Readiness::new();
     let (revocations, follow_file) = revocations(&config, &metrics, &readiness).await;
+    let (roots, follow_roots) = Roots::follow_if(config.ca.mesh_roots.as_deref()).await;
     let proxy = Arc::new(Proxy {
         mesh,
-        certificates: Certificates::new(surroundings.authority, revocations.clone()),
+        certificates: Certificates::new(surroundings.authority, revocations.clone(), roots),
         revocations,
         metrics,
         connections: Connections::default(),
@@ -91,6 +92,7 @@ pub async fn run(
         descriptors: surroundings.descriptors,
         pace: Pace::default(),
         neighbours: Neighbours::default(),
+        pool_idle: config.pool_idle,
         same_node_mtls: config.same_node_mtls,
         zone: Zone::from(config.cluster_domain.as_str()),
     });
@@ -100,6 +102,7 @@ pub async fn run(
     let mut servers = serve_status(&config, surroundings.levels, &proxy, &pods.listing(), &readiness).await?;
 
     servers.spawn(follow_file);
+    servers.spawn(follow_roots);
     servers.spawn(warn_of_expiry(proxy.certificates.clone()));
     // Policies first: a workload that names one that is not known lets nobody in.
     let session = Session::new(node(&config), &[AUTHORIZATION_TYPE, ADDRESS_TYPE]);
@@ -148,22 +151,22 @@ async fn revocations(
     let following = match &config.crl_path {
         Some(path) => {
             let revocations = Revocations::new(metrics.crl.clone());
-            Some((file::load(&revocations, path).await, revocations, path.clone()))
+            Some((file::load(&revocations, path).await, revocations))
         }
         None => None,
     };
-    let revocations = following.as_ref().map(|(_, revocations, _)| revocations.clone()).unwrap_or_default();
+    let revocations = following.as_ref().map(|(_, revocations)| revocations.clone()).unwrap_or_default();
     let gate = following.is_some().then(|| readiness.gate("crl"));
     if let (Some(gate), Some(error)) = (&gate, revocations.status().and_then(|status| status.error)) {
         gate.close(error);
     }
     let follow = async {
-        if let (Some((follow, revocations, path)), Some(gate)) = (following, gate) {
+        if let (Some((follow, revocations)), Some(gate)) = (following, gate) {
             let open = async {
                 revocations.known().await;
                 gate.open();
             };
-            tokio::join!(follow.run(&revocations, &path), open);
+            tokio::join!(follow.run(&revocations), open);
         }
     };
     (revocations, follow)

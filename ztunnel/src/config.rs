@@ -59,6 +59,9 @@ pub struct Config {
     /// After SIGTERM, how many seconds connections may go on before they are cut
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", default_value = "3600", value_parser = seconds)]
     pub drain_deadline: Duration,
+    /// A tunnel that nobody has used for this many seconds is closed
+    #[arg(long, env = "POOL_UNUSED_RELEASE_TIMEOUT", default_value = "300", value_parser = seconds)]
+    pub pool_idle: Duration,
     /// Threads that carry connections; 0: a quarter of the processors, but two at least
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", default_value_t = 0)]
     pub threads: usize,

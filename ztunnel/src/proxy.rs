@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use mesh_core::addr::{ClientAddr, NetworkAddress, Target};
 use mesh_core::certs::Certificates;
@@ -64,6 +65,8 @@ pub struct Proxy {
     pub pace: Pace,
     /// The pods that are served.
     pub neighbours: Neighbours,
+    /// A tunnel without streams is closed after this.
+    pub pool_idle: Duration,
     /// Tunnels also between pods of this node.
     pub same_node_mtls: bool,
     /// Where the cluster's services are in DNS.
@@ -110,7 +113,7 @@ impl Pod {
     ) -> Self {
         let dialer = Dialer::new(sockets.clone());
         let budget = Budget::new(proxy.limits);
-        let config = PoolConfig { window: budget.window(), ..PoolConfig::default() };
+        let config = PoolConfig { window: budget.window(), idle: proxy.pool_idle, ..PoolConfig::default() };
         let pool = Pool::new(dialer, proxy.certificates.clone(), config);
         let known = proxy.policy.of(&described, &proxy.mesh);
         let (tuples, affinities) = (Tuples::default(), Affinities::default());

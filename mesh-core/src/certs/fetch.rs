@@ -38,6 +38,10 @@ pub struct CaConfig {
     /// PEM file with the root that the certificate authority's own certificate is verified with
     #[arg(long, env = "CA_ROOT_CA", default_value = "/var/run/secrets/ambit/root-cert.pem")]
     pub ca_root: PathBuf,
+    /// PEM file with the roots of the mesh, as the certificate authority publishes them: peers are verified with what it
+    /// has, as soon as it changes, besides the roots that come with each certificate
+    #[arg(long, env = "MESH_ROOTS")]
+    pub mesh_roots: Option<PathBuf>,
     /// File with the service account token that is shown to the certificate authority
     #[arg(long, env = "AUTH_TOKEN", default_value = "/var/run/secrets/tokens/istio-token")]
     pub token: PathBuf,

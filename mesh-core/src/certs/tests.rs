@@ -50,7 +50,7 @@ impl FetchCert for Fickle {
 #[tokio::test]
 async fn fetches_once_for_all_who_wait() {
     let ca = Fickle::new(3600);
-    let certificates = Certificates::new(ca.clone(), Revocations::default());
+    let certificates = Certificates::new(ca.clone(), Revocations::default(), Roots::default());
     let (one, other) = (id(PAYMENTS), id("spiffe://cluster.local/ns/payments/sa/other"));
     let all = futures_util::future::join_all((0..50).map(|_| certificates.get(&one))).await;
     let first = all[0].as_ref().unwrap().clone();
@@ -66,7 +66,7 @@ async fn fetches_once_for_all_who_wait() {
 async fn says_at_once_why_there_is_none_and_tries_again() {
     let ca = Fickle::new(3600);
     ca.away.store(true, Ordering::SeqCst);
-    let certificates = Certificates::new(ca.clone(), Revocations::default());
+    let certificates = Certificates::new(ca.clone(), Revocations::default(), Roots::default());
     let identity = id(PAYMENTS);
     for _ in 0..3 {
         let error = certificates.get(&identity).await.unwrap_err();
@@ -85,7 +85,7 @@ async fn says_at_once_why_there_is_none_and_tries_again() {
 #[tokio::test]
 async fn renews_before_the_end_and_keeps_the_old_one_meanwhile() {
     let ca = Fickle::new(3);
-    let certificates = Certificates::new(ca.clone(), Revocations::default());
+    let certificates = Certificates::new(ca.clone(), Revocations::default(), Roots::default());
     let identity = id(PAYMENTS);
     let first = certificates.get(&identity).await.unwrap();
     ca.away.store(true, Ordering::SeqCst);
@@ -125,10 +125,72 @@ async fn renews_before_the_end_and_keeps_the_old_one_meanwhile() {
     assert_eq!((health.fresh, health.failing, health.reached), (1, 0, None));
 }
 
+/// Of either side, with a peer whose certificate is of that authority.
+async fn believes(cert: &WorkloadCert, peers: &TestCa, own: &TestCa) -> (bool, bool) {
+    let peer = peers.leaf(PAYMENTS).trusting(own).issue();
+    let expected = [id(PAYMENTS)];
+    let (near, far) = tokio::io::duplex(65_536);
+    let as_client = tokio::join!(
+        crate::tls::client::connect(near, cert, &expected),
+        crate::tls::server::accept(far, &peer)
+    );
+    let (near, far) = tokio::io::duplex(65_536);
+    let as_server = tokio::join!(
+        crate::tls::client::connect(near, &peer, &expected),
+        crate::tls::server::accept(far, cert)
+    );
+    (as_client.0.is_ok(), as_server.1.is_ok())
+}
+
+#[tokio::test]
+async fn the_roots_of_a_file_are_trusted_in_the_next_handshake() {
+    let (ca, other) = (Fickle::new(3600), TestCa::new());
+    let roots = Roots::of(vec![ca.ca.root()]);
+    let certificates = Certificates::new(ca.clone(), Revocations::default(), roots.clone());
+    let identity = id(PAYMENTS);
+    let now = async |trusted: &[&TestCa]| loop {
+        let cert = certificates.get(&identity).await.unwrap();
+        if trusted.iter().map(|ca| ca.root()).eq(cert.roots().iter().cloned()) {
+            return cert;
+        }
+        tokio::task::yield_now().await;
+    };
+    let first = now(&[&ca.ca]).await;
+    assert_eq!(believes(&first, &ca.ca, &ca.ca).await, (true, true));
+    assert_eq!(believes(&first, &other, &ca.ca).await, (false, false));
+    roots.replace(vec![ca.ca.root(), other.root()]);
+    let both = now(&[&ca.ca, &other]).await;
+    assert_eq!(believes(&both, &other, &ca.ca).await, (true, true));
+    assert_eq!(believes(&both, &ca.ca, &ca.ca).await, (true, true));
+    assert_eq!(both.serial(), first.serial(), "there is no need for another certificate");
+    roots.replace(vec![ca.ca.root()]);
+    let back = now(&[&ca.ca]).await;
+    assert_eq!(believes(&back, &other, &ca.ca).await, (false, false));
+    assert_eq!(ca.asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_certificate_whose_root_is_trusted_no_more_is_renewed_at_once() {
+    let (ca, other) = (Fickle::new(3600), TestCa::new());
+    let roots = Roots::of(vec![ca.ca.root()]);
+    let certificates = Certificates::new(ca.clone(), Revocations::default(), roots.clone());
+    certificates.get(&id(PAYMENTS)).await.unwrap();
+    roots.replace(vec![other.root()]);
+    ca.asked(2).await;
+    // It is still what there is, and is asked for again and again.
+    ca.asked(3).await;
+    let cert = certificates.get(&id(PAYMENTS)).await.unwrap();
+    assert_eq!(cert.roots(), [other.root()]);
+    roots.replace(vec![other.root(), ca.ca.root()]);
+    while certificates.get(&id(PAYMENTS)).await.unwrap().roots().len() != 2 {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn forgets() {
     let ca = Fickle::new(3600);
-    let certificates = Certificates::new(ca.clone(), Revocations::default());
+    let certificates = Certificates::new(ca.clone(), Revocations::default(), Roots::default());
     let identity = id(PAYMENTS);
     certificates.get(&identity).await.unwrap();
     certificates.forget(&identity);

@@ -11,6 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::ResolvesServerCert;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
+use super::roots::Bundle;
 use crate::identity::Identity;
 use crate::tls::revocation::{Presented, Reporter, Revocations};
 use crate::tls::{self, CertificateFault};
@@ -119,6 +120,25 @@ impl WorkloadCert {
         Ok(self)
     }
 
+    /// The same with the mesh's roots as `bundle` has them, and whether peers with these roots take it.
+    ///
+    /// # Errors
+    /// When nobody could be verified with these roots.
+    pub fn trusting(&self, bundle: &Bundle) -> Result<(Self, bool), InvalidCert> {
+        let mut cert = self.clone();
+        let roots = bundle.with(&self.root_certificates);
+        if roots != self.root_certificates {
+            let store = Arc::new(root_store(&roots)?);
+            let (trust_domain, revocations) =
+                (self.identity.trust_domain().clone(), self.revocations.clone());
+            let server = tls::server::checking(&self.server, store.clone(), trust_domain, revocations);
+            cert.server = Arc::new(server.map_err(|error| InvalidCert::Unusable(error.to_string()))?);
+            (cert.root_certificates, cert.roots) = (roots, store);
+        }
+        let taken = tls::verify::chain(&cert.chain, &cert.roots, UnixTime::now()).is_ok();
+        Ok((cert, taken))
+    }
+
     /// What a peer has presented in a handshake with this certificate, if it may be revoked later.
     pub(crate) fn presented(
         &self,
@@ -156,6 +176,11 @@ impl WorkloadCert {
     /// PEM, leaf first.
     pub fn chain_pem(&self) -> String {
         to_pem(&self.chain)
+    }
+
+    /// Whom its holder trusts.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.root_certificates
     }
 
     /// PEM.

@@ -101,6 +101,8 @@ struct Inner<D> {
     stop: CancellationToken,
 }
 
+/// Between two looks for tunnels that nobody uses.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// A tunnel that is dialled has no stream at first.
 const YOUNG: Duration = Duration::from_secs(1);
 
@@ -128,7 +130,7 @@ impl<D: Dial> Pool<D> {
         let weak = Arc::downgrade(&inner);
         let sweeping = async move {
             loop {
-                tokio::time::sleep(idle / 4).await;
+                tokio::time::sleep((idle / 4).max(SHORTEST_PAUSE)).await;
                 let Some(inner) = weak.upgrade() else { return };
                 inner.sweep(idle);
             }

@@ -13,7 +13,7 @@ use super::pool::{Config, Dial, Key, Pool};
 use super::server::{HandshakeError, Incoming, TunnelError};
 use super::settings::KeepAlive;
 use super::*;
-use crate::certs::Certificates;
+use crate::certs::{Certificates, Roots};
 use crate::drain::{self, Drain};
 use crate::test_ca::TestCa;
 use crate::tls::revocation::Revocations;
@@ -115,7 +115,7 @@ fn pool(ca: &Arc<TestCa>) -> Pool<Tcp> {
 }
 
 fn pool_with(ca: &Arc<TestCa>, config: Config) -> Pool<Tcp> {
-    Pool::new(Tcp, Certificates::new(ca.clone(), Revocations::default()), config)
+    Pool::new(Tcp, Certificates::new(ca.clone(), Revocations::default(), Roots::default()), config)
 }
 
 fn request() -> ConnectRequest {

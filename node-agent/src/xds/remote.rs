@@ -10,9 +10,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::Extensions;
 use mesh_core::backoff::Backoff;
-use mesh_core::certs::{CaClient, CaConfig, Certificates};
+use mesh_core::certs::{CaClient, CaConfig, Certificates, Roots};
 use mesh_core::identity::Identity;
 use mesh_core::status;
 use mesh_core::tls::revocation::Revocations;
@@ -87,8 +88,21 @@ pub async fn run<C: Callers>(
     shutdown: CancellationToken,
 ) {
     let Address(Some(address)) = config.xds_address else { return shutdown.cancelled().await };
-    let certificates =
-        Certificates::new(Arc::new(CaClient::new(config.ca, cluster_id)), Revocations::default());
+    let (roots, follow_roots) = Roots::follow_if(config.ca.mesh_roots.as_deref()).await;
+    let authority = Arc::new(CaClient::new(config.ca, cluster_id));
+    let certificates = Certificates::new(authority, Revocations::default(), roots);
+    let serving = serve_at(address, certificates, identity, admission, feed, shutdown.clone());
+    let ((), ()) = tokio::join!(serving, shutdown.run_until_cancelled(follow_roots).map(drop));
+}
+
+async fn serve_at<C: Callers>(
+    address: SocketAddr,
+    certificates: Certificates,
+    identity: Identity,
+    admission: Strangers<C>,
+    feed: Feed,
+    shutdown: CancellationToken,
+) {
     let listening = async {
         // A connection that is refused says more to a proxy than a handshake without a certificate.
         while certificates.get(&identity).await.is_err() {

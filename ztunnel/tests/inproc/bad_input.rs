@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use mesh_core::certs::{Certificates, FetchCert, FetchError, WorkloadCert};
+use mesh_core::certs::{Certificates, FetchCert, FetchError, Roots, WorkloadCert};
 use mesh_core::hbone::pool::{Config, Dial, Key, Pool};
 use mesh_core::hbone::{ConnectError, ConnectRequest};
 use mesh_core::identity::Identity;
@@ -58,7 +58,11 @@ async fn open(
     request: ConnectRequest,
 ) -> Result<(), ConnectError> {
     let fetch = Given(certificate, world.ca.clone());
-    let pool = Pool::new(Peer, Certificates::new(Arc::new(fetch), Revocations::default()), Config::default());
+    let pool = Pool::new(
+        Peer,
+        Certificates::new(Arc::new(fetch), Revocations::default(), Roots::default()),
+        Config::default(),
+    );
     let key = Key {
         source: CLIENT.identity().parse().unwrap(),
         source_address: world.pod_ip(CLIENT),

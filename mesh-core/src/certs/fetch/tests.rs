@@ -72,6 +72,7 @@ async fn scene(name: &str) -> Scene {
     let config = CaConfig {
         ca_address: format!("https://localhost:{}", address.port()),
         ca_root: directory.join("root-cert.pem"),
+        mesh_roots: None,
         token: directory.join("token"),
     };
     std::fs::write(&config.ca_root, ca.root_pem()).unwrap();

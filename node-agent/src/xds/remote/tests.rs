@@ -63,8 +63,17 @@ async fn world(name: &str) -> World {
     let (root, token) = (directory.join("root.pem"), directory.join("token"));
     std::fs::write(&root, &roots).unwrap();
     std::fs::write(&token, "agent").unwrap();
-    let client = CaConfig { ca_address: format!("https://localhost:{}", ca.port()), ca_root: root, token };
-    let certificates = Certificates::new(Arc::new(CaClient::new(client, "c".into())), Revocations::default());
+    let client = CaConfig {
+        ca_address: format!("https://localhost:{}", ca.port()),
+        ca_root: root,
+        mesh_roots: None,
+        token,
+    };
+    let certificates = Certificates::new(
+        Arc::new(CaClient::new(client, "c".into())),
+        Revocations::default(),
+        Roots::default(),
+    );
     let identity: Identity = "spiffe://cluster.local/ns/ambit-system/sa/node-agent".parse().unwrap();
     certificates.get(&identity).await.unwrap();
 
