@@ -1,7 +1,8 @@
 //! The certificate authority role, `node-agent ca`.
 //!
 //! It runs as ordinary pods of the mesh's own namespace, and it alone holds the signing key. `attest` decides who may
-//! have which identity, `issue` signs, `roots` and `keeper` own the key's home in the API server, `server` speaks gRPC.
+//! have which identity, `issue` signs, `roots` and `keeper` own the key's home in the API server, `rotation` decides when
+//! another key signs, `server` speaks gRPC.
 //!
 //! **Invariant:** no private key, and no caller's token, ever reaches a log or an error text.
 
@@ -15,6 +16,7 @@ pub mod lifetime;
 pub mod listen;
 pub mod metrics;
 pub mod roots;
+pub mod rotation;
 pub mod server;
 
 #[cfg(test)]
@@ -39,6 +41,7 @@ use tracing::info;
 
 use crate::ca::attest::{Rules, ServiceAccount};
 use crate::ca::cluster::{Callers, Cluster};
+use crate::ca::issue::Times;
 use crate::ca::keeper::Keeper;
 use crate::ca::lifetime::Bounds;
 use crate::ca::listen::Origin;
@@ -64,6 +67,9 @@ pub struct Config {
     /// Where readiness, liveness and metrics are served.
     #[arg(long, env = "AMBIT_STATUS_ADDRESS", default_value = "[::]:15014")]
     pub status_address: SocketAddr,
+    /// What is signed.
+    #[command(flatten)]
+    pub times: Times,
 }
 
 /// Runs until `shutdown`; requests under way are answered first.
@@ -81,7 +87,8 @@ pub async fn run(config: Config, client: kube::Client, shutdown: CancellationTok
     let cluster = Cluster::new(client, config.system_namespace.clone());
     let gate = readiness.gate("ca secret");
     let keeper =
-        Keeper::new(cluster.clone(), config.trust_domain.clone(), config.names(), gate, metrics.clone());
+        Keeper::new(cluster.clone(), config.trust_domain.clone(), config.names(), gate, metrics.clone())
+            .with_times(config.times);
     let current = keeper.watch();
     let service = CertificateService::new(cluster, rules, current.clone(), metrics);
     info!(listen = %config.listen, status = %config.status_address, trust_domain = config.trust_domain, "CA started");

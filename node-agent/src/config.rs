@@ -97,7 +97,8 @@ impl Config {
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+/// "5" or "5s".
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let number = text.strip_suffix('s').unwrap_or(text);
     let number = number.parse().map(Duration::from_secs);
     number.map_err(|_| format!("{text:?} is no number of seconds, e.g. 5 or 5s"))

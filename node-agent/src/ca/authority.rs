@@ -12,7 +12,8 @@ use rcgen::{
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use crate::ca::issue;
+use crate::ca::issue::{self, Times};
+use crate::ca::rotation::{Candidate, Root};
 
 /// How long a root of our own making is valid.
 const ROOT_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -37,9 +38,13 @@ pub struct Authority {
     pub(super) issuer: Issuer<'static, KeyPair>,
     /// The signing certificate and what follows it, roots excluded; PEM each.
     intermediates: Vec<String>,
+    /// That certificates come with.
     roots: Vec<Vec<u8>>,
+    anchor: Vec<u8>,
+    not_before: SystemTime,
     not_after: SystemTime,
     lives: Vec<Life>,
+    pub(super) times: Times,
 }
 
 /// From when to when a certificate is valid that no one but the user renews.
@@ -99,6 +104,9 @@ impl Authority {
         let signing = &signing[0];
         let (certificate, key) = pair(signing, &material.ca_key)?;
         let path = path(signing, &chain, &roots)?;
+        let not_before =
+            path.iter().map(|der| parsed(der).map_or(0, |c| c.validity().not_before.timestamp()));
+        let not_before = moment(not_before.max().unwrap_or(0));
         let not_after = path.iter().map(|der| parsed(der).map_or(0, |c| c.validity().not_after.timestamp()));
         let not_after = not_after.min().unwrap_or(0);
         if not_after <= seconds(now) {
@@ -112,11 +120,39 @@ impl Authority {
             lives: lives.filter_map(|(der, is_root)| Some(life(&parsed(der)?, is_root))).collect(),
             issuer,
             intermediates: path.iter().filter(|der| !roots.contains(der)).map(|der| print(der)).collect(),
+            anchor: path.into_iter().next_back().unwrap_or_default(),
             roots,
+            not_before,
             not_after: moment(not_after),
+            times: Times::default(),
         };
         authority.check_subject(&certificate)?;
         Ok(authority)
+    }
+
+    /// As a rotation sees it, with the files that it was read from.
+    pub fn candidate(&self, material: Material) -> Candidate {
+        Candidate {
+            material,
+            roots: self.roots.iter().map(|der| print(der)).collect(),
+            anchor: print(&self.anchor),
+            from: self.not_before,
+            until: self.not_after,
+        }
+    }
+
+    /// The same, for certificates that live as long as this says.
+    #[must_use]
+    pub fn with_times(self, times: Times) -> Self {
+        Self { times, ..self }
+    }
+
+    /// The same, with these roots for the mesh.
+    #[must_use]
+    pub fn trusting(self, roots: &[Root]) -> Self {
+        let roots =
+            roots.iter().filter_map(|root| Some(pem::parse(&root.pem).ok()?.into_contents())).collect();
+        Self { roots, ..self }
     }
 
     /// PEM of the roots, as published.
@@ -137,12 +173,6 @@ impl Authority {
     /// The certificates that nobody but the user renews: those on the way to the root, and all roots.
     pub fn lives(&self) -> &[Life] {
         &self.lives
-    }
-
-    /// Does a peer that trusts only `other`'s roots trust what this signs, or the other way round? Without that, a
-    /// change from one to the other cuts the mesh in two until every certificate is renewed.
-    pub fn overlaps(&self, other: &Self) -> bool {
-        self.roots.iter().any(|root| other.roots.contains(root))
     }
 
     /// A name that is read and written again may come out otherwise (two OUs, say), and peers compare bytes.
@@ -170,7 +200,7 @@ impl Material {
         params.distinguished_name.push(DnType::CommonName, "Ambit root");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        issue::set_validity(&mut params, now - issue::BACKDATE, now + ROOT_VALIDITY);
+        issue::set_validity(&mut params, now - Times::default().skew, now + ROOT_VALIDITY);
         params.serial_number = Some(issue::serial());
         let certificate = params.self_signed(&key)?.pem();
         Ok(Self {

@@ -11,6 +11,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::core::v1::{self as core, ConfigMap, Secret};
 use kube::api::{Api, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::core::Status;
 use serde_json::json;
 
 use crate::ca::attest::{AUDIENCE, Freshness, Pod, Review};
@@ -39,16 +40,42 @@ pub trait Callers: Send + Sync + 'static {
 /// Files of a Secret, or of a ConfigMap.
 pub type Files = BTreeMap<String, Vec<u8>>;
 
+/// A Secret as it was read.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// What is in it.
+    pub files: Files,
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
+    /// `metadata.resourceVersion`.
+    pub version: String,
+}
+
+/// Without what is in it.
+impl Debug for Stored {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stored").field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
 /// The CA's own objects, in the mesh's own namespace.
 pub trait Store: Send + Sync + 'static {
-    /// A Secret's files; `None`: there is none.
-    fn secret(&self, name: &str) -> impl Future<Output = Result<Option<Files>, ClusterError>> + Send;
+    /// A Secret; `None`: there is none.
+    fn secret(&self, name: &str) -> impl Future<Output = Result<Option<Stored>, ClusterError>> + Send;
 
     /// Creates a Secret; false: one was there already, and stays.
     fn create_secret(
         &self,
         name: &str,
         files: Files,
+    ) -> impl Future<Output = Result<bool, ClusterError>> + Send;
+
+    /// Replaces the files of a Secret that was read in this version; false: it is another one by now, or gone.
+    fn replace_secret(
+        &self,
+        name: &str,
+        files: Files,
+        version: &str,
     ) -> impl Future<Output = Result<bool, ClusterError>> + Send;
 
     /// One file of a ConfigMap; `None`: there is no such file.
@@ -107,6 +134,15 @@ impl Cluster {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
+    fn secret_of(&self, name: &str, files: Files) -> Secret {
+        Secret {
+            metadata: self.metadata(name),
+            data: Some(files.into_iter().map(|(key, value)| (key, ByteString(value))).collect()),
+            type_: Some("Opaque".to_owned()),
+            ..Secret::default()
+        }
+    }
+
     fn metadata(&self, name: &str) -> ObjectMeta {
         let labels = [("app.kubernetes.io/managed-by", "ambit-ca"), ("app.kubernetes.io/part-of", "ambit")];
         ObjectMeta {
@@ -161,24 +197,30 @@ impl Callers for Cluster {
 }
 
 impl Store for Cluster {
-    async fn secret(&self, name: &str) -> Result<Option<Files>, ClusterError> {
+    async fn secret(&self, name: &str) -> Result<Option<Stored>, ClusterError> {
         let secrets = self.secrets();
         let found = call(&format!("get Secret {}/{name}", self.namespace), secrets.get_opt(name)).await?;
-        let files =
-            |secret: Secret| secret.data.unwrap_or_default().into_iter().map(|(k, v)| (k, v.0)).collect();
-        Ok(found.map(files))
+        Ok(found.map(|secret| Stored {
+            files: secret.data.unwrap_or_default().into_iter().map(|(k, v)| (k, v.0)).collect(),
+            annotations: secret.metadata.annotations.unwrap_or_default(),
+            version: secret.metadata.resource_version.unwrap_or_default(),
+        }))
     }
 
     async fn create_secret(&self, name: &str, files: Files) -> Result<bool, ClusterError> {
-        let secret = Secret {
-            metadata: self.metadata(name),
-            data: Some(files.into_iter().map(|(key, value)| (key, ByteString(value))).collect()),
-            type_: Some("Opaque".to_owned()),
-            ..Secret::default()
-        };
         let (secrets, parameters) = (self.secrets(), PostParams::default());
         let act = format!("create Secret {}/{name}", self.namespace);
-        created(call(&act, secrets.create(&parameters, &secret)).await)
+        let secret = self.secret_of(name, files);
+        done_unless(call(&act, secrets.create(&parameters, &secret)).await, Status::is_already_exists)
+    }
+
+    async fn replace_secret(&self, name: &str, files: Files, version: &str) -> Result<bool, ClusterError> {
+        let (secrets, parameters) = (self.secrets(), PostParams::default());
+        let act = format!("replace Secret {}/{name}", self.namespace);
+        let mut secret = self.secret_of(name, files);
+        secret.metadata.resource_version = Some(version.to_owned());
+        let other = |status: &Status| status.is_conflict() || status.is_not_found();
+        done_unless(call(&act, secrets.replace(name, &parameters, &secret)).await, other)
     }
 
     async fn published(&self, name: &str, file: &str) -> Result<Option<String>, ClusterError> {
@@ -196,7 +238,7 @@ impl Store for Cluster {
         };
         let (post, patch) = (PostParams::default(), PatchParams::default());
         let act = format!("create ConfigMap {}/{name}", self.namespace);
-        if created(call(&act, maps.create(&post, &map)).await)? {
+        if done_unless(call(&act, maps.create(&post, &map)).await, Status::is_already_exists)? {
             return Ok(());
         }
         let change = Patch::Merge(json!({"data": {file: text}}));
@@ -219,10 +261,14 @@ fn pod(pod: core::Pod) -> Pod {
     }
 }
 
-fn created<T>(result: Result<T, ClusterError>) -> Result<bool, ClusterError> {
+/// False where the API server answered with this.
+fn done_unless<T>(
+    result: Result<T, ClusterError>,
+    other: impl Fn(&Status) -> bool,
+) -> Result<bool, ClusterError> {
     match result {
         Ok(_) => Ok(true),
-        Err(ClusterError::Api { source, .. }) if matches!(&*source, kube::Error::Api(status) if status.is_already_exists()) => {
+        Err(ClusterError::Api { source, .. }) if matches!(&*source, kube::Error::Api(status) if other(status)) => {
             Ok(false)
         }
         Err(error) => Err(error),

@@ -7,7 +7,7 @@ use rcgen::{CertificateParams, KeyPair, SanType, SignatureAlgorithm};
 use tokio::sync::watch;
 
 use crate::ca::attest::{Freshness, Pod, Review};
-use crate::ca::cluster::{Callers, ClusterError, Files, Store};
+use crate::ca::cluster::{Callers, ClusterError, Files, Store, Stored};
 
 /// Clones are the same API server.
 #[derive(Clone, Default)]
@@ -23,6 +23,9 @@ pub(crate) struct State {
     pub(crate) uncached: Vec<String>,
     pub(crate) lists: Vec<Freshness>,
     pub(crate) secrets: BTreeMap<String, Files>,
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// How often each was written.
+    pub(crate) versions: BTreeMap<String, usize>,
     /// A Secret that another replica creates right before our own create.
     pub(crate) created_by_another: Option<(String, Files)>,
     pub(crate) maps: BTreeMap<(String, String), String>,
@@ -100,8 +103,12 @@ impl Callers for Fake {
 }
 
 impl Store for Fake {
-    async fn secret(&self, name: &str) -> Result<Option<Files>, ClusterError> {
-        let found = self.answer(|state| state.secrets.get(name).cloned());
+    async fn secret(&self, name: &str) -> Result<Option<Stored>, ClusterError> {
+        let found = self.answer(|state| {
+            let version = state.versions.get(name).copied().unwrap_or_default().to_string();
+            let annotations = state.annotations.clone();
+            state.secrets.get(name).cloned().map(|files| Stored { files, annotations, version })
+        });
         // Lets another replica in between two of our calls.
         tokio::task::yield_now().await;
         found
@@ -115,6 +122,18 @@ impl Store for Fake {
             let fresh = !state.secrets.contains_key(name);
             state.secrets.entry(name.to_owned()).or_insert(files);
             fresh
+        })
+    }
+
+    async fn replace_secret(&self, name: &str, files: Files, version: &str) -> Result<bool, ClusterError> {
+        self.answer(|state| {
+            let there = state.versions.entry(name.to_owned()).or_default();
+            let same = state.secrets.contains_key(name) && there.to_string() == version;
+            if same {
+                *there += 1;
+                state.secrets.insert(name.to_owned(), files);
+            }
+            same
         })
     }
 

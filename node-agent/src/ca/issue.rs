@@ -12,11 +12,26 @@ use rcgen::{
 };
 
 use crate::ca::authority::{Authority, print};
+use crate::config;
 
-/// Longest validity of a workload certificate, and what a request without one gets.
-pub const MAX_VALIDITY: Duration = Duration::from_secs(24 * 3600);
-/// Certificates are valid from this long ago, for peers whose clock is behind.
-pub const BACKDATE: Duration = Duration::from_secs(300);
+/// How long what is signed is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+#[group(skip)]
+pub struct Times {
+    /// Longest life of a certificate, and what a request without one gets, in seconds
+    #[arg(long = "cert-lifetime", env = "AMBIT_CERT_LIFETIME", default_value = "86400s", value_parser = config::seconds)]
+    pub lifetime: Duration,
+    /// What clocks may differ by, in seconds: certificates are valid from this long ago, for peers whose clock is
+    /// behind, and what waits until certificates have expired waits this much longer
+    #[arg(long = "clock-skew", env = "AMBIT_CLOCK_SKEW", default_value = "300s", value_parser = config::seconds)]
+    pub skew: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self { lifetime: Duration::from_secs(24 * 3600), skew: Duration::from_secs(300) }
+    }
+}
 
 /// A signed workload certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +64,7 @@ pub enum IssueError {
 }
 
 impl Authority {
-    /// Signs a certificate for `key` that says `identity`; `validity` zero means [`MAX_VALIDITY`].
+    /// Signs a certificate for `key` that says `identity`; `validity` zero means the longest.
     ///
     /// # Errors
     /// When the authority has expired, or signing fails.
@@ -75,7 +90,8 @@ impl Authority {
         validity: Duration,
         now: SystemTime,
     ) -> Result<Issued, IssueError> {
-        let validity = if validity.is_zero() { MAX_VALIDITY } else { validity.min(MAX_VALIDITY) };
+        let most = self.times.lifetime;
+        let validity = if validity.is_zero() { most } else { validity.min(most) };
         let (mut params, not_after) = self.leaf(validity, now)?;
         let uri = Ia5String::try_from(identity.to_string())?;
         params.subject_alt_names = vec![SanType::URI(uri)];
@@ -95,7 +111,7 @@ impl Authority {
     /// When the authority has expired, or signing fails.
     pub fn serving(&self, names: &[String], now: SystemTime) -> Result<Serving, IssueError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let (mut params, not_after) = self.leaf(MAX_VALIDITY, now)?;
+        let (mut params, not_after) = self.leaf(self.times.lifetime, now)?;
         params.subject_alt_names = dns_names(names)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let mut chain = vec![self.sign(&params, &key)?];
@@ -120,7 +136,7 @@ impl Authority {
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        set_validity(&mut params, now - BACKDATE, not_after);
+        set_validity(&mut params, now - self.times.skew, not_after);
         params.serial_number = Some(serial());
         Ok((params, not_after))
     }

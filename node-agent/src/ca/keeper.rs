@@ -1,7 +1,7 @@
 //! Keeps the authority in step with its Secret, the serving certificate fresh, and the published roots true.
 //!
-//! **Invariant:** a change of roots without overlap is not followed while this process lives: certificates of either
-//! side would be refused by the other, for as long as they last.
+//! **Invariant:** what all replicas do is in the API server before one of them does it, and is changed by whoever saw it
+//! last (compare and swap).
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -14,11 +14,12 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::ca::authority::{Authority, InvalidAuthority, Life, Material};
+use crate::ca::authority::{Authority, InvalidAuthority, Life};
 use crate::ca::cluster::{ClusterError, Store};
-use crate::ca::issue::IssueError;
+use crate::ca::issue::{IssueError, Times};
 use crate::ca::metrics::Metrics;
-use crate::ca::roots::{self, RootsError};
+use crate::ca::roots::{self, RootsError, STATE_SECRET};
+use crate::ca::rotation::{Phase, State, Wanted};
 
 /// What serves at the moment.
 pub struct Current {
@@ -27,7 +28,7 @@ pub struct Current {
     /// Our own certificate.
     pub serving: Arc<CertifiedKey>,
     renew_serving_at: SystemTime,
-    material: Material,
+    state: State,
 }
 
 /// Sees what serves; `None` before the first Secret was read.
@@ -47,12 +48,9 @@ pub enum KeepError {
         /// What is wrong with it.
         source: InvalidAuthority,
     },
-    /// It changed to something that shares no root with what serves.
-    #[error(
-        "Secret {0} shares no root with the one in use, which stays in use. Add the old root to root-cert.pem until \
-         every certificate was renewed; or accept broken connections, and restart every ambit-ca"
-    )]
-    NoOverlap(&'static str),
+    /// Other replicas were quicker, each time.
+    #[error("Secret {STATE_SECRET} changes each time that it is to be written")]
+    Contended,
     /// Our own certificate.
     #[error("cannot issue the serving certificate: {0}")]
     Serving(#[from] IssueError),
@@ -69,17 +67,30 @@ pub struct Keeper<S> {
     store: S,
     trust_domain: String,
     names: Vec<String>,
+    times: Times,
     gate: Gate,
     metrics: Metrics,
     alarm: Mutex<Alarm>,
     current: watch::Sender<Option<Arc<Current>>>,
 }
 
+/// The user's Secret, read and checked.
+struct Source {
+    wanted: Wanted,
+    lives: Vec<Life>,
+}
+
 impl<S: Store> Keeper<S> {
     /// `names` are what the CA's clients call it.
     pub fn new(store: S, trust_domain: String, names: Vec<String>, gate: Gate, metrics: Metrics) -> Self {
         let (alarm, current) = (Mutex::default(), watch::channel(None).0);
-        Self { store, trust_domain, names, gate, metrics, alarm, current }
+        Self { store, trust_domain, names, times: Times::default(), gate, metrics, alarm, current }
+    }
+
+    /// The same, for certificates that live as long as this says.
+    #[must_use]
+    pub fn with_times(self, times: Times) -> Self {
+        Self { times, ..self }
     }
 
     /// Follows what serves.
@@ -90,9 +101,11 @@ impl<S: Store> Keeper<S> {
     /// Keeps for ever.
     pub async fn run(self) {
         let mut last_error = None;
+        // What lives for seconds only has to be looked after more often.
+        let period = ((self.times.lifetime + self.times.skew) / 20).clamp(PERIOD / 100, PERIOD);
         loop {
             let result = self.round(SystemTime::now()).await;
-            let pause = if result.is_ok() { PERIOD } else { RETRY };
+            let pause = if result.is_ok() { period } else { period.min(RETRY) };
             let text = result.err().map(|error| error.to_string());
             if text != last_error {
                 match &text {
@@ -110,28 +123,87 @@ impl<S: Store> Keeper<S> {
     /// # Errors
     /// What kept it from being as it should be; what served before goes on serving.
     pub async fn round(&self, now: SystemTime) -> Result<(), KeepError> {
+        let source = self.source(now).await;
         let before = self.current.borrow().clone();
-        let loaded = self.read(before.as_deref(), now).await;
+        let kept = self.keep(before.as_ref(), source.as_ref().ok(), now).await;
         // Renewed also while the API server is away.
-        let current = match (loaded, before) {
-            (Ok(Some(new)), _) => Ok(new),
-            (Ok(None), Some(before)) => self.renew(before, now),
-            (Err(error), Some(before)) => self.renew(before, now).and(Err(error)),
-            (Ok(None), None) => return Ok(()),
-            (Err(error), None) => Err(error),
-        }?;
-        if let Some(warning) = self.warning(&current.authority, now) {
+        if let (Err(_), Some(before)) = (&kept, before)
+            && now >= before.renew_serving_at
+        {
+            self.serve(before.state.clone(), now)?;
+        }
+        let lives = source?.lives;
+        kept?;
+        if let Some(warning) = self.warning(&lives, now) {
             warn!("{warning}");
         }
-        roots::publish(&self.store, &current.authority.roots()).await?;
         self.gate.open();
         Ok(())
     }
 
+    /// What the user's Secret asks for.
+    async fn source(&self, now: SystemTime) -> Result<Source, KeepError> {
+        let roots::Source { secret, material, at_once } =
+            roots::load(&self.store, &self.trust_domain, now).await?;
+        let authority =
+            Authority::new(&material, now).map_err(|source| KeepError::Invalid { secret, source })?;
+        let lives = authority.lives().to_vec();
+        Ok(Source { wanted: Wanted { candidate: authority.candidate(material), at_once }, lives })
+    }
+
+    /// Goes on from what all replicas do. A Secret that is no use changes nothing, but what was begun goes on.
+    async fn keep(
+        &self,
+        before: Option<&Arc<Current>>,
+        source: Option<&Source>,
+        now: SystemTime,
+    ) -> Result<(), KeepError> {
+        let published = roots::published(&self.store).await?;
+        let wanted = source.map(|source| &source.wanted);
+        let said = published.as_deref().unwrap_or_default();
+        let Some(state) = self.settle(before, wanted, said, now).await? else { return Ok(()) };
+        let current = match before {
+            Some(before) if before.state == state && now < before.renew_serving_at => before.clone(),
+            _ => self.serve(state, now)?,
+        };
+        Ok(roots::publish(&self.store, published.as_deref(), &current.state.trusted()).await?)
+    }
+
+    /// Agrees with the other replicas on what to do; `None`: there is no key yet, and none to be had.
+    async fn settle(
+        &self,
+        before: Option<&Arc<Current>>,
+        wanted: Option<&Wanted>,
+        published: &str,
+        now: SystemTime,
+    ) -> Result<Option<State>, KeepError> {
+        for _ in 0..ATTEMPTS {
+            let Some((state, version)) = roots::state(&self.store).await? else {
+                // Who deletes it does not end a rotation that we know of.
+                let begun = before.map(|before| before.state.clone());
+                let first = || wanted.map(|wanted| State::new(&wanted.candidate, self.times));
+                let Some(state) = begun.or_else(first) else { return Ok(None) };
+                roots::settle(&self.store, &state, None).await?;
+                continue;
+            };
+            let signing = Authority::new(&state.signing, now);
+            let signing = match signing {
+                Ok(authority) => Some(authority.candidate(state.signing.clone())),
+                Err(InvalidAuthority::Expired(_)) => None,
+                Err(source) => return Err(KeepError::Invalid { secret: STATE_SECRET, source }),
+            };
+            let next = state.next(signing.as_ref(), wanted, published, now, self.times);
+            if next == state || roots::settle(&self.store, &next, Some(&version)).await? {
+                return Ok(Some(next));
+            }
+        }
+        Err(KeepError::Contended)
+    }
+
     /// What is to be said of the certificates that only the user can renew: once at 50, 25 and 10 percent of each life.
-    fn warning(&self, authority: &Authority, now: SystemTime) -> Option<String> {
+    fn warning(&self, lives: &[Life], now: SystemTime) -> Option<String> {
         let lowest = |life: &&Life| health::reached(life.from, life.until, now).unwrap_or(100);
-        let life = authority.lives().iter().min_by_key(lowest)?;
+        let life = lives.iter().min_by_key(lowest)?;
         let reached = health::reached(life.from, life.until, now);
         let due = self.alarm.lock().unwrap_or_else(PoisonError::into_inner).due(reached)?;
         let days = life.until.duration_since(now).unwrap_or_default().as_secs() / 86_400;
@@ -142,53 +214,49 @@ impl<S: Store> Keeper<S> {
         ))
     }
 
-    /// `None`: nothing changed.
-    async fn read(
-        &self,
-        before: Option<&Current>,
-        now: SystemTime,
-    ) -> Result<Option<Arc<Current>>, KeepError> {
-        let (secret, material) = roots::load(&self.store, &self.trust_domain, now).await?;
-        if before.is_some_and(|before| before.material == material) {
-            return Ok(None);
-        }
-        let authority =
-            Authority::new(&material, now).map_err(|source| KeepError::Invalid { secret, source })?;
-        if before.is_some_and(|before| !before.authority.overlaps(&authority)) {
-            return Err(KeepError::NoOverlap(secret));
-        }
-        info!(secret, "signing with the key of this Secret");
-        self.serve(authority, material, now).map(Some)
-    }
-
-    fn renew(&self, before: Arc<Current>, now: SystemTime) -> Result<Arc<Current>, KeepError> {
-        if now < before.renew_serving_at {
-            return Ok(before);
-        }
-        let secret = "in use";
-        let authority =
-            Authority::new(&before.material, now).map_err(|source| KeepError::Invalid { secret, source })?;
-        self.serve(authority, before.material.clone(), now)
-    }
-
-    fn serve(
-        &self,
-        authority: Authority,
-        material: Material,
-        now: SystemTime,
-    ) -> Result<Arc<Current>, KeepError> {
+    /// Signs with the state's key from now on.
+    fn serve(&self, state: State, now: SystemTime) -> Result<Arc<Current>, KeepError> {
+        let invalid = |source| KeepError::Invalid { secret: STATE_SECRET, source };
+        let authority = Authority::new(&state.signing, now).map_err(invalid)?;
+        let authority = authority.trusting(&state.record.roots).with_times(self.times);
         let serving = authority.serving(&self.names, now)?;
         let key = any_ecdsa_type(&PrivatePkcs8KeyDer::from(serving.key).into())?;
         let chain = serving.chain.into_iter().map(CertificateDer::from).collect();
         self.metrics.authority(&authority);
+        self.metrics.rotation(&state);
+        if self.current.borrow().as_ref().is_none_or(|current| current.state != state) {
+            tell(&state);
+        }
         let current = Arc::new(Current {
             authority,
             serving: Arc::new(CertifiedKey::new(chain, key)),
             renew_serving_at: serving.renew_at,
-            material,
+            state,
         });
         self.current.send_replace(Some(Arc::clone(&current)));
         Ok(current)
+    }
+}
+
+/// Says where a rotation stands.
+fn tell(state: &State) {
+    let (phase, until) = state.phase();
+    let left = until.map(|until| until.duration_since(SystemTime::now()).unwrap_or_default());
+    let left = left.map_or_else(String::new, |left| format!(" within {} s", left.as_secs()));
+    let roots = state.record.roots.len();
+    let rotation = phase.name();
+    match phase {
+        Phase::Steady => info!(rotation, roots, "signing with the key of the CA's Secret"),
+        Phase::Overlap => info!(
+            rotation,
+            roots,
+            "the CA's Secret has another key: its root is trusted, and it signs once everybody knows{left}"
+        ),
+        Phase::Retiring => info!(
+            rotation,
+            roots,
+            "signing with the new key; the old root goes when all that it vouches for has expired{left}"
+        ),
     }
 }
 
@@ -196,6 +264,8 @@ impl<S: Store> Keeper<S> {
 const PERIOD: Duration = Duration::from_secs(30);
 /// How soon after a failure.
 const RETRY: Duration = Duration::from_secs(1);
+/// That others are quicker.
+const ATTEMPTS: usize = 5;
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,5 @@
 //! Where the signing key lives: in a Secret of the user's if there is one, else in one that the first CA to start makes.
+//! What all replicas do with it is in a third one, with the key that signs: the user may have replaced it by now.
 //!
 //! **Invariant:** a key is used only after it was read back from the API server, so that all replicas use the same.
 
@@ -7,12 +8,21 @@ use std::time::SystemTime;
 use tracing::{info, warn};
 
 use crate::ca::authority::Material;
-use crate::ca::cluster::{ClusterError, Files, Store};
+use crate::ca::cluster::{ClusterError, Files, Store, Stored};
+use crate::ca::rotation::State;
 
 /// A CA that the user brings, in Istio's layout.
 pub const USER_SECRET: &str = "cacerts";
 /// Our own.
 pub const OWN_SECRET: &str = "ambit-ca";
+/// What signs now, and how far a rotation is.
+pub const STATE_SECRET: &str = "ambit-ca-state";
+/// Its file with what is no secret.
+const RECORD_FILE: &str = "rotation.json";
+/// On a CA's Secret: whether to use it as others are ready for it, or [`AT_ONCE`].
+const ROTATION_ANNOTATION: &str = "ambit.io/rotation";
+/// Whatever breaks: the old key may be in others' hands.
+const AT_ONCE: &str = "immediate";
 /// Where everyone reads the public roots.
 pub const CONFIG_MAP: &str = "ambit-ca-root-cert";
 /// The file in it.
@@ -35,6 +45,9 @@ pub enum RootsError {
         /// The first file that is missing.
         file: &'static str,
     },
+    /// Somebody else wrote into the CA's state.
+    #[error("Secret {STATE_SECRET}: {RECORD_FILE} cannot be read: {0}")]
+    Record(String),
     /// No randomness, or no signature.
     #[error("cannot make a root: {0}")]
     Generate(#[from] rcgen::Error),
@@ -43,18 +56,25 @@ pub enum RootsError {
     Vanished,
 }
 
-/// Reads the CA's files, and which Secret they are from; makes them if there are none.
+/// A CA's Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Its name.
+    pub secret: &'static str,
+    /// Its files.
+    pub material: Material,
+    /// Nothing is to be waited for.
+    pub at_once: bool,
+}
+
+/// Reads the CA's files; makes them if there are none.
 ///
 /// # Errors
 /// When they cannot be read or made.
-pub async fn load(
-    store: &impl Store,
-    trust_domain: &str,
-    now: SystemTime,
-) -> Result<(&'static str, Material), RootsError> {
+pub async fn load(store: &impl Store, trust_domain: &str, now: SystemTime) -> Result<Source, RootsError> {
     for secret in [USER_SECRET, OWN_SECRET] {
-        if let Some(files) = store.secret(secret).await? {
-            return Ok((secret, material(secret, files)?));
+        if let Some(stored) = store.secret(secret).await? {
+            return source(secret, stored);
         }
     }
     // One of several that start together wins the create; all of them, the winner too, use what is there then.
@@ -62,19 +82,57 @@ pub async fn load(
         info!(secret = OWN_SECRET, trust_domain, "made a new root for the mesh");
     }
     let there = store.secret(OWN_SECRET).await?.ok_or(RootsError::Vanished)?;
-    Ok((OWN_SECRET, material(OWN_SECRET, there)?))
+    source(OWN_SECRET, there)
 }
 
-/// Makes the ConfigMap say `roots`.
+fn source(secret: &'static str, stored: Stored) -> Result<Source, RootsError> {
+    let at_once = stored.annotations.get(ROTATION_ANNOTATION).is_some_and(|value| value == AT_ONCE);
+    Ok(Source { secret, material: material(secret, stored.files)?, at_once })
+}
+
+/// Reads what all replicas do, and in which version; `None` before the first of them has said so.
 ///
 /// # Errors
-/// When it cannot be read or written.
-pub async fn publish(store: &impl Store, roots: &str) -> Result<(), ClusterError> {
-    let there = store.published(CONFIG_MAP, ROOT_FILE).await?;
+/// When it cannot be read, or is not what a CA has written.
+pub async fn state(store: &impl Store) -> Result<Option<(State, String)>, RootsError> {
+    let Some(mut stored) = store.secret(STATE_SECRET).await? else { return Ok(None) };
+    let layout = RootsError::Layout { secret: STATE_SECRET, file: RECORD_FILE };
+    let record = stored.files.remove(RECORD_FILE).ok_or(layout)?;
+    let record = serde_json::from_slice(&record).map_err(|error| RootsError::Record(error.to_string()))?;
+    Ok(Some((State { signing: material(STATE_SECRET, stored.files)?, record }, stored.version)))
+}
+
+/// Has all replicas do this, instead of what was read in that version; false: it was changed since.
+///
+/// # Errors
+/// When it cannot be written.
+pub async fn settle(store: &impl Store, state: &State, version: Option<&str>) -> Result<bool, RootsError> {
+    let record = serde_json::to_vec(&state.record).map_err(|error| RootsError::Record(error.to_string()))?;
+    let mut files = files(state.signing.clone());
+    files.insert(RECORD_FILE.to_owned(), record);
+    Ok(match version {
+        Some(version) => store.replace_secret(STATE_SECRET, files, version).await?,
+        None => store.create_secret(STATE_SECRET, files).await?,
+    })
+}
+
+/// The roots that everyone can read.
+///
+/// # Errors
+/// When they cannot be read.
+pub async fn published(store: &impl Store) -> Result<Option<String>, ClusterError> {
+    store.published(CONFIG_MAP, ROOT_FILE).await
+}
+
+/// Makes the ConfigMap say `roots`, where `there` is what it says.
+///
+/// # Errors
+/// When it cannot be written.
+pub async fn publish(store: &impl Store, there: Option<&str>, roots: &str) -> Result<(), ClusterError> {
     match there {
         Some(there) if there == roots => return Ok(()),
         Some(_) => {
-            warn!(config_map = CONFIG_MAP, "the published roots are not those of the CA's Secret: replaced")
+            warn!(config_map = CONFIG_MAP, "the published roots are not those of the CA: replaced")
         }
         None => info!(config_map = CONFIG_MAP, "published the roots"),
     }

@@ -53,6 +53,7 @@ const PURE: &[&str] = &[
     "mesh-core/src/tls/crl",
     "mesh-core/src/workload",
     "mesh-core/src/xds/stream",
+    "node-agent/src/ca/rotation",
     "node-agent/src/cni/conflist",
     "node-agent/src/cni/spec",
     "node-agent/src/index",

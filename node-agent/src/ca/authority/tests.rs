@@ -117,11 +117,18 @@ fn broken_secrets_are_told_apart() {
 }
 
 #[test]
-fn overlap_is_one_root_in_common() {
-    let (a, b, c) = (root("a"), root("b"), root("c"));
-    let authority =
-        |signing: &Signer, roots: &[&Signer]| Authority::new(&material(signing, &[], roots), now()).unwrap();
-    assert!(authority(&a, &[&a]).overlaps(&authority(&b, &[&a, &b])));
-    assert!(!authority(&a, &[&a]).overlaps(&authority(&b, &[&b])));
-    assert!(!authority(&a, &[&a, &c]).overlaps(&authority(&b, &[&b])));
+fn a_candidate_says_where_its_key_leads_and_for_how_long() {
+    let (other, root) = (root("other"), root("root"));
+    let mut short = ca_params("signing");
+    issue::set_validity(&mut short, now() - Duration::from_secs(60), now() + Duration::from_secs(3600));
+    let signing = CertifiedIssuer::signed_by(short, KeyPair::generate().unwrap(), &root).unwrap();
+    let material = material(&signing, &[], &[&other, &root]);
+    let candidate = Authority::new(&material, now()).unwrap().candidate(material.clone());
+    let lf = |pem: String| pem.replace("\r\n", "\n");
+    assert_eq!(candidate.material, material);
+    assert_eq!(candidate.roots, [lf(other.pem()), lf(root.pem())]);
+    assert_eq!(candidate.anchor, lf(root.pem()));
+    let left = |at: SystemTime| at.duration_since(now() - Duration::from_secs(120)).unwrap().as_secs();
+    assert!((58..=60).contains(&left(candidate.from)), "{}", left(candidate.from));
+    assert!((3718..=3720).contains(&left(candidate.until)), "{}", left(candidate.until));
 }

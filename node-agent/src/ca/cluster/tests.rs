@@ -111,9 +111,12 @@ async fn a_nodes_pods_come_from_the_cache_or_not() {
 #[tokio::test]
 async fn a_secret_is_read_and_created_once() {
     let path = "/api/v1/namespaces/ambit-system/secrets";
-    let (server, seen) = cluster(|_| (200, json!({"metadata": {"name": "s"}, "data": {"key.pem": "a2V5"}})));
+    let metadata = json!({"name": "s", "resourceVersion": "7", "annotations": {"a": "b"}});
+    let (server, seen) = cluster(move |_| (200, json!({"metadata": metadata, "data": {"key.pem": "a2V5"}})));
     let files = Files::from([("key.pem".to_owned(), b"key".to_vec())]);
-    assert_eq!(server.secret("s").await.unwrap(), Some(files.clone()));
+    let annotations = [("a".to_owned(), "b".to_owned())].into();
+    let stored = Stored { files: files.clone(), annotations, version: "7".to_owned() };
+    assert_eq!(server.secret("s").await.unwrap(), Some(stored));
     assert_eq!(only(&seen), format!("GET {path}/s "));
     let (server, _) = cluster(|_| failure(404, "NotFound", "no"));
     assert_eq!(server.secret("s").await.unwrap(), None);
@@ -137,6 +140,25 @@ async fn a_secret_is_read_and_created_once() {
             r#"managed-by":"ambit-ca""#,
             r#""type":"Opaque""#,
         ] {
+            assert!(request.contains(part), "{part} is not in {request}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_secret_is_replaced_only_as_it_was_read() {
+    let files = Files::from([("key.pem".to_owned(), b"key".to_vec())]);
+    for (answer, expect) in [
+        ((200, json!({"metadata": {"name": "s"}})), Some(true)),
+        (failure(409, "Conflict", "another one wrote"), Some(false)),
+        (failure(404, "NotFound", "it is gone"), Some(false)),
+        (failure(403, "Forbidden", "may not"), None),
+    ] {
+        let (server, seen) = cluster(move |_| answer.clone());
+        assert_eq!(server.replace_secret("s", files.clone(), "7").await.ok(), expect);
+        let request = only(&seen);
+        assert!(request.starts_with("PUT /api/v1/namespaces/ambit-system/secrets/s"), "{request}");
+        for part in [r#""data":{"key.pem":"a2V5"}"#, r#""resourceVersion":"7""#] {
             assert!(request.contains(part), "{part} is not in {request}");
         }
     }

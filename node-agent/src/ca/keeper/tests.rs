@@ -3,6 +3,7 @@
 use mesh_core::readiness::Readiness;
 
 use super::*;
+use crate::ca::authority::Material;
 use crate::ca::fakes::Fake;
 
 struct World {
@@ -12,7 +13,12 @@ struct World {
 }
 
 fn world() -> World {
-    let (fake, readiness) = (Fake::default(), Readiness::new());
+    world_of(&Fake::default())
+}
+
+/// One more replica.
+fn world_of(fake: &Fake) -> World {
+    let (fake, readiness) = (fake.clone(), Readiness::new());
     let names = vec!["localhost".to_owned()];
     let gate = readiness.gate("ca secret");
     let keeper = Keeper::new(fake.clone(), "cluster.local".into(), names, gate, Metrics::default());
@@ -68,34 +74,107 @@ async fn the_serving_certificate_is_renewed_even_without_the_api_server() {
     assert_ne!(leaf(), first, "half of its life is over");
 }
 
+/// Who signs: its certificate.
+fn signs(watch: &CurrentWatch) -> String {
+    watch.borrow().as_ref().map(|current| current.state.signing.ca_cert.clone()).unwrap_or_default()
+}
+
+/// Three replicas, one of which is a new process in each round.
 #[tokio::test]
-async fn a_new_root_is_followed_only_with_overlap() {
+async fn replicas_go_from_one_key_to_another_together() {
+    let World { fake, keeper, .. } = world();
+    let start = SystemTime::now();
+    let more = world_of(&fake);
+    let new = || world_of(&fake).keeper;
+    let [a, b] = [(), ()].map(|()| Material::generate("cluster.local", start).unwrap());
+    put(&fake, roots::USER_SECRET, &a, "");
+    keeper.round(start).await.unwrap();
+    put(&fake, roots::USER_SECRET, &b, "");
+    let both = format!("{}{}", a.root_cert, b.root_cert);
+    let whole = Times::default().lifetime + Times::default().skew;
+    let second = Duration::from_secs(1);
+    for (when, who, trusted) in [
+        (second, &a, &both),
+        (whole, &a, &both),
+        (whole + second, &b, &both),
+        (2 * whole, &b, &both),
+        (2 * whole + second, &b, &b.root_cert),
+    ] {
+        // In any order, one of them alone moves it.
+        for keeper in [&new(), &keeper, &more.keeper] {
+            keeper.round(start + when).await.unwrap();
+            let watch = keeper.watch();
+            assert_eq!((signs(&watch), roots(&watch)), (who.ca_cert.clone(), trusted.clone()), "{when:?}");
+            assert_eq!(published(&fake), *trusted);
+        }
+    }
+    let kept = fake.state().secrets[roots::STATE_SECRET]["ca-key.pem"].clone();
+    assert_eq!(kept, b.ca_key.into_bytes(), "the old key is not kept");
+}
+
+#[tokio::test]
+async fn replicas_that_find_another_key_together_write_once() {
+    let fake = Fake::default();
+    let start = SystemTime::now();
+    let keepers: Vec<_> = (0..6).map(|_| world_of(&fake).keeper).collect();
+    for keeper in &keepers {
+        keeper.round(start).await.unwrap();
+    }
+    let new = Material::generate("cluster.local", start).unwrap();
+    put(&fake, roots::USER_SECRET, &new, "");
+    let rounds = keepers.iter().map(|keeper| keeper.round(start));
+    for result in futures_util::future::join_all(rounds).await {
+        result.unwrap();
+    }
+    assert_eq!(fake.state().versions[roots::STATE_SECRET], 1);
+    let first = roots(&keepers[0].watch());
+    assert!(first.ends_with(&new.root_cert) && keepers.iter().all(|keeper| roots(&keeper.watch()) == first));
+}
+
+#[tokio::test]
+async fn an_own_root_that_is_deleted_is_followed_by_another() {
     let World { fake, keeper, .. } = world();
     let (watch, now) = (keeper.watch(), SystemTime::now());
     keeper.round(now).await.unwrap();
-    let old = roots(&watch);
+    let (old, before) = (roots(&watch), signs(&watch));
+    fake.state().secrets.remove(roots::OWN_SECRET);
+    keeper.round(now).await.unwrap();
+    assert_eq!(signs(&watch), before);
+    let all = roots(&watch);
+    assert!(all.starts_with(&old) && all.len() > old.len(), "{all}");
+    // What all replicas do is made again by whoever knows it.
+    fake.state().secrets.remove(roots::STATE_SECRET);
+    keeper.round(now).await.unwrap();
+    assert_eq!((roots(&watch), signs(&watch)), (all, before));
+}
+
+#[tokio::test]
+async fn a_key_in_wrong_hands_is_given_up_at_once() {
+    let World { fake, keeper, .. } = world();
+    let (watch, now) = (keeper.watch(), SystemTime::now());
+    keeper.round(now).await.unwrap();
     let new = Material::generate("cluster.local", now).unwrap();
     put(&fake, roots::USER_SECRET, &new, "");
-    let error = keeper.round(now).await.unwrap_err();
-    assert!(matches!(error, KeepError::NoOverlap(_)), "{error}");
-    assert_eq!(roots(&watch), old, "the old one goes on");
-    put(&fake, roots::USER_SECRET, &new, &old);
+    fake.state().annotations.insert("ambit.io/rotation".into(), "immediate".into());
     keeper.round(now).await.unwrap();
-    assert_eq!(roots(&watch), format!("{}{old}", new.root_cert));
-    assert_eq!(published(&fake), roots(&watch));
+    assert_eq!((signs(&watch), published(&fake)), (new.ca_cert, new.root_cert));
 }
 
 #[tokio::test]
 async fn a_broken_secret_does_not_stop_what_serves() {
     let World { fake, keeper, .. } = world();
-    let (watch, now) = (keeper.watch(), SystemTime::now());
+    let now = SystemTime::now();
     keeper.round(now).await.unwrap();
-    let old = roots(&watch);
+    let old = roots(&keeper.watch());
     let broken = Material { ca_key: "x".into(), ..Material::generate("cluster.local", now).unwrap() };
     put(&fake, roots::USER_SECRET, &broken, "");
-    let error = keeper.round(now).await.unwrap_err().to_string();
-    assert!(error.contains("Secret cacerts: ca-key.pem"), "{error}");
-    assert_eq!(roots(&watch), old);
+    // Not even a process that starts with it.
+    for keeper in [keeper, world_of(&fake).keeper] {
+        let error = keeper.round(now).await.unwrap_err().to_string();
+        assert!(error.contains("Secret cacerts: ca-key.pem"), "{error}");
+        assert_eq!(roots(&keeper.watch()), old);
+    }
+    assert_eq!(published(&fake), old);
 }
 
 #[tokio::test]
@@ -111,7 +190,7 @@ async fn what_only_the_user_can_renew_is_told_at_each_threshold_once() {
     let whole = life.until.duration_since(life.from).unwrap();
     let told = [60, 49, 48, 24, 9, 8].map(|percent| {
         let now = life.until - whole.mul_f64(f64::from(percent) / 100.0);
-        keeper.warning(&current.authority, now).map(|text| text.contains("Ambit root"))
+        keeper.warning(current.authority.lives(), now).map(|text| text.contains("Ambit root"))
     });
     assert_eq!(told, [None, Some(true), None, Some(true), Some(true), None]);
 }

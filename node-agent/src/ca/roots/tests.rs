@@ -8,7 +8,9 @@ fn made() -> Material {
 }
 
 async fn load_from(fake: &Fake) -> Result<(&'static str, Material), RootsError> {
-    load(fake, "cluster.local", SystemTime::now()).await
+    let source = load(fake, "cluster.local", SystemTime::now()).await?;
+    assert!(!source.at_once, "nobody said so");
+    Ok((source.secret, source.material))
 }
 
 #[tokio::test]
@@ -59,13 +61,46 @@ async fn a_broken_secret_is_never_replaced() {
 async fn roots_are_published_once_and_repaired() {
     let fake = Fake::default();
     let key = (CONFIG_MAP.to_owned(), ROOT_FILE.to_owned());
+    let publish = async || publish(&fake, published(&fake).await?.as_deref(), "roots").await;
     for writes in [1, 1] {
-        publish(&fake, "roots").await.unwrap();
+        publish().await.unwrap();
         assert_eq!(fake.state().writes, writes);
     }
     fake.state().maps.insert(key.clone(), "someone else's".into());
-    publish(&fake, "roots").await.unwrap();
+    publish().await.unwrap();
     assert_eq!(fake.state().maps[&key], "roots");
     fake.state().away = true;
-    assert!(publish(&fake, "roots").await.is_err());
+    assert!(publish().await.is_err());
+}
+
+#[tokio::test]
+async fn the_users_secret_may_say_that_nothing_is_to_be_waited_for() {
+    let fake = Fake::default();
+    fake.state().secrets.insert(USER_SECRET.into(), files(made()));
+    for (value, expect) in [("immediate", true), ("", false), ("true", false)] {
+        fake.state().annotations.insert(ROTATION_ANNOTATION.into(), value.into());
+        assert_eq!(load(&fake, "cluster.local", SystemTime::now()).await.unwrap().at_once, expect, "{value}");
+    }
+}
+
+#[tokio::test]
+async fn the_state_is_written_by_who_has_read_it_last() {
+    let fake = Fake::default();
+    let (now, times) = (SystemTime::now(), crate::ca::issue::Times::default());
+    let made = [made(), made()].map(|material| {
+        let authority = crate::ca::authority::Authority::new(&material, now).unwrap();
+        State::new(&authority.candidate(material), times)
+    });
+    assert_eq!(state(&fake).await.unwrap(), None);
+    assert!(settle(&fake, &made[0], None).await.unwrap());
+    assert!(!settle(&fake, &made[1], None).await.unwrap(), "there is one");
+    let (read, version) = state(&fake).await.unwrap().unwrap();
+    assert_eq!(read, made[0]);
+    assert!(settle(&fake, &made[1], Some(&version)).await.unwrap());
+    assert!(!settle(&fake, &made[0], Some(&version)).await.unwrap(), "it was changed since");
+    assert_eq!(state(&fake).await.unwrap().unwrap().0, made[1]);
+    let broken = |files: &mut Files| files.insert(RECORD_FILE.into(), b"{}".to_vec());
+    fake.state().secrets.get_mut(STATE_SECRET).map(broken);
+    let error = state(&fake).await.unwrap_err().to_string();
+    assert!(error.contains(STATE_SECRET) && error.contains(RECORD_FILE), "{error}");
 }
