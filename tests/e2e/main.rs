@@ -4,6 +4,7 @@
 mod authorization;
 mod ca;
 mod captured;
+mod certificates;
 mod cluster;
 mod demo;
 mod dns;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_tests::api::Asked;
+use mesh_tests::peer::Authority;
 use mesh_tests::workload::Workload;
 use mesh_tests::{Lab, eventually};
 use serde_json::{Value, json};
@@ -133,7 +134,10 @@ fn each_right_in_the_manifests_is_used_and_no_other_is_asked_for() {
             "-p",
             &patch,
         ])?;
+        // A key that the user brings, and takes away again.
+        Authority::foreign()?.install(lab)?;
         lab.pod("ambit-system/ambit-ca").kill_and_wait()?;
+        lab.kubectl(["delete", "-n", "ambit-system", "secret", "cacerts"])?;
 
         // Tokens of clusters before 1.30 do not name their node, as that of a pod which is on none: the CA looks it up.
         Workload::new("ambit-system", "nowhere").service_account("ztunnel").on_node(9).create(lab)?;

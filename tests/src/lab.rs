@@ -41,7 +41,11 @@ pub struct Builder {
     nodes: u8,
     mesh: bool,
     stack: Stack,
+    variables: Vec<Variable>,
 }
+
+/// An environment variable of a daemon: `Deployment/ambit-ca`, its name and value.
+type Variable = [String; 3];
 
 /// A cluster in a box; dropping it removes everything.
 pub struct Lab {
@@ -74,6 +78,14 @@ impl Builder {
     pub fn mesh(mut self) -> Self {
         self.mesh = true;
         self
+    }
+
+    /// The same with an environment variable of a daemon, named as in `Deployment/ambit-ca`, as a kustomization of the
+    /// user's would have it.
+    #[must_use]
+    pub fn mesh_with(mut self, daemon: &str, name: &str, value: &str) -> Self {
+        self.variables.push([daemon, name, value].map(str::to_owned));
+        self.mesh()
     }
 
     pub fn start(self) -> anyhow::Result<Lab> {
@@ -119,7 +131,7 @@ impl Builder {
         let lab = Lab { kubelets, cluster, server, fabric, kubeconfig, runtime: Some(runtime), run };
         lab.start_outside()?;
         if self.mesh {
-            lab.install_mesh()?;
+            lab.install_mesh_with(&self.variables)?;
         }
         Ok(lab)
     }
@@ -130,7 +142,7 @@ impl Lab {
     #[expect(clippy::new_ret_no_self, reason = "the scenario begins with Lab::new() and ends with start()")]
     #[must_use]
     pub fn new() -> Builder {
-        Builder { nodes: 2, mesh: false, stack: Stack::Dual }
+        Builder { nodes: 2, mesh: false, stack: Stack::Dual, variables: Vec::new() }
     }
 
     /// The name that everything of this run carries.
@@ -226,7 +238,27 @@ impl Lab {
 
     /// Install the mesh and wait until every part of it is ready.
     pub fn install_mesh(&self) -> anyhow::Result<()> {
-        self.apply_manifests("base")?;
+        self.install_mesh_with(&[])
+    }
+
+    fn install_mesh_with(&self, variables: &[Variable]) -> anyhow::Result<()> {
+        let base = manifests().join("base");
+        let up = "../".repeat(self.directory().components().count());
+        let base = base.strip_prefix("/").unwrap_or(&base);
+        let patches = variables.iter().map(|[daemon, name, value]| {
+            let (kind, daemon) = daemon.split_once('/').unwrap_or_default();
+            let add = json!([{
+                "op": "add", "path": "/spec/template/spec/containers/0/env/-", "value": { "name": name, "value": value },
+            }]);
+            json!({ "target": { "kind": kind, "name": daemon }, "patch": add.to_string() })
+        });
+        let kustomization = json!({
+            "resources": [format!("{up}{}", base.display())], "patches": patches.collect::<Vec<_>>(),
+        });
+        let directory = self.directory().join("mesh");
+        std::fs::create_dir_all(&directory)?;
+        std::fs::write(directory.join("kustomization.yaml"), kustomization.to_string())?;
+        self.kubectl(["apply", "-k", &directory.to_string_lossy()])?;
         self.wait_ready("ambit-system")
     }
 

@@ -63,6 +63,19 @@ impl Authority {
         Ok(Self { issuer: Issuer::from_ca_cert_pem(&pem, key)?, certificate })
     }
 
+    /// Make it the mesh's, with the Secret that a user brings.
+    pub fn install(&self, lab: &Lab) -> anyhow::Result<()> {
+        let (certificate, key) = (self.pem(), self.issuer.key().serialize_pem());
+        let files = serde_json::json!({
+            "ca-cert.pem": certificate, "ca-key.pem": key, "cert-chain.pem": "", "root-cert.pem": certificate,
+        });
+        let metadata = serde_json::json!({ "name": "cacerts", "namespace": "ambit-system" });
+        let secret = serde_json::json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": files,
+        });
+        lab.apply(&secret.to_string())
+    }
+
     /// Its certificate, as PEM.
     #[must_use]
     pub fn pem(&self) -> String {

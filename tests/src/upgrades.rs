@@ -245,7 +245,7 @@ fn leaving(lab: &Lab, daemon: &str) -> Vec<Pod> {
 }
 
 /// Both nodes' counts; what failed or was slow is told.
-fn counted(load: Vec<Background>) -> anyhow::Result<Dialled> {
+pub fn counted(load: Vec<Background>) -> anyhow::Result<Dialled> {
     let mut sum = Dialled::default();
     for mut one in load {
         anyhow::ensure!(one.runs()?, "the load ended early: {}", one.output());
