@@ -123,6 +123,19 @@ pub struct CertStatus {
     pub error: Option<String>,
 }
 
+/// A certificate whose renewal fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Late {
+    /// Whose.
+    pub identity: Identity,
+    /// Of its life, no more than this is left: 50, 25 or 10.
+    pub percent: u8,
+    /// When it ends.
+    pub until: SystemTime,
+    /// Of the last attempt.
+    pub error: String,
+}
+
 impl Certificates {
     /// Nothing is fetched before it is asked for. Peers whose certificates are revoked are not believed, those with the
     /// roots of a file are.
@@ -202,6 +215,19 @@ impl Certificates {
             health.count(life, state.error.is_some(), now);
         }
         health
+    }
+
+    /// Those that are not renewed in time.
+    pub fn late(&self, now: SystemTime) -> Vec<Late> {
+        let entries = self.lock();
+        let late = entries.iter().filter_map(|(identity, entry)| {
+            let state = entry.state.borrow();
+            let (cert, error) = (state.cert.as_ref()?, state.error.as_ref()?);
+            let percent = health::reached(cert.not_before(), cert.not_after(), now)?;
+            let (until, error) = (cert.not_after(), error.to_string());
+            Some(Late { identity: identity.clone(), percent, until, error })
+        });
+        late.collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Identity, Entry>> {

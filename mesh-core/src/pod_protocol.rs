@@ -8,6 +8,9 @@ pub const VERSIONS: RangeInclusive<u32> = 2..=3;
 /// From here on a ztunnel that is to end hears when it has a successor, and serves until then.
 pub const SUCCESSORS: u32 = 3;
 
+/// From here on a ztunnel tells of certificates that are not renewed.
+pub const EXPIRY: u32 = 3;
+
 /// Which of the versions a daemon speaks.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]

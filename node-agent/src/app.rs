@@ -20,7 +20,7 @@ use crate::datapath::{self, Datapath};
 use crate::enrol::steps::{FindNetns, Hands};
 use crate::parts::Parts;
 use crate::{
-    ca, cluster, cni, drops, enrol, metrics, model, netns_of_pod, older, pods, refusals, upkeep, verdicts,
+    ca, cluster, cni, drops, enrol, metrics, model, netns_of_pod, notices, older, pods, upkeep, verdicts,
     watch, xds,
 };
 
@@ -71,8 +71,8 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     let client = cluster::connect().await?;
     let (publisher, feed) = xds::server::feed();
     let (writer, reader) = model::model(config.index());
-    let (refused, refusals) = refusals::queue();
-    let served = pods::Pods::telling(refused, &config.protocol);
+    let (told, noticed) = notices::queue();
+    let served = pods::Pods::telling(told, &config.protocol);
     let proc = config.proc.clone();
     let find: FindNetns = Arc::new(move |uid, cookie| {
         let wanted = |found: &netns_of_pod::PodNetns| {
@@ -107,7 +107,7 @@ async fn start(config: Config, parts: &mut Parts) -> anyhow::Result<()> {
     parts.spawn("enrolment", enrolment.run(stop.clone()));
     parts.spawn("upkeep", upkeep::run(kernel.clone(), upkeep::PERIOD, pinned, stop.clone()));
     parts.spawn("verdicts", verdicts::run(reader.clone(), api.clone(), stop.clone()));
-    parts.spawn("Events", refusals::run(refusals, api, stop.clone()));
+    parts.spawn("Events", notices::run(noticed, api, stop.clone()));
     parts.spawn("older connections", older::run(reader, kernel.clone(), resets, stop.clone()));
     parts.spawn("drops", drops::run(kernel.clone(), dropped, stop.clone()));
     parts.spawn("kubelet", enrol::kernel::follow_kubelet(kernel, stop.clone()));

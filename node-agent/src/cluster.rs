@@ -16,7 +16,7 @@ use crate::causes::chain;
 use crate::index::event::ObjectName;
 use crate::index::pod::{Condition, REDIRECTION_ANNOTATION, REDIRECTION_ENABLED, Reported, is_manifest_hash};
 use crate::index::verdict::{self, Verdict};
-use crate::refusals::Refusal;
+use crate::notices::Notice;
 
 /// A client as the surroundings say: KUBECONFIG, or the service account of the pod this runs in.
 ///
@@ -119,14 +119,14 @@ impl ApiServer {
         one("set the policy's status", request).await.map(drop)
     }
 
-    /// Makes an Event of a refusal on its pod. There is one for each client and policy, until the API server forgets it.
+    /// Makes an Event on a pod. There is one of each key, until the API server forgets it.
     ///
     /// # Errors
     /// [`ClusterError::Gone`] when there is one, or no such namespace.
-    pub async fn tell(&self, refusal: &Refusal) -> Result<(), ClusterError> {
-        let Refusal { pod, uid, client, policy, .. } = refusal;
+    pub async fn tell(&self, notice: &Notice) -> Result<(), ClusterError> {
+        let Notice { pod, uid, is_warning, reason, key, message } = notice;
         let now = Time(k8s_openapi::jiff::Timestamp::now());
-        let own = hash(&[uid, client, policy]);
+        let own = hash(std::iter::once(uid).chain(key));
         let event = Event {
             metadata: ObjectMeta {
                 name: Some(format!("{}.{own:016x}", pod.name)),
@@ -141,9 +141,9 @@ impl ApiServer {
                 uid: Some(uid.clone()),
                 ..ObjectReference::default()
             },
-            type_: Some("Warning".to_owned()),
-            reason: Some("PolicyDenied".to_owned()),
-            message: Some(refusal.message()),
+            type_: Some(if *is_warning { "Warning" } else { "Normal" }.to_owned()),
+            reason: Some((*reason).to_owned()),
+            message: Some(message.clone()),
             source: Some(EventSource { component: Some("ztunnel".to_owned()), host: None }),
             count: Some(1),
             first_timestamp: Some(now.clone()),
@@ -209,9 +209,9 @@ impl Cluster for ApiServer {
 }
 
 /// The same in every agent of one build: names an Event.
-fn hash(parts: &[&str]) -> u64 {
+pub(crate) fn hash<'a>(parts: impl IntoIterator<Item = &'a String>) -> u64 {
     // FNV-1a, since std promises no hash from one process to the next.
-    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0xff]));
+    let bytes = parts.into_iter().flat_map(|part| part.bytes().chain([0xff]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::index::event::ObjectName;
-use crate::refusals::Refusal;
+use crate::notices::Notice;
 pub use served::{InvalidDescriptors, Served};
 use state::{BadAck, LinkId, Next, Progress, State};
 
@@ -40,7 +40,7 @@ pub struct Pods {
 struct Shared {
     state: Mutex<State>,
     changed: watch::Sender<()>,
-    refusals: mpsc::Sender<Refusal>,
+    notices: mpsc::Sender<Notice>,
     versions: RangeInclusive<u32>,
 }
 
@@ -62,15 +62,15 @@ pub enum ServeError {
 
 impl Pods {
     /// No pods, no proxies yet; pods that a proxy reports are taken over until [`Self::settle`].
-    /// What policy denies them is told nobody.
+    /// What there is to tell of them is told nobody.
     pub fn new() -> Self {
         Self::telling(mpsc::channel(1).0, &pod_protocol::Config::default())
     }
 
-    /// The same; what policy denies them goes to `refusals`, and proxies are spoken to as `protocol` says.
-    pub fn telling(refusals: mpsc::Sender<Refusal>, protocol: &pod_protocol::Config) -> Self {
+    /// The same; what there is to tell of them goes to `notices`, and proxies are spoken to as `protocol` says.
+    pub fn telling(notices: mpsc::Sender<Notice>, protocol: &pod_protocol::Config) -> Self {
         let (state, changed) = (Mutex::new(State::new()), watch::channel(()).0);
-        let shared = Shared { state, changed, refusals, versions: protocol.versions() };
+        let shared = Shared { state, changed, notices, versions: protocol.versions() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -243,6 +243,10 @@ impl Pods {
                 self.denied(denied);
                 Ok(())
             }
+            from_ztunnel::Message::Expiring(expiring) => {
+                self.expiring(expiring);
+                Ok(())
+            }
             other => Err(unexpected(other)),
         }
     }
@@ -250,16 +254,27 @@ impl Pods {
     fn denied(&self, denied: &proto::Denied) {
         let state = self.state();
         let Some(pod) = state.find(&denied.uid).map(|served| served.pod()) else { return };
-        let refusal = Refusal {
-            pod: ObjectName::new(&pod.namespace, &pod.name),
-            uid: denied.uid.clone(),
-            client: denied.client.clone(),
-            port: denied.port.try_into().unwrap_or_default(),
-            policy: denied.policy.clone(),
-            reason: denied.reason.clone(),
+        let (client, policy) = (denied.client.clone(), denied.policy.clone());
+        let pod = ObjectName::new(&pod.namespace, &pod.name);
+        self.notice(Notice::refused(pod, denied.uid.clone(), client, denied.port, policy, &denied.reason));
+    }
+
+    fn expiring(&self, expiring: &proto::Expiring) {
+        let state = self.state();
+        let whose = |pod: &&proto::Pod| {
+            let proto::Pod { trust_domain, namespace, service_account, .. } = pod;
+            expiring.identity == format!("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
         };
+        for pod in state.all().map(|served| served.pod()).filter(whose).take(MOST_TOLD) {
+            let name = ObjectName::new(&pod.namespace, &pod.name);
+            let proto::Expiring { percent, not_after, reason, .. } = expiring;
+            self.notice(Notice::expiring(name, pod.uid.clone(), *percent, *not_after, reason));
+        }
+    }
+
+    fn notice(&self, notice: Notice) {
         // Where Events cannot be written some are lost.
-        let _ = self.shared.refusals.try_send(refusal);
+        let _ = self.shared.notices.try_send(notice);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -341,6 +356,7 @@ fn unexpected(message: &from_ztunnel::Message) -> ConversationError {
         from_ztunnel::Message::Ack(_) => "Ack",
         from_ztunnel::Message::Draining(_) => "Draining",
         from_ztunnel::Message::Denied(_) => "Denied",
+        from_ztunnel::Message::Expiring(_) => "Expiring",
     })
 }
 
@@ -357,5 +373,7 @@ const GREETING_DEADLINE: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// More pods than the kubelet allows on a node, by far.
 const MAX_HELD: usize = 4096;
+/// Pods of one identity that are told of its certificate.
+const MOST_TOLD: usize = 8;
 /// Two during an upgrade; some more for what is about to time out.
 const MAX_LINKS: usize = 8;

@@ -163,6 +163,25 @@ fn rotated(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Without a CA a pod is told how its certificate comes to its end; once the CA is back there is another.
+fn told(lab: &Lab) -> anyhow::Result<()> {
+    let replicas = |count: &str| {
+        lab.kubectl(["scale", "-n", "ambit-system", "deployment/ambit-ca", &format!("--replicas={count}")])
+    };
+    replicas("0")?;
+    for (reason, kind) in [("CertificateRenewalLate", "Normal"), ("CertificateExpiring", "Warning")] {
+        let fields = format!("--field-selector=involvedObject.name=echo-2,reason={reason},type={kind}");
+        eventually(&format!("an Event {reason}"), SOON, || {
+            let events = lab.kubectl(["get", "events", "-n", NAMESPACE, &fields, "-o", "name"])?;
+            anyhow::ensure!(!events.is_empty(), "there is none");
+            Ok(())
+        })?;
+    }
+    replicas("2")?;
+    lab.wait_ready("ambit-system")?;
+    renewed(lab, 1)
+}
+
 /// Short connections, long ones, and those with a handshake each: none is refused, reset or lost.
 fn unnoticed(lab: &Lab, stage: &Stage<'_>, work: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let seldom = seldom(lab)?;
@@ -172,10 +191,10 @@ fn unnoticed(lab: &Lab, stage: &Stage<'_>, work: impl Fn() -> anyhow::Result<()>
     Ok(())
 }
 
-/// Certificates are renewed three times, then there is another key and root: nobody notices either.
+/// Certificates are renewed three times, then there is another key and root: nobody notices either. Then there is no CA.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn nobody_notices_renewals_and_another_root() {
+fn nobody_notices_renewals_and_another_root_and_all_are_told_without_a_ca() {
     let lab = start().unwrap();
     let work = || -> anyhow::Result<()> {
         lab.namespace("plain", &[])?;
@@ -187,7 +206,8 @@ fn nobody_notices_renewals_and_another_root() {
             Workload::new(NAMESPACE, &name).service_account(&name).on_node(node).start(&lab)?.captured()?;
         }
         unnoticed(&lab, &stage, || renewed(&lab, 3)).context("renewals")?;
-        unnoticed(&lab, &stage, || rotated(&lab)).context("another root")
+        unnoticed(&lab, &stage, || rotated(&lab)).context("another root")?;
+        told(&lab).context("no CA")
     };
     work().map_err(|error| error.context(lab.story("ambit-system"))).unwrap();
 }

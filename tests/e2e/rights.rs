@@ -134,8 +134,8 @@ fn each_right_in_the_manifests_is_used_and_no_other_is_asked_for() {
             "-p",
             &patch,
         ])?;
-        // A key that the user brings, and takes away again.
-        Authority::foreign()?.install(lab)?;
+        // A key that the user brings, old as it is, and takes away again.
+        Authority::valid(1980, 2060)?.install(lab)?;
         lab.pod("ambit-system/ambit-ca").kill_and_wait()?;
         lab.kubectl(["delete", "-n", "ambit-system", "secret", "cacerts"])?;
 

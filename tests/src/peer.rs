@@ -40,10 +40,17 @@ pub enum Outcome {
 impl Authority {
     /// A fresh root.
     pub fn foreign() -> anyhow::Result<Self> {
+        Self::valid(1975, 4096)
+    }
+
+    /// A root that is valid from one year to another.
+    pub fn valid(from: i32, until: i32) -> anyhow::Result<Self> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name.push(DnType::CommonName, "a root of somebody else");
         parameters.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        parameters.not_before = rcgen::date_time_ymd(from, 1, 1);
+        parameters.not_after = rcgen::date_time_ymd(until, 1, 1);
         let certificate = parameters.self_signed(&key)?.der().clone();
         Ok(Self { issuer: Issuer::new(parameters, key), certificate })
     }

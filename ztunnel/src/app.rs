@@ -1,13 +1,12 @@
 //! Wires the parts: configuration in, a running proxy, a clean end.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::Context;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use mesh_core::addr::Network;
-use mesh_core::certs::health::{Alarm, Health};
 use mesh_core::certs::{CaClient, Certificates, FetchCert, Roots};
 use mesh_core::drain;
 use mesh_core::proto::discovery::Node;
@@ -23,10 +22,11 @@ use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::connections::Connections;
-use crate::denials;
+use crate::denials::{self, Denials};
 use crate::descriptors::Descriptors;
 use crate::dns::names::Zone;
 use crate::dump;
+use crate::expiry;
 use crate::hosts::Hosts;
 use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
@@ -74,7 +74,8 @@ pub async fn run(
     shutdown: impl Future<Output = &'static str>,
 ) -> anyhow::Result<()> {
     let (writer, mesh) = store::new();
-    let (denials, denied) = denials::denials();
+    let (to_agent, to_tell) = denials::queue();
+    let denials = Denials::new(to_agent.clone());
     let metrics = Metrics::new(&surroundings.descriptors);
     let readiness = Readiness::new();
     let (revocations, follow_file) = revocations(&config, &metrics, &readiness).await;
@@ -103,7 +104,7 @@ pub async fn run(
 
     servers.spawn(follow_file);
     servers.spawn(follow_roots);
-    servers.spawn(warn_of_expiry(proxy.certificates.clone()));
+    servers.spawn(expiry::run(proxy.certificates.clone(), to_agent));
     // Policies first: a workload that names one that is not known lets nobody in.
     let session = Session::new(node(&config), &[AUTHORIZATION_TYPE, ADDRESS_TYPE]);
     let xds_socket = config.run_dir.join("xds.sock");
@@ -128,7 +129,7 @@ pub async fn run(
         deadline: config.drain_deadline,
         versions: config.protocol.versions(),
     };
-    let following = tokio::spawn(pods::link::run(pods, follow, denied));
+    let following = tokio::spawn(pods::link::run(pods, follow, to_tell));
     tracing::info!(node = %config.node_name, run_dir = %config.run_dir.display(), "ztunnel is up");
 
     let signal = shutdown.await;
@@ -170,26 +171,6 @@ async fn revocations(
         }
     };
     (revocations, follow)
-}
-
-/// Says when certificates are not renewed in time: at 50, 25 and 10 percent of the first one's life, each once.
-async fn warn_of_expiry(certificates: Certificates) {
-    const LOOK: Duration = Duration::from_secs(10);
-    let mut alarm = Alarm::default();
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let now = SystemTime::now();
-        let health = certificates.health(now);
-        if let Some(percent) = alarm.due(health.reached) {
-            let Health { failing, missing, soonest, .. } = health;
-            let left = soonest.and_then(|soonest| soonest.duration_since(now).ok()).unwrap_or_default();
-            tracing::error!(
-                failing, missing, first_ends_in = ?Duration::from_secs(left.as_secs()),
-                "certificates are not renewed, of one no more than {percent} percent of its life is left: is the \
-                 certificate authority well? (/config_dump has each error)"
-            );
-        }
-    }
 }
 
 /// Name of the pod protocol's socket in the run directory.

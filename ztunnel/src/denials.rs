@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mesh_core::proto::pods::Denied;
+use mesh_core::proto::pods::from_ztunnel::Message;
 use tokio::sync::mpsc;
 
 /// Before the same is told again. An Event is forgotten an hour after it was made.
@@ -21,23 +22,27 @@ const WAITING: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Denials {
     told: Arc<Mutex<Told>>,
-    sender: mpsc::Sender<Denied>,
+    sender: mpsc::Sender<Message>,
 }
 
-/// Who is told, and those that wait to be.
-pub fn denials() -> (Denials, mpsc::Receiver<Denied>) {
-    let (sender, receiver) = mpsc::channel(WAITING);
-    (Denials { told: Arc::default(), sender }, receiver)
+/// For what the agent is to be told without being asked, and what waits to be.
+pub fn queue() -> (mpsc::Sender<Message>, mpsc::Receiver<Message>) {
+    mpsc::channel(WAITING)
 }
 
 impl Denials {
+    /// By way of this queue.
+    pub fn new(sender: mpsc::Sender<Message>) -> Self {
+        Self { told: Arc::default(), sender }
+    }
+
     /// Tells of one, unless it was told of the same lately.
     pub fn tell(&self, denied: Denied) {
         let key = [&*denied.uid, &*denied.client, &*denied.policy].map(Box::from);
         let is_new = self.told.lock().unwrap_or_else(PoisonError::into_inner).is_new(key, Instant::now());
         if is_new {
             // Where the agent is away for long the newest ones are lost.
-            let _ = self.sender.try_send(denied);
+            let _ = self.sender.try_send(Message::Denied(denied));
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod descriptors;
 pub mod dial;
 pub mod dns;
 pub mod dump;
+pub mod expiry;
 pub mod eyeballs;
 pub mod hosts;
 pub mod inbound;

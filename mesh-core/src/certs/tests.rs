@@ -98,6 +98,9 @@ async fn renews_before_the_end_and_keeps_the_old_one_meanwhile() {
         if health.reached.is_some_and(|percent| percent <= 25) {
             assert_eq!((health.fresh, health.failing, health.soonest), (0, 1, Some(first.not_after())));
             assert!(health.failures > 0);
+            let late = certificates.late(SystemTime::now());
+            assert!(late[0].percent <= 25 && late[0].error.contains("away"), "{late:?}");
+            assert_eq!((&late[0].identity, late[0].until), (&identity, first.not_after()));
             break;
         }
         assert!(SystemTime::now() < first.not_after());
@@ -123,6 +126,7 @@ async fn renews_before_the_end_and_keeps_the_old_one_meanwhile() {
     assert_ne!(renewed.serial(), first.serial());
     let health = certificates.health(SystemTime::now());
     assert_eq!((health.fresh, health.failing, health.reached), (1, 0, None));
+    assert_eq!(certificates.late(SystemTime::now()), []);
 }
 
 /// Of either side, with a peer whose certificate is of that authority.

@@ -5,16 +5,18 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
-use k8s_openapi::api::core::v1::{self as core, ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{self as core, ConfigMap, Event, EventSource, ObjectReference, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::core::Status;
 use serde_json::json;
 
 use crate::ca::attest::{AUDIENCE, Freshness, Pod, Review};
+use crate::cluster::hash;
 
 /// Facts about callers.
 pub trait Callers: Send + Sync + 'static {
@@ -58,6 +60,21 @@ impl Debug for Stored {
     }
 }
 
+/// A certificate that only the user can renew has come down to a share of its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    /// The Secret that it is in.
+    pub secret: &'static str,
+    /// Whose it is.
+    pub subject: String,
+    /// Of its life, no more than this is left: 50, 25 or 10.
+    pub percent: u8,
+    /// When it ends.
+    pub until: SystemTime,
+    /// In words.
+    pub message: String,
+}
+
 /// The CA's own objects, in the mesh's own namespace.
 pub trait Store: Send + Sync + 'static {
     /// A Secret; `None`: there is none.
@@ -84,6 +101,9 @@ pub trait Store: Send + Sync + 'static {
         name: &str,
         file: &str,
     ) -> impl Future<Output = Result<Option<String>, ClusterError>> + Send;
+
+    /// Makes an Event on a Secret: one for each certificate and share of its life, whichever replica is first.
+    fn tell(&self, expiry: &Expiry) -> impl Future<Output = Result<(), ClusterError>> + Send;
 
     /// Creates or changes that file.
     fn publish(
@@ -221,6 +241,38 @@ impl Store for Cluster {
         secret.metadata.resource_version = Some(version.to_owned());
         let other = |status: &Status| status.is_conflict() || status.is_not_found();
         done_unless(call(&act, secrets.replace(name, &parameters, &secret)).await, other)
+    }
+
+    async fn tell(&self, expiry: &Expiry) -> Result<(), ClusterError> {
+        let Expiry { secret, subject, percent, until, message } = expiry;
+        let until = until.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let own = hash(&[subject.clone(), percent.to_string(), until.to_string()]);
+        let now = Time(k8s_openapi::jiff::Timestamp::now());
+        // Half of its life is time enough to replace it.
+        let (kind, reason) =
+            if *percent < 50 { ("Warning", "CertificateExpiring") } else { ("Normal", "CertificateAges") };
+        let event = Event {
+            metadata: self.metadata(&format!("{secret}.{own:016x}")),
+            involved_object: ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Secret".to_owned()),
+                namespace: Some(self.namespace.clone()),
+                name: Some((*secret).to_owned()),
+                ..ObjectReference::default()
+            },
+            type_: Some(kind.to_owned()),
+            reason: Some(reason.to_owned()),
+            message: Some(message.clone()),
+            source: Some(EventSource { component: Some("ambit-ca".to_owned()), host: None }),
+            count: Some(1),
+            first_timestamp: Some(now.clone()),
+            last_timestamp: Some(now),
+            ..Event::default()
+        };
+        let events = Api::<Event>::namespaced(self.client.clone(), &self.namespace);
+        let act = format!("write an Event of Secret {}/{secret}", self.namespace);
+        let told = call(&act, events.create(&PostParams::default(), &event)).await;
+        done_unless(told, Status::is_already_exists).map(drop)
     }
 
     async fn published(&self, name: &str, file: &str) -> Result<Option<String>, ClusterError> {

@@ -7,7 +7,7 @@ use rcgen::{CertificateParams, KeyPair, SanType, SignatureAlgorithm};
 use tokio::sync::watch;
 
 use crate::ca::attest::{Freshness, Pod, Review};
-use crate::ca::cluster::{Callers, ClusterError, Files, Store, Stored};
+use crate::ca::cluster::{Callers, ClusterError, Expiry, Files, Store, Stored};
 
 /// Clones are the same API server.
 #[derive(Clone, Default)]
@@ -30,6 +30,7 @@ pub(crate) struct State {
     pub(crate) created_by_another: Option<(String, Files)>,
     pub(crate) maps: BTreeMap<(String, String), String>,
     pub(crate) writes: usize,
+    pub(crate) told: Vec<Expiry>,
     /// Reviews wait while it shows true.
     pub(crate) holds_reviews: Option<watch::Receiver<bool>>,
     pub(crate) reviews_held: usize,
@@ -135,6 +136,10 @@ impl Store for Fake {
             }
             same
         })
+    }
+
+    async fn tell(&self, expiry: &Expiry) -> Result<(), ClusterError> {
+        self.answer(|state| state.told.push(expiry.clone()))
     }
 
     async fn published(&self, name: &str, file: &str) -> Result<Option<String>, ClusterError> {

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::ca::authority::{Authority, InvalidAuthority, Life};
-use crate::ca::cluster::{ClusterError, Store};
+use crate::ca::cluster::{ClusterError, Expiry, Store};
 use crate::ca::issue::{IssueError, Times};
 use crate::ca::metrics::Metrics;
 use crate::ca::roots::{self, RootsError, STATE_SECRET};
@@ -76,6 +76,7 @@ pub struct Keeper<S> {
 
 /// The user's Secret, read and checked.
 struct Source {
+    secret: &'static str,
     wanted: Wanted,
     lives: Vec<Life>,
 }
@@ -132,10 +133,13 @@ impl<S: Store> Keeper<S> {
         {
             self.serve(before.state.clone(), now)?;
         }
-        let lives = source?.lives;
+        let Source { secret, lives, .. } = source?;
         kept?;
-        if let Some(warning) = self.warning(&lives, now) {
-            warn!("{warning}");
+        if let Some(expiry) = self.expiry(secret, &lives, now) {
+            warn!("{}", expiry.message);
+            if let Err(error) = self.store.tell(&expiry).await {
+                warn!("there is no Event of this: {error}");
+            }
         }
         self.gate.open();
         Ok(())
@@ -148,7 +152,7 @@ impl<S: Store> Keeper<S> {
         let authority =
             Authority::new(&material, now).map_err(|source| KeepError::Invalid { secret, source })?;
         let lives = authority.lives().to_vec();
-        Ok(Source { wanted: Wanted { candidate: authority.candidate(material), at_once }, lives })
+        Ok(Source { secret, wanted: Wanted { candidate: authority.candidate(material), at_once }, lives })
     }
 
     /// Goes on from what all replicas do. A Secret that is no use changes nothing, but what was begun goes on.
@@ -201,17 +205,18 @@ impl<S: Store> Keeper<S> {
     }
 
     /// What is to be said of the certificates that only the user can renew: once at 50, 25 and 10 percent of each life.
-    fn warning(&self, lives: &[Life], now: SystemTime) -> Option<String> {
+    fn expiry(&self, secret: &'static str, lives: &[Life], now: SystemTime) -> Option<Expiry> {
         let lowest = |life: &&Life| health::reached(life.from, life.until, now).unwrap_or(100);
         let life = lives.iter().min_by_key(lowest)?;
         let reached = health::reached(life.from, life.until, now);
-        let due = self.alarm.lock().unwrap_or_else(PoisonError::into_inner).due(reached)?;
+        let percent = self.alarm.lock().unwrap_or_else(PoisonError::into_inner).due(reached)?;
         let days = life.until.duration_since(now).unwrap_or_default().as_secs() / 86_400;
         let what = if life.is_root { "the root" } else { "the CA's certificate" };
-        Some(format!(
-            "{what} {} has no more than {due} percent of its life left, {days} days: replace the CA Secret in time",
+        let message = format!(
+            "{what} {} has no more than {percent} percent of its life left, {days} days: replace the CA Secret in time",
             life.subject
-        ))
+        );
+        Some(Expiry { secret, subject: life.subject.clone(), percent, until: life.until, message })
     }
 
     /// Signs with the state's key from now on.

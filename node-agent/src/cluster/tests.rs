@@ -59,13 +59,16 @@ async fn a_policys_status_is_of_the_version_that_was_read() {
 #[tokio::test]
 async fn an_event_of_a_refusal_is_one_for_each_client_and_policy() {
     let (server, seen) = recorder();
-    let refusal = |client: &str, policy: &str| Refusal {
-        pod: ObjectName::new("shop", "a"),
-        uid: "uid-a".into(),
-        client: client.into(),
-        port: 80,
-        policy: policy.into(),
-        reason: "policy shop/p does not allow it".into(),
+    let refusal = |client: &str, policy: &str| {
+        let pod = ObjectName::new("shop", "a");
+        Notice::refused(
+            pod,
+            "uid-a".into(),
+            client.into(),
+            80,
+            policy.into(),
+            "policy shop/p does not allow it",
+        )
     };
     for refusal in
         [refusal("x", "shop/p"), refusal("y", "shop/p"), refusal("x", "shop/q"), refusal("x", "shop/p")]
@@ -83,6 +86,29 @@ async fn an_event_of_a_refusal_is_one_for_each_client_and_policy() {
     assert!(names[0] == names[3] && names[0] != names[1] && names[0] != names[2], "{names:?}");
     assert_eq!(events[0]["involvedObject"]["uid"], "uid-a");
     assert_eq!(events[0]["message"], "refused x at port 80: policy shop/p does not allow it");
+    assert_eq!((&events[0]["type"], &events[0]["reason"]), (&json!("Warning"), &json!("PolicyDenied")));
+}
+
+#[tokio::test]
+async fn an_event_of_a_certificate_is_one_for_each_share_of_its_life() {
+    let (server, seen) = recorder();
+    for (percent, until) in [(50, 7), (25, 7), (50, 7), (50, 8)] {
+        let pod = ObjectName::new("shop", "a");
+        server.tell(&Notice::expiring(pod, "uid-a".into(), percent, until, "the CA is away")).await.unwrap();
+    }
+    let seen = seen.lock().unwrap();
+    let events = seen.iter().map(|request| {
+        let (_, body) = request.split_once(" {").unwrap();
+        serde_json::from_str::<Value>(&format!("{{{body}")).unwrap()
+    });
+    let events: Vec<Value> = events.collect();
+    let names: Vec<&str> = events.iter().map(|event| event["metadata"]["name"].as_str().unwrap()).collect();
+    assert!(names[0] == names[2] && names[0] != names[1] && names[0] != names[3], "{names:?}");
+    let kinds: Vec<_> = events.iter().map(|event| (&event["type"], &event["reason"])).collect();
+    assert_eq!(kinds[0], (&json!("Normal"), &json!("CertificateRenewalLate")));
+    assert_eq!(kinds[1], (&json!("Warning"), &json!("CertificateExpiring")));
+    let message = events[1]["message"].as_str().unwrap();
+    assert!(message.contains("25 percent") && message.ends_with("the CA is away"), "{message}");
 }
 
 /// Whoever may patch pods may give every pod of the cluster another image.

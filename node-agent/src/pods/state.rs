@@ -141,6 +141,11 @@ impl State {
         self.pods.get(uid).map(|entry| &entry.served)
     }
 
+    /// All pods that are to be served.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Served>> {
+        self.pods.values().map(|entry| &entry.served)
+    }
+
     /// From now on the agent knows all pods: what was taken over and not claimed goes.
     pub(super) fn settle(&mut self) -> Vec<String> {
         self.adopting = false;

@@ -198,7 +198,7 @@ async fn a_pod_is_added_with_its_sockets_and_removed() {
 /// Of a pod that is not known nobody is told.
 #[tokio::test]
 async fn what_policy_denied_a_pod_is_told() {
-    let (sender, mut refusals) = crate::refusals::queue();
+    let (sender, mut notices) = crate::notices::queue();
     let mut world = World::new("denied");
     world.restart_with(Pods::telling(sender, &pod_protocol::Config::default()));
     let ztunnel = world.ready(&[]).await;
@@ -216,9 +216,26 @@ async fn what_policy_denied_a_pod_is_told() {
         };
         ztunnel.send(from_ztunnel::Message::Denied(denied), &[]).await;
     }
-    let refusal = refusals.recv().await.unwrap();
-    assert_eq!((refusal.uid.as_str(), refusal.port, refusal.policy.as_str()), ("uid-a", 80, "shop/p"));
-    assert_eq!(refusal.message(), "refused spiffe://td/ns/shop/sa/web at port 80: because");
+    let notice = notices.recv().await.unwrap();
+    assert_eq!((notice.uid.as_str(), &*notice.pod.name), ("uid-a", "pod-uid-a"));
+    assert_eq!(notice.key, ["spiffe://td/ns/shop/sa/web", "shop/p"]);
+    assert_eq!(notice.message, "refused spiffe://td/ns/shop/sa/web at port 80: because");
+    // Of a certificate each pod of its identity is told, and no other.
+    for account in ["other", ""] {
+        let expiring = proto::Expiring {
+            identity: format!("spiffe:///ns//sa/{account}"),
+            percent: 25,
+            not_after: 1,
+            reason: "the CA is away".into(),
+        };
+        ztunnel.send(from_ztunnel::Message::Expiring(expiring), &[]).await;
+    }
+    let notice = notices.recv().await.unwrap();
+    assert_eq!(
+        (notice.uid.as_str(), notice.reason, notice.is_warning),
+        ("uid-a", "CertificateExpiring", true)
+    );
+    assert!(notices.try_recv().is_err());
     let removing = tokio::spawn({
         let pods = world.pods.clone();
         async move { pods.remove("uid-a").await }

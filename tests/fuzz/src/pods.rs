@@ -126,6 +126,15 @@ pub fn seeds() -> Vec<Vec<u8>> {
             }),
             0,
         ),
+        (
+            from_ztunnel::Message::Expiring(wire::Expiring {
+                identity: "spiffe://cluster.local/ns/shop/sa/a".to_owned(),
+                percent: 25,
+                not_after: 1,
+                reason: "r".to_owned(),
+            }),
+            0,
+        ),
         (from_ztunnel::Message::Draining(wire::Draining {}), 0),
     ];
     let ztunnels = to_ztunnel

@@ -62,12 +62,12 @@ pub struct Follow {
 
 /// Follows the agent until the process has drained. Returns the pods that are served then, whose connections have had
 /// their time.
-pub async fn run(mut pods: Pods, follow: Follow, mut denied: mpsc::Receiver<wire::Denied>) -> Pods {
+pub async fn run(mut pods: Pods, follow: Follow, mut to_tell: mpsc::Receiver<Message>) -> Pods {
     let mut backoff = calls();
     let mut told: Option<(String, Instant)> = None;
     loop {
         let conversation = Conversation::new(follow.network.clone(), follow.versions.clone());
-        let mut talk = Talk { conversation, follow: &follow, denied: &mut denied };
+        let mut talk = Talk { conversation, follow: &follow, to_tell: &mut to_tell };
         let ended = talk.run(&mut pods).await;
         if matches!(ended, TalkError::Drained) {
             return pods;
@@ -115,7 +115,7 @@ struct Talk<'a> {
     conversation: Conversation,
     follow: &'a Follow,
     /// What the agent is to be told.
-    denied: &'a mut mpsc::Receiver<wire::Denied>,
+    to_tell: &'a mut mpsc::Receiver<Message>,
 }
 
 impl Talk<'_> {
@@ -159,8 +159,10 @@ impl Talk<'_> {
                 }
                 received = link.receive() => return Ok(received?),
                 () = pods.idle() => pods.accept_no_more(),
-                Some(denied) = self.denied.recv(), if listens => {
-                    send(link, Message::Denied(denied), &[]).await?;
+                Some(message) = self.to_tell.recv(), if listens => {
+                    if self.conversation.has_word_for(&message) {
+                        send(link, message, &[]).await?;
+                    }
                 }
             }
         }

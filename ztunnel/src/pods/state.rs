@@ -136,6 +136,12 @@ impl Conversation {
         self.agreed.is_some_and(|agreed| agreed < pod_protocol::SUCCESSORS)
     }
 
+    /// Whether the agent may be sent this.
+    pub fn has_word_for(&self, message: &wire::from_ztunnel::Message) -> bool {
+        let expiry = matches!(message, wire::from_ztunnel::Message::Expiring(_));
+        !expiry || self.agreed.is_some_and(|agreed| agreed >= pod_protocol::EXPIRY)
+    }
+
     /// What a message asks for.
     ///
     /// # Errors

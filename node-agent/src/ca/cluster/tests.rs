@@ -165,6 +165,41 @@ async fn a_secret_is_replaced_only_as_it_was_read() {
 }
 
 #[tokio::test]
+async fn an_event_of_a_secret_is_one_for_each_share_of_a_life() {
+    let expiry = |percent, message: &str| Expiry {
+        secret: "cacerts",
+        subject: "CN=root".into(),
+        percent,
+        until: UNIX_EPOCH + Duration::from_secs(7),
+        message: message.into(),
+    };
+    let mut events = Vec::new();
+    for (answer, expiry) in [
+        ((201, json!({"metadata": {}, "involvedObject": {}})), expiry(50, "half")),
+        (failure(409, "AlreadyExists", "another replica was first"), expiry(50, "nearly half")),
+        ((201, json!({"metadata": {}, "involvedObject": {}})), expiry(10, "soon")),
+    ] {
+        let (server, seen) = cluster(move |_| answer.clone());
+        server.tell(&expiry).await.unwrap();
+        let request = only(&seen);
+        let (line, body) = request.split_once(" {").unwrap();
+        assert!(line.starts_with("POST /api/v1/namespaces/ambit-system/events"), "{line}");
+        events.push(serde_json::from_str::<Value>(&format!("{{{body}")).unwrap());
+    }
+    let name = |event: &Value| event["metadata"]["name"].as_str().unwrap().to_owned();
+    assert!(name(&events[0]) == name(&events[1]) && name(&events[0]) != name(&events[2]), "{events:#?}");
+    for (event, kind, message) in [(&events[0], "Normal", "half"), (&events[2], "Warning", "soon")] {
+        assert_eq!((&event["type"], &event["message"]), (&json!(kind), &json!(message)));
+        assert_eq!(
+            (&event["involvedObject"]["kind"], &event["involvedObject"]["name"]),
+            (&json!("Secret"), &json!("cacerts"))
+        );
+    }
+    let (server, _) = cluster(|_| failure(403, "Forbidden", "may not"));
+    assert!(server.tell(&expiry(10, "soon")).await.is_err());
+}
+
+#[tokio::test]
 async fn a_file_is_published_in_a_new_or_an_old_config_map() {
     let path = "/api/v1/namespaces/ambit-system/configmaps";
     let there = || (200, json!({"metadata": {"name": "m"}, "data": {"root.pem": "R", "other": "O"}}));

@@ -188,9 +188,18 @@ async fn what_only_the_user_can_renew_is_told_at_each_threshold_once() {
     let [life] = current.authority.lives() else { panic!("{:?}", current.authority.lives()) };
     assert_eq!((life.is_root, life.until), (true, current.authority.not_after()));
     let whole = life.until.duration_since(life.from).unwrap();
-    let told = [60, 49, 48, 24, 9, 8].map(|percent| {
-        let now = life.until - whole.mul_f64(f64::from(percent) / 100.0);
-        keeper.warning(current.authority.lives(), now).map(|text| text.contains("Ambit root"))
-    });
-    assert_eq!(told, [None, Some(true), None, Some(true), Some(true), None]);
+    let mut told = Vec::new();
+    for percent in [60, 49, 48, 24, 9, 8] {
+        keeper.round(life.until - whole.mul_f64(f64::from(percent) / 100.0)).await.unwrap();
+        told.push(fake.state().told.pop().map(|expiry| (expiry.secret, expiry.percent, expiry.until)));
+    }
+    let at = |percent| Some((roots::USER_SECRET, percent, life.until));
+    assert_eq!(told, [None, at(50), None, at(25), at(10), None]);
+    // A log has it all the same.
+    let keeper = world_of(&fake).keeper;
+    let said = keeper.expiry("cacerts", current.authority.lives(), life.until).unwrap().message;
+    assert!(
+        said.starts_with("the root ") && said.contains("Ambit root") && said.contains(" 10 percent"),
+        "{said}"
+    );
 }

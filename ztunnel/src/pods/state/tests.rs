@@ -149,6 +149,9 @@ fn a_successor_is_told_where_the_version_has_a_word_for_it() {
         assert!(!conversation.knows_no_successors(), "it may be told yet");
         conversation.receive(welcome(version), vec![]).unwrap();
         assert_eq!(conversation.knows_no_successors(), !known);
+        let expiring = wire::from_ztunnel::Message::Expiring(wire::Expiring::default());
+        assert_eq!(conversation.has_word_for(&expiring), known);
+        assert!(conversation.has_word_for(&wire::from_ztunnel::Message::Denied(wire::Denied::default())));
         conversation.receive(end(), vec![]).unwrap();
         match conversation.receive(superseded(), vec![]) {
             Ok(Action::Superseded(4)) => assert!(known),

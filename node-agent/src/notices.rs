@@ -1,0 +1,144 @@
+//! What ztunnel has to tell of a pod, as Events on it: connections that policy denied, certificates that are not renewed.
+//!
+//! **Invariant:** however much there is to tell, this node writes a bounded number of Events.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::cluster::{ApiServer, ClusterError};
+use crate::index::event::ObjectName;
+
+/// One Event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The pod that it is about.
+    pub pod: ObjectName,
+    /// Its Kubernetes UID.
+    pub uid: String,
+    /// Somebody should look at it.
+    pub is_warning: bool,
+    /// `reason` of the Event.
+    pub reason: &'static str,
+    /// What tells it from others on that pod: there is one Event of each.
+    pub key: Vec<String>,
+    /// In words.
+    pub message: String,
+}
+
+impl Notice {
+    /// Policy denied a connection: one for each client, which is what it proved to be or its IP address, and policy.
+    pub fn refused(
+        pod: ObjectName,
+        uid: String,
+        client: String,
+        port: u32,
+        policy: String,
+        reason: &str,
+    ) -> Self {
+        let message = format!("refused {client} at port {port}: {reason}");
+        Self { pod, uid, is_warning: true, reason: "PolicyDenied", key: vec![client, policy], message }
+    }
+
+    /// The pod's certificate is not renewed and has no more than `percent` of its life left: one for each certificate and
+    /// share. Half a life is time enough for an authority to come back, so that is nothing to wake anybody for.
+    pub fn expiring(pod: ObjectName, uid: String, percent: u32, not_after: u64, why: &str) -> Self {
+        let is_warning = percent < 50;
+        let why: String = why.chars().take(MOST_WORDS).collect();
+        Self {
+            pod,
+            uid,
+            is_warning,
+            reason: if is_warning { "CertificateExpiring" } else { "CertificateRenewalLate" },
+            key: vec!["certificate".to_owned(), percent.to_string(), not_after.to_string()],
+            message: format!(
+                "the certificate of its identity is not renewed, no more than {percent} percent of its life is left: {why}"
+            ),
+        }
+    }
+}
+
+/// Characters of a reason.
+const MOST_WORDS: usize = 512;
+/// That wait to be written.
+const WAITING: usize = 64;
+
+/// Where ztunnel's notices are put, and where they are taken from.
+pub fn queue() -> (mpsc::Sender<Notice>, mpsc::Receiver<Notice>) {
+    mpsc::channel(WAITING)
+}
+
+/// Writes them until `shutdown`.
+pub async fn run(mut notices: mpsc::Receiver<Notice>, cluster: ApiServer, shutdown: CancellationToken) {
+    let (mut bucket, mut dropped, mut failing) = (Bucket::new(Instant::now()), 0_u64, false);
+    loop {
+        let notice = tokio::select! {
+            () = shutdown.cancelled() => return,
+            notice = notices.recv() => match notice { Some(notice) => notice, None => return },
+        };
+        let (pod, reason) = (&notice.pod, notice.reason);
+        if !bucket.take(Instant::now()) {
+            dropped += 1;
+            debug!(%pod, reason, dropped, "no Event of this, there are too many");
+            continue;
+        }
+        let before = failing;
+        failing = match cluster.tell(&notice).await {
+            // It was told, or the namespace goes.
+            Ok(()) | Err(ClusterError::Gone) => false,
+            Err(error) if before => {
+                debug!(%pod, reason, "still cannot write Events: {error}");
+                true
+            }
+            Err(error) => {
+                warn!(%pod, reason, "cannot write an Event, ztunnel's log has it: {error}");
+                true
+            }
+        };
+    }
+}
+
+/// So many at once, and one more each second.
+#[derive(Debug)]
+struct Bucket {
+    left: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    const MOST: f64 = 25.0;
+    const EACH: Duration = Duration::from_secs(1);
+
+    fn new(now: Instant) -> Self {
+        Self { left: Self::MOST, at: now }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let more = now.saturating_duration_since(self.at).as_secs_f64() / Self::EACH.as_secs_f64();
+        self.left = (self.left + more).min(Self::MOST);
+        self.at = now;
+        let one = self.left >= 1.0;
+        if one {
+            self.left -= 1.0;
+        }
+        one
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_and_then_one_a_second() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(start);
+        let taken = |bucket: &mut Bucket, at| (0..100).filter(|_| bucket.take(at)).count();
+        assert_eq!(taken(&mut bucket, start), 25);
+        assert_eq!(taken(&mut bucket, start + Duration::from_millis(999)), 0);
+        assert_eq!(taken(&mut bucket, start + Duration::from_secs(3)), 3);
+        assert_eq!(taken(&mut bucket, start + Duration::from_secs(3600)), 25, "no more than at first");
+    }
+}
