@@ -215,20 +215,35 @@ impl Pods {
 
     /// Sends one message and waits for its Ack.
     async fn exchange(&self, link: &Link, id: LinkId, message: Next) -> Result<(), ConversationError> {
-        timeout(ACK_DEADLINE, send(link, message)).await.map_err(|_| ConversationError::Silent)??;
+        let sequence = message.sequence();
+        let sent = timeout(ACK_DEADLINE, send(link, message)).await.map_err(|_| ConversationError::Silent)?;
+        let ack = match (sent, sequence) {
+            // Nothing has left: it is this pod that cannot be told of, and no other is to suffer for it.
+            (Err(ConversationError::Link(error @ LinkError::Size(_))), Some(sequence)) => {
+                proto::Ack { sequence, error: error.to_string() }
+            }
+            (sent, _) => {
+                sent?;
+                self.answer(link, id).await?
+            }
+        };
+        if let Some((uid, error)) = self.change(|state| state.acked(id, ack, Instant::now().into_std()))? {
+            warn!(uid, "ztunnel does not serve a pod: {error}");
+        }
+        Ok(())
+    }
+
+    /// The Ack of the message that was sent last.
+    async fn answer(&self, link: &Link, id: LinkId) -> Result<proto::Ack, ConversationError> {
         let ack = async {
             loop {
                 match receive(link).await? {
-                    (from_ztunnel::Message::Ack(ack), _) => return Ok::<_, ConversationError>(ack),
+                    (from_ztunnel::Message::Ack(ack), _) => return Ok(ack),
                     (other, _) => self.told(id, &other)?,
                 }
             }
         };
-        let ack = timeout(ACK_DEADLINE, ack).await.map_err(|_| ConversationError::Silent)??;
-        if let Some((uid, error)) = self.change(|state| state.acked(id, ack, Instant::now().into_std()))? {
-            warn!(uid, "ztunnel reports a problem with a pod: {error}");
-        }
-        Ok(())
+        timeout(ACK_DEADLINE, ack).await.map_err(|_| ConversationError::Silent)?
     }
 
     /// What a ztunnel says without being asked.

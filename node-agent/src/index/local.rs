@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as api;
+use mesh_core::pod_link::MAX_MESSAGE;
 use mesh_core::proto::pods as proto;
 use mesh_core::proto::security::Authorization;
+use prost::Message as _;
 
 use super::event::{Kind, ObjectName};
 use super::membership::{Membership, membership};
@@ -14,8 +16,11 @@ use super::namespace::Namespace;
 use super::pod::{Pod, Reported};
 use super::{Config, Index, Invalid, wds};
 
-/// Stands for the policies of a pod while the agent has yet to list them. No object can have this name.
+/// Stands for the policies of a pod while the agent has yet to list them, or where they are too many for one message of
+/// the pod protocol: the model tells all of them. No object can have this name.
 const NOT_LISTED: &str = "not_listed_yet";
+/// A message with a description has room for its number and its descriptors besides.
+const LONGEST_DESCRIPTION: usize = MAX_MESSAGE - 256;
 
 /// A pod of this node.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,13 +92,18 @@ impl Index {
 
     fn local_in(&self, pod: &Pod, namespace: Option<&Namespace>) -> LocalPod {
         let listed = |kind| self.relist.is_known(kind);
+        // In doubt nobody gets in, until the proxy hears from the model: it denies for a policy it does not know.
+        let in_doubt = || vec![format!("{}/{NOT_LISTED}", self.config.root_namespace)];
         let policies = if listed(Kind::PeerAuthentication) && listed(Kind::AuthorizationPolicy) {
             self.policies_of(&pod.name.namespace, &pod.labels)
         } else {
-            // In doubt nobody gets in, until the proxy hears from the model: it denies for a policy it does not know.
-            vec![format!("{}/{NOT_LISTED}", self.config.root_namespace)]
+            in_doubt()
         };
-        local(&self.config, pod, namespace, policies)
+        let mut local = local(&self.config, pod, namespace, policies);
+        if local.description.encoded_len() > LONGEST_DESCRIPTION {
+            local.description.authorization_policies = in_doubt();
+        }
+        local
     }
 }
 

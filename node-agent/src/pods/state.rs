@@ -95,6 +95,20 @@ pub(super) enum Next {
     Wait(Option<Instant>),
 }
 
+impl Next {
+    /// Of what is to be sent.
+    pub(super) fn sequence(&self) -> Option<u64> {
+        match self {
+            Self::Add(sequence, _)
+            | Self::Keep(sequence, _)
+            | Self::Remove(sequence, _)
+            | Self::SnapshotEnd(sequence)
+            | Self::Superseded(sequence) => Some(*sequence),
+            Self::Wait(_) => None,
+        }
+    }
+}
+
 /// How far a pod has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Progress {

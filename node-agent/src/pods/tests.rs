@@ -255,6 +255,30 @@ async fn a_refusal_is_the_answer_and_is_tried_again_later() {
     assert_eq!(add.await.unwrap(), Err(ServeError::Refused("setns: no".into())));
 }
 
+/// No message of the protocol may be as long as its description is; for others the talk goes on.
+#[tokio::test]
+async fn a_pod_that_cannot_be_told_of_is_not_served_and_others_are() {
+    let world = World::new("oversize");
+    let pod = proto::Pod {
+        uid: "a".into(),
+        authorization_policies: vec!["shop/p".to_owned(); 4096],
+        ..Default::default()
+    };
+    let same = served("a");
+    let oversize = || Served::new(pod.clone(), descriptor(), same.listeners().try_clone().unwrap()).unwrap();
+    let ztunnel = world.ready(&[]).await;
+    assert_eq!(ztunnel.step().await, "end");
+    let refused = world.pods.add(oversize()).await.unwrap_err();
+    assert!(matches!(&refused, ServeError::Refused(why) if why.contains("cannot be sent")), "{refused}");
+    let add = world.add(served("b"));
+    assert_eq!(ztunnel.step().await, "add b with 6 descriptors");
+    add.await.unwrap().unwrap();
+    // As one that ztunnel holds, too.
+    let other = world.ready(&[&same]).await;
+    assert_eq!(other.step().await, "add b with 6 descriptors");
+    assert_eq!(other.step().await, "end");
+}
+
 #[tokio::test]
 async fn a_new_ztunnel_is_told_everything() {
     let world = World::new("replay");
