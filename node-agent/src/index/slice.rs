@@ -70,12 +70,13 @@ impl Slice {
 
 impl Endpoint {
     fn read(namespace: &str, object: &api::Endpoint) -> Result<Self, Invalid> {
-        let pod = object.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+        // Of pods those of its own namespace alone: whoever writes slices makes no other's pod a part of a service.
+        let pod = object.target_ref.as_ref().filter(|target| {
+            let own = target.namespace.as_deref().is_none_or(|of| of == namespace);
+            own && target.kind.as_deref() == Some("Pod")
+        });
         let target = match pod.and_then(|pod| pod.name.as_deref().map(|name| (pod, name))) {
-            Some((pod, name)) => {
-                let namespace = pod.namespace.as_deref().unwrap_or(namespace);
-                Target::Pod(ObjectName::new(namespace, name), pod.uid.clone())
-            }
+            Some((pod, name)) => Target::Pod(ObjectName::new(namespace, name), pod.uid.clone()),
             None => Target::Addresses(
                 object
                     .addresses

@@ -110,6 +110,19 @@ fn endpoints_join_pods_and_services() {
     assert!(workload(&index, "p").unwrap().services.is_empty(), "another pod of that name");
 }
 
+/// Whoever may write slices in one namespace makes no pod of another a part of anything.
+#[test]
+fn a_slice_has_no_pods_of_other_namespaces() {
+    let mut index = index();
+    apply(&mut index, Kind::Pod, pod("p", "10.0.0.9"));
+    let foreign = |object: Value| with(object, "/metadata/namespace", json!("evil"));
+    apply(&mut index, Kind::Service, foreign(service("cart", "10.96.0.7")));
+    let claims = foreign(slice("cart-1", "cart", json!([endpoint("p", true)])));
+    let changes = apply(&mut index, Kind::EndpointSlice, claims);
+    assert!(!changes.keys.contains(&pod_key("p")), "{changes:?}");
+    assert!(workload(&index, "p").unwrap().services.is_empty());
+}
+
 #[test]
 fn readiness_of_pod_and_slice() {
     for (pod_ready, slice_ready, healthy, member) in [
