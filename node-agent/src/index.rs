@@ -167,16 +167,18 @@ impl Index {
             Event::Deleted(kind, name) => self.delete(kind, &name, &mut changes),
             Event::Unreadable { kind, name, reason } => {
                 self.relist.saw(kind, &name);
-                let denies = match kind {
+                let consequence = match kind {
                     Kind::AuthorizationPolicy => self.unreadable_authorization_policy(&name, &mut changes),
-                    _ => false,
+                    Kind::PeerAuthentication => self.unreadable_peer_authentication(&name, &mut changes),
+                    _ => None,
                 };
                 if kind == Kind::NetworkPolicy {
                     self.unreadable_network_policy(&name, &mut changes);
                 }
-                let denied = if denies { ": everything that it may be about is denied" } else { "" };
-                let reason = format!("{reason}{denied}");
-                changes.problems.push(Problem { kind, name, skipped: !denies, reason });
+                let skipped = consequence.is_none();
+                let reason =
+                    consequence.map_or(reason.clone(), |consequence| format!("{reason}: {consequence}"));
+                changes.problems.push(Problem { kind, name, skipped, reason });
             }
             Event::ApiGroups(groups) => self.api_groups(&groups, &mut changes),
             Event::Listed(kind) => {

@@ -181,7 +181,8 @@ fn what_needs_a_request_refuses_and_the_agent_says_so() {
         ruled.apply(NAMESPACE, "get", &format!(
             "{{ action: DENY, targetRefs: [{{ kind: Service, group: \"\", name: server }}], rules: [{{ {methods} }}] }}"
         ))?;
-        ruled.serves(&[CLIENT, WEB, OUTSIDE])
+        ruled.serves(&[CLIENT, WEB, OUTSIDE])?;
+        status("enforced by nobody")
     });
 }
 

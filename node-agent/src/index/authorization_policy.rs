@@ -1,7 +1,8 @@
 //! AuthorizationPolicy: who may connect to whom. Istio's reach: with a selector the pods of its namespace that have those
 //! labels, without one all of its namespace, and in the root namespace those of every namespace.
 //!
-//! A policy with `targetRefs` is about a waypoint, and none of a proxy's business at layer 4.
+//! A policy with `targetRefs` is for a waypoint to enforce, and none of a proxy's business at layer 4: its status says
+//! that nobody does, as there are no waypoints.
 
 mod read;
 
@@ -80,9 +81,8 @@ impl Index {
         object: &Custom,
         changes: &mut Changes,
     ) {
-        let (policy, faults) = read::read(&self.config.root_namespace, name, object);
-        let for_proxies = policy.enforced.is_some() || !faults.is_empty();
-        self.note(Kind::AuthorizationPolicy, name, object, for_proxies.then_some(faults), changes);
+        let (policy, faults) = read::read(&self.config, name, object);
+        self.note(Kind::AuthorizationPolicy, name, object, faults, changes);
         let old = self.authorization_policies.0.put(name, policy.clone());
         if old.as_ref() != Some(&policy) {
             for policy in old.iter().chain([&policy]) {
@@ -91,19 +91,19 @@ impl Index {
         }
     }
 
-    /// What was known of it stays; else everything is denied that it may be about, and the answer is true.
+    /// What was known of it stays; else everything is denied that it may be about, which is said.
     pub(super) fn unreadable_authorization_policy(
         &mut self,
         name: &ObjectName,
         changes: &mut Changes,
-    ) -> bool {
+    ) -> Option<&'static str> {
         if self.authorization_policies.0.get(name).is_some() {
-            return false;
+            return None;
         }
         let policy = read::unreadable(&self.config.root_namespace, name);
         self.touch_authorization_policy(name, &policy, changes);
         self.authorization_policies.0.put(name, policy);
-        true
+        Some("everything that it may be about is denied")
     }
 
     pub(super) fn delete_authorization_policy(&mut self, name: &ObjectName, changes: &mut Changes) {

@@ -78,7 +78,7 @@ impl std::fmt::Display for Place {
 impl Index {
     pub(super) fn apply_service_entry(&mut self, name: &ObjectName, object: &Custom, changes: &mut Changes) {
         let (entry, faults) = read::service_entry(&self.config, name, object);
-        self.note(Kind::ServiceEntry, name, object, Some(faults), changes);
+        self.note(Kind::ServiceEntry, name, object, faults, changes);
         let old = self.entries.services.put(name, entry.clone());
         if old.as_ref() == Some(&entry) {
             return;
@@ -159,7 +159,7 @@ impl Index {
 
     pub(super) fn apply_workload_entry(&mut self, name: &ObjectName, object: &Custom, changes: &mut Changes) {
         let (endpoint, faults) = read::workload_entry(object);
-        self.note(Kind::WorkloadEntry, name, object, Some(faults), changes);
+        self.note(Kind::WorkloadEntry, name, object, faults, changes);
         let old = match endpoint.clone() {
             Some(endpoint) => self.entries.workloads.put(name, endpoint),
             None => self.entries.workloads.remove(name),

@@ -238,12 +238,34 @@ impl Index {
         changes: &mut Changes,
     ) {
         let (new, faults) = PeerAuthentication::read(&self.config.root_namespace, name, object);
-        self.note(Kind::PeerAuthentication, name, object, Some(faults), changes);
+        self.note(Kind::PeerAuthentication, name, object, faults, changes);
         let selectors = [new.selector.clone()];
         if let Some((old, wide)) = self.peer_authentications.set(name, Some(new)) {
             let selectors = old.into_iter().map(|old| old.selector).chain(selectors).collect::<Vec<_>>();
             self.touch_peer_authentication(name, &selectors, wide, changes);
         }
+    }
+
+    /// What was known of it stays; else it is taken for STRICT in all of its namespace, which is said. It counts as the
+    /// oldest.
+    pub(super) fn unreadable_peer_authentication(
+        &mut self,
+        name: &ObjectName,
+        changes: &mut Changes,
+    ) -> Option<&'static str> {
+        if self.peer_authentications.all.get(name).is_some() {
+            return None;
+        }
+        let strict = PeerAuthentication {
+            created: i64::MIN,
+            selector: Labels::new(),
+            mode: Some(Mode::Strict),
+            ports: BTreeMap::new(),
+        };
+        if let Some((_, wide)) = self.peer_authentications.set(name, Some(strict)) {
+            self.touch_peer_authentication(name, &[Labels::new()], wide, changes);
+        }
+        Some("it is taken for STRICT, for all of its namespace")
     }
 
     pub(super) fn delete_peer_authentication(&mut self, name: &ObjectName, changes: &mut Changes) {

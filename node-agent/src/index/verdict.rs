@@ -17,8 +17,7 @@ const LONGEST: usize = 300;
 /// A policy as it was read, and what its status says.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Reading {
-    /// None: it is not for proxies at layer 4.
-    faults: Option<Vec<String>>,
+    faults: Vec<String>,
     api_version: String,
     generation: i64,
     resource_version: String,
@@ -41,9 +40,9 @@ pub struct Verdict {
 }
 
 impl Reading {
-    fn new(object: &Custom, faults: Option<Vec<String>>) -> Self {
+    fn new(object: &Custom, faults: Vec<String>) -> Self {
         Self {
-            faults: faults.map(bounded),
+            faults: bounded(faults),
             api_version: object.api_version.clone(),
             generation: object.metadata.generation.unwrap_or_default(),
             resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
@@ -54,29 +53,23 @@ impl Reading {
     /// None: the status says so already.
     fn verdict(&self) -> Option<Vec<Value>> {
         let ours = |condition: &&Value| condition["type"] == CONDITION;
-        let wanted = self.faults.as_deref().map(|faults| self.condition(faults));
+        let mut wanted = self.condition();
         let told = self.conditions.iter().find(ours);
-        let same = match (&wanted, told) {
-            // Agents of two versions may put it in other words: whose are there first stay.
-            (Some(wanted), Some(told)) => {
-                ["status", "observedGeneration"].iter().all(|key| told[*key] == wanted[*key])
-            }
-            (None, None) => true,
-            _ => false,
-        };
-        let wanted = wanted.map(|mut wanted| {
-            // The time is when the status changed, not the words.
-            if let Some(told) = told.filter(|told| told["status"] == wanted["status"]) {
-                wanted["lastTransitionTime"] = told["lastTransitionTime"].clone();
-            }
-            wanted
-        });
+        // Agents of two versions may put it in other words: whose are there first stay.
+        let says = |told: &&Value, key: &str| told[key] == wanted[key];
+        if told.is_some_and(|told| says(&told, "status") && says(&told, "observedGeneration")) {
+            return None;
+        }
+        // The time is when the status changed, not the words.
+        if let Some(told) = told.filter(|told| says(told, "status")) {
+            wanted["lastTransitionTime"] = told["lastTransitionTime"].clone();
+        }
         let others = self.conditions.iter().filter(|condition| !ours(condition)).cloned();
-        (!same).then(|| others.chain(wanted).collect())
+        Some(others.chain([wanted]).collect())
     }
 
-    fn condition(&self, faults: &[String]) -> Value {
-        let (status, reason, message) = match faults {
+    fn condition(&self) -> Value {
+        let (status, reason, message) = match self.faults.as_slice() {
             [] => ("True", "Accepted", ACCEPTED.to_owned()),
             faults => ("False", "UnsupportedValue", faults.join("; ")),
         };
@@ -104,7 +97,7 @@ impl Index {
         kind: Kind,
         name: &ObjectName,
         object: &Custom,
-        faults: Option<Vec<String>>,
+        faults: Vec<String>,
         changes: &mut Changes,
     ) {
         let reading = Reading::new(object, faults);
@@ -112,7 +105,7 @@ impl Index {
         changes.verdicts |= known.as_ref() != Some(&reading) && reading.verdict().is_some();
         if known.is_none_or(|known| known.faults != reading.faults) {
             let problem = |reason| Problem { kind, name: name.clone(), skipped: false, reason };
-            changes.problems.extend(reading.faults.into_iter().flatten().map(problem));
+            changes.problems.extend(reading.faults.into_iter().map(problem));
         }
     }
 

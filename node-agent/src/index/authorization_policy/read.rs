@@ -4,32 +4,37 @@
 //! reported. An ALLOW rule is left out as a whole, as in Istio. Of a DENY rule the condition is left out, so that the
 //! rule denies at least what was meant; in Istio a rule of which nothing is left denies nothing. An AUDIT rule notes more
 //! in the same way. CUSTOM, whose decision is somewhere else, is taken for DENY.
+//!
+//! In principals `cluster.local` stands for the mesh's own trust domain, whatever that is (Istio: of whole principals).
 
-use std::net::IpAddr;
+mod attributes;
+
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use mesh_core::convert::authz::AUDIT;
 use mesh_core::proto::security as wire;
 use serde_json::{Map, Value};
-use wire::string_match::MatchType;
 
+use super::super::Config;
 use super::super::event::{Custom, ObjectName};
 use super::super::pod::Labels;
 use super::AuthorizationPolicy;
+use attributes::{Here, Set, attribute, condition, foreign, operation, source, text_of};
 
 /// Istio's annotation: the policy is evaluated and logged, but not enforced.
 const DRY_RUN: &str = "istio.io/dry-run";
 
 /// Reads what can be read, and says what cannot.
 pub(super) fn read(
-    root_namespace: &str,
+    config: &Config,
     name: &ObjectName,
     object: &Custom,
 ) -> (AuthorizationPolicy, Vec<String>) {
-    let mut reader = Reader { namespace: &name.namespace, action: Action::Deny, faults: Vec::new() };
+    let here = Here { namespace: &name.namespace, trust_domain: &config.trust_domain };
+    let mut reader = Reader { here, action: Action::Deny, faults: Vec::new() };
     let spec = &object.spec;
     if is_targeted(spec) {
+        reader.faults.push(NO_WAYPOINT.to_owned());
         return (AuthorizationPolicy { selector: Labels::new(), enforced: None }, reader.faults);
     }
     reader.action = reader.action(&spec["action"]);
@@ -47,7 +52,7 @@ pub(super) fn read(
         action: if reader.action == Action::Allow { wire::Action::Allow } else { wire::Action::Deny }.into(),
         rules,
         extensions: audit.then(extension).into_iter().collect(),
-        ..about(root_namespace, name, &selector)
+        ..about(&config.root_namespace, name, &selector)
     };
     (AuthorizationPolicy { selector, enforced: Some(Arc::new(enforced)) }, reader.faults)
 }
@@ -77,13 +82,13 @@ fn about(root_namespace: &str, name: &ObjectName, selector: &Labels) -> wire::Au
     }
 }
 
+const NO_WAYPOINT: &str =
+    "spec.targetRefs needs a waypoint, and this mesh has none: the policy is enforced by nobody";
+
 /// Whether a waypoint is to enforce it.
 fn is_targeted(spec: &Value) -> bool {
     spec["targetRef"].is_object() || spec["targetRefs"].as_array().is_some_and(|refs| !refs.is_empty())
 }
-
-/// Sets one attribute of a match, or says why it cannot.
-type Set = fn(&mut wire::Match, &str, &[&str], &str) -> Result<(), String>;
 
 /// A condition that does not narrow the rule is left out.
 type Clause = Option<wire::Clause>;
@@ -100,7 +105,7 @@ enum Action {
 }
 
 struct Reader<'a> {
-    namespace: &'a str,
+    here: Here<'a>,
     action: Action,
     faults: Vec<String>,
 }
@@ -163,8 +168,9 @@ impl Reader<'_> {
                 };
             }
         };
-        let read = |(i, rule)| self.rule(&format!("spec.rules[{i}]"), rule);
-        rules.iter().enumerate().filter_map(read).collect()
+        // One that is left out keeps its place, so that the others are told by the numbers that they have in the policy.
+        let read = |(i, rule)| self.rule(&format!("spec.rules[{i}]"), rule).unwrap_or_else(never);
+        rules.iter().enumerate().map(read).collect()
     }
 
     /// None: left out.
@@ -205,7 +211,7 @@ impl Reader<'_> {
             match one[inner].as_object() {
                 Some(fields) if one.as_object().is_some_and(|one| one.len() == 1) => {
                     for (field, values) in fields {
-                        let set = attribute(set, &mut attributes, field, values, self.namespace);
+                        let set = attribute(set, &mut attributes, field, values, self.here);
                         faults.extend(set.err().map(|reason| format!("{path}.{field} {reason}")));
                     }
                     self.futile(&path, &attributes);
@@ -230,7 +236,7 @@ impl Reader<'_> {
     fn conditions(&mut self, path: &str, list: &Value) -> Result<Vec<wire::Clause>, LeftOut> {
         let (mut clauses, mut result) = (Vec::new(), Ok(()));
         for (i, one) in self.list(path, list)?.iter().enumerate() {
-            match condition(one, self.namespace) {
+            match condition(one, self.here) {
                 Ok(attributes) => {
                     self.futile(&format!("{path}[{i}]"), &attributes);
                     clauses.push(wire::Clause { matches: vec![attributes] });
@@ -249,11 +255,16 @@ impl Reader<'_> {
         }
     }
 
-    /// Notes patterns that match nobody, in Istio neither: most likely something else was meant.
+    /// Notes patterns that match nobody of this mesh, in Istio neither: most likely something else was meant.
     fn futile(&mut self, path: &str, attributes: &wire::Match) {
         let wire::Match { principals, not_principals, service_accounts, not_service_accounts, .. } =
             attributes;
         let odd = |text: &&str| text.contains('*') || text.starts_with("spiffe://");
+        let own = self.here.trust_domain;
+        let domains = principals.iter().chain(not_principals).filter_map(|pattern| foreign(pattern, own));
+        self.faults.extend(domains.map(|domain| {
+            format!("{path} is about the trust domain {domain:?}, and so about nobody of this mesh, which is {own:?}")
+        }));
         let principals = principals.iter().chain(not_principals).filter_map(text_of);
         let accounts = service_accounts.iter().chain(not_service_accounts);
         let accounts = accounts.flat_map(|account| [account.namespace.as_str(), &account.service_account]);
@@ -284,153 +295,9 @@ impl Reader<'_> {
     }
 }
 
-/// An empty list says nothing.
-fn attribute(
-    set: Set,
-    attributes: &mut wire::Match,
-    field: &str,
-    values: &Value,
-    namespace: &str,
-) -> Result<(), String> {
-    let values = texts(values)?;
-    if values.is_empty() { Ok(()) } else { set(attributes, field, &values, namespace) }
-}
-
-fn texts(values: &Value) -> Result<Vec<&str>, String> {
-    let wrong = || "is no list of texts".to_owned();
-    match values {
-        Value::Null => Ok(Vec::new()),
-        Value::Array(values) => values.iter().map(|value| value.as_str().ok_or_else(wrong)).collect(),
-        _ => Err(wrong()),
-    }
-}
-
-fn source(set: &mut wire::Match, field: &str, values: &[&str], namespace: &str) -> Result<(), String> {
-    match field {
-        "principals" => set.principals = patterns(values)?,
-        "notPrincipals" => set.not_principals = patterns(values)?,
-        "namespaces" => set.namespaces = namespaces(values)?,
-        "notNamespaces" => set.not_namespaces = namespaces(values)?,
-        "serviceAccounts" => set.service_accounts = accounts(values, namespace)?,
-        "notServiceAccounts" => set.not_service_accounts = accounts(values, namespace)?,
-        "ipBlocks" => set.source_ips = prefixes(values)?,
-        "notIpBlocks" => set.not_source_ips = prefixes(values)?,
-        _ => return Err(NEEDS_WAYPOINT.to_owned()),
-    }
-    Ok(())
-}
-
-fn operation(set: &mut wire::Match, field: &str, values: &[&str], _: &str) -> Result<(), String> {
-    match field {
-        "ports" => set.destination_ports = ports(values)?,
-        "notPorts" => set.not_destination_ports = ports(values)?,
-        _ => return Err(NEEDS_WAYPOINT.to_owned()),
-    }
-    Ok(())
-}
-
-/// A condition is an attribute of the source or the operation under another name.
-fn condition(one: &Value, namespace: &str) -> Result<wire::Match, String> {
-    let key = one["key"].as_str().ok_or("has no key")?;
-    let (set, fields): (Set, [&str; 2]) = match key {
-        "source.principal" => (source, ["principals", "notPrincipals"]),
-        "source.namespace" => (source, ["namespaces", "notNamespaces"]),
-        "source.serviceAccount" => (source, ["serviceAccounts", "notServiceAccounts"]),
-        "source.ip" => (source, ["ipBlocks", "notIpBlocks"]),
-        "destination.ip" => (destination, ["values", "notValues"]),
-        "destination.port" => (operation, ["ports", "notPorts"]),
-        _ => return Err(format!("({key}) {NEEDS_WAYPOINT}")),
-    };
-    let mut attributes = wire::Match::default();
-    for (field, values) in fields.into_iter().zip(["values", "notValues"]) {
-        attribute(set, &mut attributes, field, &one[values], namespace)
-            .map_err(|reason| format!("({key}) {reason}"))?;
-    }
-    match attributes == wire::Match::default() {
-        true => Err(format!("({key}) has no values")),
-        false => Ok(attributes),
-    }
-}
-
-fn destination(set: &mut wire::Match, field: &str, values: &[&str], _: &str) -> Result<(), String> {
-    match field {
-        "values" => set.destination_ips = prefixes(values)?,
-        _ => set.not_destination_ips = prefixes(values)?,
-    }
-    Ok(())
-}
-
-const NEEDS_WAYPOINT: &str = "cannot be decided without a waypoint";
-
-/// What is left of a pattern without its `*` at one end.
-fn text_of(pattern: &wire::StringMatch) -> Option<&str> {
-    match pattern.match_type.as_ref()? {
-        MatchType::Exact(text) | MatchType::Prefix(text) | MatchType::Suffix(text) => Some(text),
-        MatchType::Presence(_) => None,
-    }
-}
-
-/// `*` is anything, `*x` ends in x, `x*` begins with x.
-fn patterns(values: &[&str]) -> Result<Vec<wire::StringMatch>, String> {
-    let pattern = |value: &&str| {
-        let kind = match *value {
-            "" => return Err("has an empty text".to_owned()),
-            "*" => MatchType::Presence(wire::Presence {}),
-            value => match (value.strip_prefix('*'), value.strip_suffix('*')) {
-                (Some(end), _) => MatchType::Suffix(end.to_owned()),
-                (None, Some(start)) => MatchType::Prefix(start.to_owned()),
-                (None, None) => MatchType::Exact(value.to_owned()),
-            },
-        };
-        Ok(wire::StringMatch { match_type: Some(kind) })
-    };
-    values.iter().map(pattern).collect()
-}
-
-/// Waypoints take a `*` anywhere in a namespace.
-fn namespaces(values: &[&str]) -> Result<Vec<wire::StringMatch>, String> {
-    let inner = |value: &&&str| {
-        value.strip_prefix('*').or_else(|| value.strip_suffix('*')).unwrap_or(value).contains('*')
-    };
-    match values.iter().find(inner) {
-        Some(value) => Err(format!("has {value:?}: a * is understood at one end only")),
-        None => patterns(values),
-    }
-}
-
-/// `namespace/name`, or `name` of the policy's own namespace.
-fn accounts(values: &[&str], own: &str) -> Result<Vec<wire::ServiceAccountMatch>, String> {
-    let account = |value: &&str| {
-        let (namespace, name) = value.split_once('/').unwrap_or((own, value));
-        if namespace.is_empty() || name.is_empty() || name.contains('/') {
-            return Err(format!("has {value:?}, which is no service account"));
-        }
-        Ok(wire::ServiceAccountMatch { namespace: namespace.to_owned(), service_account: name.to_owned() })
-    };
-    values.iter().map(account).collect()
-}
-
-/// An address is a prefix of full length.
-fn prefixes(values: &[&str]) -> Result<Vec<wire::Address>, String> {
-    let prefix = |value: &&str| {
-        let whole = || value.parse::<IpAddr>().map(IpNet::from).ok();
-        let wrong = || format!("has {value:?}, which is neither an IP address nor a prefix");
-        let prefix = value.parse::<IpNet>().ok().or_else(whole).ok_or_else(wrong)?;
-        let address = match prefix.network() {
-            IpAddr::V4(ip) => ip.octets().to_vec(),
-            IpAddr::V6(ip) => ip.octets().to_vec(),
-        };
-        Ok(wire::Address { address, length: prefix.prefix_len().into() })
-    };
-    values.iter().map(prefix).collect()
-}
-
-fn ports(values: &[&str]) -> Result<Vec<u32>, String> {
-    let port = |value: &&str| match value.parse::<u16>() {
-        Ok(port) if port > 0 => Ok(port.into()),
-        _ => Err(format!("has {value:?}, which is no port")),
-    };
-    values.iter().map(port).collect()
+/// A clause whose matches are all empty never matches (as in Istio).
+fn never() -> wire::Rule {
+    wire::Rule { clauses: vec![wire::Clause { matches: vec![wire::Match::default()] }] }
 }
 
 #[cfg(test)]

@@ -111,6 +111,23 @@ fn until_the_policies_are_listed_nobody_gets_in() {
     subject_to(&index, &[], "what is known stays in use during a relist");
 }
 
+/// A longer message than the pod protocol has cannot be sent at all.
+#[test]
+fn of_more_policies_than_a_message_holds_the_model_tells_alone() {
+    let long = |number: usize| format!("shop/{number:03}{}", "p".repeat(250));
+    let web = || json!({"app": "web"});
+    for (count, told) in [(10, 10), (70, 1)] {
+        let policies: Vec<Value> = (0..count).map(|number| policy(&long(number), web())).collect();
+        let index = world(&policies);
+        let pods = index.local_pods();
+        let description = &pods.iter().find(|pod| &*pod.name.name == "web").unwrap().description;
+        assert_eq!(description.authorization_policies.len(), told);
+        let is_stand_in = description.authorization_policies == ["istio-system/not_listed_yet"];
+        assert_eq!(is_stand_in, told == 1, "one that no proxy knows");
+        assert_eq!(named(&index, &pod_key("web")).len(), count, "the model");
+    }
+}
+
 #[test]
 fn a_policy_for_waypoints_is_nobody_s_at_layer_4() {
     let mut targeted = policy("shop/p", json!({}));

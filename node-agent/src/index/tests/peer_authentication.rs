@@ -266,3 +266,24 @@ fn what_cannot_be_understood_is_reported() {
     );
     assert_eq!(subject(&index), [STRICT]);
 }
+
+#[test]
+fn one_that_cannot_be_read() {
+    let unreadable = |index: &mut Index| {
+        let (kind, name) = (Kind::PeerAuthentication, ObjectName::new("shop", "p"));
+        index.handle(Event::Unreadable { kind, name, reason: "torn".into() })
+    };
+    // Never known: all of its namespace is strict, whatever others say.
+    let mut index = world(&[policy("shop/all", 9, mode("PERMISSIVE"))]);
+    assert_eq!(subject(&index), Vec::<String>::new());
+    let changes = unreadable(&mut index);
+    assert_eq!(subject(&index), [STRICT]);
+    assert!(changes.local && changes.keys.contains(&pod_key("web")), "{changes:?}");
+    assert!(!changes.problems[0].skipped && changes.problems[0].reason.contains("STRICT"), "{changes:?}");
+    apply(&mut index, Kind::PeerAuthentication, policy("shop/p", 1, mode("UNSET")));
+    assert_eq!(subject(&index), Vec::<String>::new(), "it can be read again");
+    // Else what was known stays.
+    let changes = unreadable(&mut index);
+    assert!(changes.problems[0].skipped && changes.keys.is_empty(), "{changes:?}");
+    assert_eq!(subject(&index), Vec::<String>::new());
+}

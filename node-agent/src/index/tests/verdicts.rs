@@ -116,13 +116,15 @@ fn what_is_wrong_is_told_once_and_briefly() {
     assert_eq!(apply(&mut index, Kind::AuthorizationPolicy, policy(3, other)).problems.len(), 1);
 }
 
+/// There are none.
 #[test]
 fn what_is_for_waypoints() {
-    let targeted = || json!({"targetRefs": [{"kind": "Service", "name": "web"}]});
-    assert_eq!(verdict(Kind::AuthorizationPolicy, targeted(), json!(null)), (vec![], false));
+    let targeted = json!({"targetRefs": [{"kind": "Service", "name": "web"}], "action": "DENY"});
     let other = json!({"type": "WaypointAccepted", "status": "True"});
-    let before = json!([accepted(), other]);
-    assert_eq!(verdict(Kind::AuthorizationPolicy, targeted(), before), (vec![other], true), "no longer ours");
+    let (conditions, told) = verdict(Kind::AuthorizationPolicy, targeted, json!([accepted(), other]));
+    assert_eq!((told, &conditions[0]), (true, &other));
+    assert_eq!(conditions[1]["status"], "False");
+    assert!(conditions[1]["message"].as_str().unwrap().contains("enforced by nobody"), "{conditions:?}");
 }
 
 #[test]

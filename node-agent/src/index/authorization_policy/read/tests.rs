@@ -6,11 +6,18 @@ use mesh_core::authz::{self, Applying, Connection, Decision};
 use mesh_core::convert::{self, Names};
 use serde_json::json;
 
+use super::super::super::tests::config;
 use super::*;
 
 fn policy(spec: Value) -> (AuthorizationPolicy, Vec<String>) {
+    policy_in("cluster.local", spec)
+}
+
+/// In a mesh of this trust domain.
+fn policy_in(trust_domain: &str, spec: Value) -> (AuthorizationPolicy, Vec<String>) {
     let object = json!({"metadata": {"namespace": "shop", "name": "p"}, "spec": spec});
-    read("istio-system", &ObjectName::new("shop", "p"), &serde_json::from_value(object).unwrap())
+    let config = Config { trust_domain: trust_domain.to_owned(), ..config() };
+    read(&config, &ObjectName::new("shop", "p"), &serde_json::from_value(object).unwrap())
 }
 
 fn allows(policy: &AuthorizationPolicy, client: &str, port: u16) -> bool {
@@ -217,6 +224,42 @@ fn a_rule_that_is_left_out_takes_no_other_along() {
     ]}));
     assert_eq!(served(&read), ["bank/web:80"]);
     assert!(faults[0].starts_with("spec.rules[0].to[0].operation.methods"), "{faults:?}");
+    // The others are told by the number that they have in the policy.
+    let (applying, connection) = asked(&read, "shop/web", 80);
+    let Decision::Deny(denial) = authz::decide(&applying, &connection) else { panic!("shop is allowed") };
+    assert_eq!(denial.nearest().map(|nearest| nearest.rule), Some(1));
+}
+
+/// Policies are written for `cluster.local`, and a mesh by another name has none by that.
+#[test]
+fn the_well_known_trust_domain_is_the_mesh_s_own() {
+    for (principal, own, shops, faults) in [
+        ("cluster.local/ns/shop/sa/web", "corp.example", true, 0),
+        ("cluster.local/ns/shop/sa/*", "corp.example", true, 0),
+        ("cluster.local/*", "corp.example", true, 0),
+        ("cluster.local/ns/bank/sa/web", "corp.example", false, 0),
+        ("cluster.local*", "corp.example", false, 0),
+        ("corp.example/ns/shop/sa/web", "corp.example", true, 0),
+        ("*/sa/web", "corp.example", true, 0),
+        ("old.example/ns/shop/sa/web", "corp.example", false, 1),
+        ("old.example/*", "corp.example", false, 1),
+        ("corp.example/ns/shop/sa/web", "cluster.local", false, 1),
+    ] {
+        let from = json!([{"from": [{"source": {"principals": [principal]}}]}]);
+        let when = json!([{"when": [{"key": "source.principal", "values": [principal]}]}]);
+        let except = json!([{"from": [{"source": {"notPrincipals": [principal]}}]}]);
+        for (rules, matches) in [(from, shops), (when, shops), (except, !shops)] {
+            for action in ["ALLOW", "DENY"] {
+                let (read, found) = policy_in(own, json!({"action": action, "rules": rules}));
+                let (applying, mut connection) = asked(&read, "shop/web", 80);
+                connection.peer = Some(format!("spiffe://{own}/ns/shop/sa/web").parse().unwrap());
+                let allowed = authz::decide(&applying, &connection) == Decision::Allow;
+                assert_eq!(allowed, matches == (action == "ALLOW"), "{action} {rules} in {own}");
+                assert_eq!(found.len(), faults, "{found:?}");
+                assert!(found.iter().all(|fault| fault.contains("trust domain")), "{found:?}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -260,7 +303,7 @@ fn whom_it_is_about() {
     ] {
         let name = ObjectName::new(namespace, "p");
         let object = json!({"metadata": {}, "spec": {"selector": selector}});
-        let (policy, found) = read("istio-system", &name, &serde_json::from_value(object).unwrap());
+        let (policy, found) = read(&config(), &name, &serde_json::from_value(object).unwrap());
         let enforced = policy.enforced.unwrap();
         assert_eq!(enforced.scope(), scope, "{namespace} {selector}");
         assert_eq!(
@@ -272,10 +315,9 @@ fn whom_it_is_about() {
     for targeted in
         [json!({"targetRef": {"kind": "Gateway", "name": "w"}}), json!({"targetRefs": [{"kind": "Service"}]})]
     {
-        assert_eq!(
-            policy(targeted),
-            (AuthorizationPolicy { selector: Labels::new(), enforced: None }, Vec::new())
-        );
+        let (policy, faults) = policy(targeted);
+        assert_eq!(policy, AuthorizationPolicy { selector: Labels::new(), enforced: None });
+        assert!(faults.len() == 1 && faults[0].contains("enforced by nobody"), "{faults:?}");
     }
     assert!(policy(json!({"targetRefs": []})).0.enforced.is_some());
 }
@@ -317,7 +359,7 @@ fn a_dry_run() {
     let read = |value: &str| {
         let object = json!({"metadata": {"annotations": {"istio.io/dry-run": value}}, "spec": {}});
         let (policy, faults) =
-            read("istio-system", &ObjectName::new("shop", "p"), &serde_json::from_value(object).unwrap());
+            read(&config(), &ObjectName::new("shop", "p"), &serde_json::from_value(object).unwrap());
         (policy.enforced.unwrap().dry_run, faults.len())
     };
     assert_eq!(
