@@ -44,8 +44,8 @@ pub struct Config {
     pub xds_address: Address,
     /// Service accounts, as <namespace>/<name> and comma separated, whose proxies are told everything by the agent of
     /// their node; others are told what is of their own namespace
-    #[arg(long, env = "AMBIT_XDS_PROXIES", value_delimiter = ',')]
-    pub xds_proxies: Vec<ServiceAccount>,
+    #[arg(long, env = "AMBIT_XDS_PROXIES", default_value = "")]
+    pub xds_proxies: Accounts,
     /// The CA.
     #[command(flatten)]
     pub ca: CaConfig,
@@ -69,11 +69,24 @@ impl FromStr for Address {
     }
 }
 
+/// Service accounts, none for an empty text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accounts(BTreeSet<ServiceAccount>);
+
+impl FromStr for Accounts {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+        names.map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 impl Config {
     /// Who is told what; ztunnel is a proxy in any case.
     pub fn rules(&self, node: &str, root_namespace: &str, system_namespace: &str) -> Rules {
         let ztunnel = ServiceAccount { namespace: system_namespace.to_owned(), name: "ztunnel".to_owned() };
-        let proxies: BTreeSet<_> = self.xds_proxies.iter().cloned().chain([ztunnel]).collect();
+        let proxies: BTreeSet<_> = self.xds_proxies.0.iter().cloned().chain([ztunnel]).collect();
         Rules { node: node.to_owned(), root_namespace: root_namespace.to_owned(), proxies }
     }
 }

@@ -247,3 +247,13 @@ async fn one_account_does_not_take_all_streams() {
     };
     tokio::time::timeout(Duration::from_secs(10), again).await.unwrap();
 }
+
+#[test]
+fn accounts_are_read_and_none_is_none() {
+    let account =
+        |namespace: &str, name: &str| ServiceAccount { namespace: namespace.into(), name: name.into() };
+    assert_eq!("".parse(), Ok(Accounts(BTreeSet::new())));
+    let two = BTreeSet::from([account("edge", "gateway"), account("shop", "web")]);
+    assert_eq!("edge/gateway, shop/web,".parse(), Ok(Accounts(two)));
+    assert!("edge/gateway,shop".parse::<Accounts>().unwrap_err().contains("\"shop\""));
+}
