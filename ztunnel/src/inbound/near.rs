@@ -89,12 +89,12 @@ impl Arrived {
             let (mut closing, mut own_closing) = (pin!(drain.closing()), pin!(own.closing()));
             let mut revoked = pin!(policy::revoked(Some(&*permit)));
             // Also if they came since the way was chosen.
-            let mut needs_tunnel = pin!(revocations.in_force());
+            let mut needs_tunnel = revocations.are_configured().then(|| Box::pin(revocations.in_force()));
             let cut = poll_fn(|cx| {
                 if closing.as_mut().poll(cx).is_ready() || own_closing.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(Cause::Cut);
                 }
-                if needs_tunnel.as_mut().poll(cx).is_ready() {
+                if needs_tunnel.as_mut().is_some_and(|needs| needs.as_mut().poll(cx).is_ready()) {
                     return Poll::Ready(Cause::NeedsTunnel);
                 }
                 revoked.as_mut().poll(cx).map(Cause::Revoked)
