@@ -106,14 +106,25 @@ pub fn rehearse(applying: &Applying, connection: &Connection) -> Option<Denial> 
     }
 }
 
-/// The first of the AUDIT policies that match, and which of its rules does; there may be others.
-pub fn audited(applying: &Applying, connection: &Connection) -> Option<Audited> {
+/// Which policy on trial denies a connection by a rule of its own, whatever those in force say.
+pub fn rehearse_denials(applying: &Applying, connection: &Connection) -> Option<Denial> {
     let asked = rule::Asked::new(connection);
-    applying.policies.iter().find_map(|policy| {
+    applying.policies.iter().filter(|policy| policy.dry_run).find_map(|policy| {
+        let Rules::Deny(rules) = &policy.rules else { return None };
+        let rule = rules.iter().position(|rule| rule.matches(&asked))?;
+        Some(Denial::Denied { policy: policy.key.clone(), rule, plaintext: connection.peer.is_none() })
+    })
+}
+
+/// The AUDIT policies that match, each with the first of its rules that does.
+pub fn audited(applying: &Applying, connection: &Connection) -> Vec<Audited> {
+    let asked = rule::Asked::new(connection);
+    let matching = applying.policies.iter().filter_map(|policy| {
         let Rules::Audit(rules) = &policy.rules else { return None };
         let rule = rules.iter().position(|rule| rule.matches(&asked))?;
         Some(Audited { policy: policy.key.clone(), rule })
-    })
+    });
+    matching.collect()
 }
 
 /// A policy wants a connection to be noted.

@@ -20,7 +20,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
-pub use endpoints::{Endpoint, PickError, Picked, ServiceEntry};
+pub use endpoints::{Directory, Endpoint, Here, PickError, Picked, ServiceEntry};
+pub use policies::ChangedPolicies;
 pub use refused::{Claims, Refused};
 use sharded::{Shards, ShardsWriter};
 
@@ -58,8 +59,8 @@ pub struct Size {
 /// What a commit changed that policy depends on: connections that were allowed may not be any more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Policies: whatever workload they are about.
-    pub policies: bool,
+    /// Policies.
+    pub policies: ChangedPolicies,
     /// Workloads that are subject to other policies than before, or are gone: what stands in for one that is gone, such
     /// as what the agent said of a pod, may be subject to others.
     pub workloads: Vec<WorkloadUid>,

@@ -27,7 +27,7 @@ use crate::descriptors::Descriptors;
 use crate::dns::names::Zone;
 use crate::dump;
 use crate::expiry;
-use crate::hosts::Hosts;
+use crate::hosts::{self, Hosts, Resolve};
 use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
 use crate::pace::Pace;
@@ -44,6 +44,8 @@ pub struct Surroundings {
     pub open_pod: Arc<OpenPod>,
     /// How many its connections may have.
     pub descriptors: Descriptors,
+    /// Looks up host names of endpoints.
+    pub resolve: Arc<Resolve>,
     /// What the process logs.
     pub levels: telemetry::Levels,
 }
@@ -60,7 +62,9 @@ impl Surroundings {
         };
         let authority = CaClient::new(config.ca.clone(), config.cluster_id.clone());
         let descriptors = Descriptors::of_process();
-        Ok(Self { authority: Arc::new(authority), open_pod: Arc::new(open_pod), descriptors, levels })
+        let (authority, open_pod, resolve) =
+            (Arc::new(authority), Arc::new(open_pod), Arc::new(hosts::of_node));
+        Ok(Self { authority, open_pod, descriptors, resolve, levels })
     }
 }
 
@@ -86,7 +90,7 @@ pub async fn run(
         revocations,
         metrics,
         connections: Connections::default(),
-        hosts: Hosts::default(),
+        hosts: Hosts::new(surroundings.resolve),
         policy: PolicyChanges::default(),
         denials,
         limits: config.budget,
@@ -108,9 +112,13 @@ pub async fn run(
     // Policies first: a workload that names one that is not known lets nobody in.
     let session = Session::new(node(&config), &[AUTHORIZATION_TYPE, ADDRESS_TYPE]);
     let xds_socket = config.run_dir.join("xds.sock");
-    let (policy, xds_metrics) = (proxy.policy.clone(), proxy.metrics.xds.clone());
-    let mesh = proxy.mesh.clone();
-    let tell = move |changes: &Changes| policy.tell(changes, &mesh);
+    let xds_metrics = proxy.metrics.xds.clone();
+    let (policy, mesh, counted) = (proxy.policy.clone(), proxy.mesh.clone(), proxy.metrics.policies.clone());
+    let tell = move |changes: &Changes| {
+        policy.tell(changes, &mesh);
+        let gone = changes.policies.named().filter(|policy| !mesh.has_authorization(policy));
+        gone.for_each(|policy| counted.forget(policy));
+    };
     let handler = Mesh::new(writer, &config.root_namespace, tell);
     servers.spawn(async move {
         let complete = || {

@@ -38,6 +38,9 @@ pub struct Config {
     /// sent may be about as much again
     #[arg(long, env = "ZTUNNEL_POD_MEMORY_MIB", default_value_t = 256, value_parser = positive)]
     pub pod_memory_mib: usize,
+    /// DNS queries that are read of one pod in a second; more wait in its socket, which drops what it has no room for
+    #[arg(long, env = "ZTUNNEL_MAX_POD_DNS_QUERIES", default_value_t = 5000, value_parser = positive)]
+    pub max_pod_dns_queries: usize,
 }
 
 fn positive(text: &str) -> Result<usize, String> {
@@ -269,8 +272,11 @@ fn window(bytes: usize, connections: usize, current: u32) -> u32 {
 mod tests {
     use super::*;
 
+    const SMALL: Config =
+        Config { max_pod_connections: 1, max_pod_handshakes: 1, pod_memory_mib: 4, max_pod_dns_queries: 1 };
+
     fn budget(connections: usize) -> Budget {
-        Budget::new(Config { max_pod_connections: connections, max_pod_handshakes: 1, pod_memory_mib: 4 })
+        Budget::new(Config { max_pod_connections: connections, ..SMALL })
     }
 
     fn client(last: u8) -> IpAddr {
@@ -351,7 +357,7 @@ mod tests {
 
     #[test]
     fn memory_without_end_is_the_largest_window() {
-        let most = Config { max_pod_connections: 1, max_pod_handshakes: 1, pod_memory_mib: 1 << 44 };
+        let most = Config { pod_memory_mib: 1 << 44, ..SMALL };
         let budget = Budget::new(most);
         let _one = budget.connection().unwrap();
         assert_eq!(budget.window().now(), LARGEST);

@@ -16,6 +16,8 @@ pub mod udp;
 
 use std::time::Duration;
 
+use mesh_core::hbone::allowance::Allowance;
+
 use self::answer::{Answer, Client};
 use self::message::Transport;
 use self::metrics::Labels;
@@ -23,6 +25,19 @@ use crate::proxy::Pod;
 
 /// Time for the server's answer. Clients wait five seconds, mostly, and should learn before that they wait in vain.
 const PATIENCE: Duration = Duration::from_secs(4);
+
+/// How fast one pod may ask, `per_second` and twice as much at once: who asks more waits, and nobody else.
+pub fn pace(per_second: usize) -> Allowance {
+    let per_second = u32::try_from(per_second).unwrap_or(u32::MAX);
+    Allowance::new(per_second.saturating_mul(2), per_second)
+}
+
+/// Waits until the pod may ask once more.
+async fn turn(pod: &Pod) {
+    while let Err(later) = pod.dns_queries.take(1) {
+        tokio::time::sleep(later).await;
+    }
+}
 
 /// What becomes of a message of the pod's application, which is counted.
 fn judge(pod: &Pod, bytes: &[u8], transport: Transport) -> (Answer, Labels) {

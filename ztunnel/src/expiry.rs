@@ -10,13 +10,15 @@ use mesh_core::proto::pods::Expiring;
 use mesh_core::proto::pods::from_ztunnel::Message;
 use tokio::sync::mpsc;
 
+use crate::denials::Waiting;
+
 /// Between two looks, unless a certificate lives so short that it would be missed.
 const LOOK: Duration = Duration::from_secs(10);
 /// The least time between two looks.
 const SHORTEST_LOOK: Duration = Duration::from_millis(500);
 
 /// Says it at 50, 25 and 10 percent of a life, each once. For ever.
-pub async fn run(certificates: Certificates, to_agent: mpsc::Sender<Message>) {
+pub async fn run(certificates: Certificates, to_agent: mpsc::Sender<Waiting>) {
     let (mut alarm, mut told) = (Alarm::default(), Told::default());
     loop {
         let now = SystemTime::now();
@@ -30,7 +32,7 @@ pub async fn run(certificates: Certificates, to_agent: mpsc::Sender<Message>) {
         }
         for late in told.due(certificates.late(now)) {
             // Where the agent is away for long the newest ones are lost; the log has them.
-            let _ = to_agent.try_send(Message::Expiring(expiring(late)));
+            let _ = to_agent.try_send(Message::Expiring(expiring(late)).into());
         }
     }
 }

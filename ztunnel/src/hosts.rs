@@ -27,9 +27,21 @@ const AT_ONCE_OF_NAMESPACE: usize = 16;
 /// Addresses of one name, never none.
 pub type Addresses = Arc<[IpAddr]>;
 
+/// Looks a name up; may block.
+pub type Resolve = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
+
+/// Asks the node's resolver.
+///
+/// # Errors
+/// When it knows no address, or does not answer.
+pub fn of_node(name: &str) -> io::Result<Vec<IpAddr>> {
+    Ok((name, 0).to_socket_addrs()?.map(|found| found.ip().to_canonical()).collect())
+}
+
 /// What was found; clones are the same.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Hosts {
+    resolve: Arc<Resolve>,
     known: Arc<Mutex<HashMap<String, Arc<Host>>>>,
     places: Arc<Semaphore>,
     of_namespace: Arc<Mutex<HashMap<Arc<str>, Arc<Semaphore>>>>,
@@ -37,8 +49,7 @@ pub struct Hosts {
 
 impl Default for Hosts {
     fn default() -> Self {
-        let places = Arc::new(Semaphore::new(AT_ONCE));
-        Self { known: Arc::default(), places, of_namespace: Arc::default() }
+        Self::new(Arc::new(of_node))
     }
 }
 
@@ -72,6 +83,12 @@ impl Host {
 }
 
 impl Hosts {
+    /// Nothing was looked up yet.
+    pub fn new(resolve: Arc<Resolve>) -> Self {
+        let places = Arc::new(Semaphore::new(AT_ONCE));
+        Self { resolve, known: Arc::default(), places, of_namespace: Arc::default() }
+    }
+
     /// What was found lately.
     pub fn get(&self, name: &str) -> Option<Addresses> {
         let host = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()?;
@@ -125,16 +142,16 @@ impl Hosts {
             let closed = |_| io::Error::other("the proxy ends");
             let own = self.places_of(namespace).acquire_owned().await.map_err(closed)?;
             let place = self.places.clone().acquire_owned().await.map_err(closed)?;
-            let name = name.to_owned();
+            let (name, resolve) = (name.to_owned(), self.resolve.clone());
             let looking = tokio::task::spawn_blocking(move || {
                 // Given back when the thread is free again, not when nobody waits for it any more.
                 let _places = (own, place);
-                (&*name, 0).to_socket_addrs()
+                resolve(&name)
             });
             looking.await.map_err(io::Error::other)?
         };
         let answer = tokio::time::timeout(DEADLINE, answer).await.map_err(|_| late())?;
-        distinct(answer?.map(|found| found.ip().to_canonical()).collect())
+        distinct(answer?)
     }
 
     fn places_of(&self, namespace: &Arc<str>) -> Arc<Semaphore> {

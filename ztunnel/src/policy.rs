@@ -37,14 +37,21 @@ impl PolicyChanges {
         pod
     }
 
-    /// Tells the pods concerned.
+    /// Tells the pods concerned, and no others: each decides anew about all of its connections.
     pub fn tell(&self, changes: &Changes, mesh: &Reader) {
         let pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let tell = |pod: &Weak<Known>| pod.upgrade().iter().for_each(|pod| learn(pod, mesh));
-        if changes.policies {
-            pods.values().for_each(tell);
-        } else {
-            changes.workloads.iter().filter_map(|uid| pods.get(uid)).for_each(tell);
+        for pod in changes.workloads.iter().filter_map(|uid| pods.get(uid)?.upgrade()) {
+            learn(&pod, mesh);
+        }
+        if changes.policies.is_empty() {
+            return;
+        }
+        for pod in pods.values().filter_map(Weak::upgrade) {
+            // What is known of it by now, or the policy would be looked for among those that it had.
+            let concerned = changes.policies.concern(&pod.borrow());
+            if concerned {
+                learn(&pod, mesh);
+            }
         }
     }
 }
@@ -62,8 +69,8 @@ fn learn(pod: &Known, mesh: &Reader) {
 pub struct Remarks {
     /// Why those that are on trial would deny it.
     pub dry_run: Option<Box<Denial>>,
-    /// It is to be noted.
-    pub audit: Option<Box<Audited>>,
+    /// It is to be noted, by each of these.
+    pub audit: Vec<Audited>,
 }
 
 /// A connection that policy allows, until it does not any more.
@@ -82,12 +89,18 @@ impl Permit {
         let permit = Self { pod: pod.clone(), connection, changes: pod.known.subscribe() };
         let denied = |denial| ProxyError::new(Phase::Authorize, Side::Downstream, Cause::Denied(denial));
         let applying = permit.applying().map_err(denied)?;
-        remarks.audit = authz::audited(&applying, &permit.connection).map(Box::new);
-        if let Decision::Deny(denial) = authz::decide(&applying, &permit.connection) {
-            return Err(denied(denial));
+        remarks.audit = authz::audited(&applying, &permit.connection);
+        let decision = authz::decide(&applying, &permit.connection);
+        remarks.dry_run = match &decision {
+            Decision::Allow => authz::rehearse(&applying, &permit.connection),
+            // Not who else does not allow it: that it is refused is no news.
+            Decision::Deny(_) => authz::rehearse_denials(&applying, &permit.connection),
         }
-        remarks.dry_run = authz::rehearse(&applying, &permit.connection).map(Box::new);
-        Ok(permit)
+        .map(Box::new);
+        match decision {
+            Decision::Allow => Ok(permit),
+            Decision::Deny(denial) => Err(denied(denial)),
+        }
     }
 
     fn decide(&self) -> Decision {
@@ -143,6 +156,37 @@ mod tests {
             ..Default::default()
         };
         convert::workload::convert(&message, &mut Names::default()).unwrap()
+    }
+
+    /// A tenant that changes a policy of its own all the time costs the node's other pods nothing.
+    #[test]
+    fn only_those_whom_a_changed_policy_may_concern_decide_anew() {
+        let policy = |key: &str, scope: authz::Scope| {
+            let (namespace, _) = key.split_once('/').unwrap();
+            let (key, namespace) = (key.into(), namespace.into());
+            authz::Authorization {
+                key,
+                namespace,
+                scope,
+                dry_run: false,
+                rules: authz::Rules::Deny([].into()),
+            }
+        };
+        let (mut writer, mesh) = store::new();
+        let all = PolicyChanges::default();
+        let bank = Workload { uid: "c//Pod/bank/b-0".into(), namespace: "bank".into(), ..pod(2, "bank/p") };
+        let pods = [pod(1, "shop/p"), bank].map(|pod| all.of(&Arc::new(pod), &mesh));
+        for (key, scope, expected) in [
+            ("shop/p", authz::Scope::Selected, [true, false]),
+            ("shop/other", authz::Scope::Selected, [false, false]),
+            ("bank/all", authz::Scope::Namespace, [false, true]),
+            ("root/all", authz::Scope::Global, [true, true]),
+        ] {
+            let mut changes = pods.each_ref().map(|pod| pod.subscribe());
+            writer.put_authorization(policy(key, scope));
+            all.tell(&writer.commit(), &mesh);
+            assert_eq!(changes.each_mut().map(|of| of.has_changed().unwrap()), expected, "{key}");
+        }
     }
 
     /// As of a StatefulSet: made anew under its name, which the mesh still tells the old one's policies of.

@@ -11,6 +11,7 @@ use mesh_core::addr::{ClientAddr, NetworkAddress, Target};
 use mesh_core::certs::Certificates;
 use mesh_core::copy::{self, Carried, Meter, Outcome};
 use mesh_core::drain::Watch;
+use mesh_core::hbone::allowance::Allowance;
 use mesh_core::hbone::pool::{Config as PoolConfig, Pool};
 use mesh_core::hbone::{Baggage, HboneStream};
 use mesh_core::store::Reader;
@@ -95,6 +96,8 @@ pub struct Pod {
     pub budget: Budget,
     /// Places for conversations with DNS servers.
     pub dns_streams: Semaphore,
+    /// DNS queries that are looked at.
+    pub dns_queries: Allowance,
     /// The process.
     pub proxy: Arc<Proxy>,
     /// Changes when policy has to be asked again about its connections.
@@ -118,7 +121,20 @@ impl Pod {
         let known = proxy.policy.of(&described, &proxy.mesh);
         let (tuples, affinities) = (Tuples::default(), Affinities::default());
         let dns_streams = Semaphore::new(dns::tcp::MOST);
-        Self { uid, sockets, pool, tuples, affinities, budget, dns_streams, proxy, known, described }
+        let dns_queries = dns::pace(proxy.limits.max_pod_dns_queries);
+        Self {
+            uid,
+            sockets,
+            pool,
+            tuples,
+            affinities,
+            budget,
+            dns_streams,
+            dns_queries,
+            proxy,
+            known,
+            described,
+        }
     }
 
     /// The pod as a workload: what the mesh knows (locality, services), if that is about this pod and not the last one of

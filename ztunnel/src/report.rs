@@ -3,6 +3,7 @@
 //! **Invariant:** each accepted connection (each CONNECT of a tunnel) has exactly one access-log line, also when its
 //! task is dropped half-way.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -174,13 +175,16 @@ impl Report {
         let Some(policy) = denial.policy() else { return };
         let address = || source.address.map(|address| address.ip().to_string());
         let client = source.identity.as_ref().map(ToString::to_string).or_else(address);
-        self.pod.proxy.denials.tell(Denied {
-            uid: self.pod.uid.to_string(),
-            client: client.unwrap_or_default(),
-            port: destination.address.map_or(0, |address| address.port().into()),
-            policy: policy.to_string(),
-            reason: denial.to_string(),
-        });
+        self.pod.proxy.denials.tell(
+            &self.pod.described().namespace,
+            Denied {
+                uid: self.pod.uid.to_string(),
+                client: client.unwrap_or_default(),
+                port: destination.address.map_or(0, |address| address.port().into()),
+                policy: policy.to_string(),
+                reason: denial.to_string(),
+            },
+        );
     }
 
     /// What policies did to it, and would have done.
@@ -203,9 +207,7 @@ impl Report {
         if let Some(denial) = &remarks.dry_run {
             denied_by(denial, "dry_run");
         }
-        if let Some(audited) = &remarks.audit {
-            policies.count(direction, &audited.policy, "audit");
-        }
+        remarks.audit.iter().for_each(|audited| policies.count(direction, &audited.policy, "audit"));
     }
 
     /// The facts' labels; what a peer says of itself is bounded.
@@ -245,7 +247,7 @@ impl Report {
                     bytes_sent, bytes_recv, duration,
                     tried = (*tried > 1).then_some(*tried),
                     dry_run = remarks.dry_run.as_ref().map(display),
-                    audit = remarks.audit.as_ref().map(display),
+                    audit = (!remarks.audit.is_empty()).then(|| display(Listed(&remarks.audit))),
                     error = error.map(display),
                     nearest = error.and_then(|error| error.denial()?.nearest()).map(display),
                     reason = error.map(|error| error.reason().flag()),
@@ -342,6 +344,18 @@ impl Facts {
             response_flags,
             security: self.security,
         }
+    }
+}
+
+/// One after the other.
+struct Listed<'a, T>(&'a [T]);
+
+impl<T: fmt::Display> fmt::Display for Listed<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, item) in self.0.iter().enumerate() {
+            write!(f, "{}{item}", if i == 0 { "" } else { "; " })?;
+        }
+        Ok(())
     }
 }
 

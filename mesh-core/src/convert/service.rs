@@ -199,6 +199,17 @@ mod tests {
     }
 
     #[test]
+    fn scopes_are_those_of_the_wire() {
+        // Numbers of the field, as Istio's workload.proto has them.
+        let routing_preference = vec![1, 2, 3, 4, 5, 6];
+        let load_balancing = Some(wire::LoadBalancing { routing_preference, mode: 2, health_policy: 0 });
+        let service = convert(&wire::Service { load_balancing, ..minimal() }, &mut Names::default()).unwrap();
+        let names: Vec<&str> = service.balancing.scopes.iter().map(|scope| scope.as_str()).collect();
+        assert_eq!(names, ["region", "zone", "subzone", "node", "cluster", "network"]);
+        assert_eq!(service.balancing.mode, Mode::Failover);
+    }
+
+    #[test]
     fn bad_fields_refuse_the_resource() {
         type Break = fn(&mut wire::Service);
         let cases: [(&str, Break, &str); 7] = [

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::allowance::Allowance;
 use super::conduct::{Conduct, Watched};
 use super::frames::Frames;
-use super::request::{Baggage, ConnectRequest, POLICY, REASON, text};
+use super::request::{Baggage, ConnectRequest, MAX_POLICY, MAX_REASON, POLICY, REASON, text_of};
 use super::settings::{self, Dead, HANDSHAKE_TIMEOUT, KeepAlive};
 use super::stream::HboneStream;
 use super::window::{Resizing, Window};
@@ -268,8 +268,9 @@ impl Tunnel {
         let status = answer.status();
         let (head, receive) = answer.into_parts();
         if status != StatusCode::OK {
-            let told = |header| text(&head.headers, header).map(str::to_owned);
-            return Err(ConnectError::Refused { status, reason: told(&REASON), policy: told(&POLICY) });
+            let told = |header, most| text_of(&head.headers, header, most).map(str::to_owned);
+            let (reason, policy) = (told(&REASON, MAX_REASON), told(&POLICY, MAX_POLICY));
+            return Err(ConnectError::Refused { status, reason, policy });
         }
         let baggage = Baggage::parse(&head.headers);
         let stream = HboneStream::new(send, receive, self.window.clone(), self.broken.clone(), Some(lease));

@@ -27,6 +27,8 @@ pub const REASON: HeaderName = HeaderName::from_static("ambit-reason");
 pub const POLICY: HeaderName = HeaderName::from_static("ambit-policy");
 /// Two names of Kubernetes and what is between them.
 pub(super) const MAX_POLICY: usize = 2 * 253 + 1;
+/// The same of a reason, which may name a policy and has words around it.
+pub(super) const MAX_REASON: usize = MAX_POLICY + 256;
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Longest value taken over from a peer into logs and labels, in bytes; twice that of a Kubernetes name.
 const MAX_VALUE: usize = 512;
@@ -135,7 +137,12 @@ impl ConnectRequest {
 
 /// The value of a header that occurs, if it is short printable ASCII.
 pub(super) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    headers.get(name)?.to_str().ok().filter(|value| !value.is_empty() && value.len() <= MAX_VALUE)
+    text_of(headers, name, MAX_VALUE)
+}
+
+/// The same, where so many bytes are short.
+pub(super) fn text_of<'a>(headers: &'a HeaderMap, name: &HeaderName, most: usize) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok().filter(|value| !value.is_empty() && value.len() <= most)
 }
 
 pub(super) fn insert(headers: &mut HeaderMap, name: HeaderName, value: Option<&impl fmt::Display>) {

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use super::allowance::Allowance;
 use super::conduct::{self, Conduct, Watched};
 use super::frames::Frames;
-use super::request::{Baggage, ConnectRequest, InvalidRequest, MAX_POLICY, POLICY, REASON};
+use super::request::{Baggage, ConnectRequest, InvalidRequest, MAX_POLICY, MAX_REASON, POLICY, REASON};
 use super::settings::{self, Dead, HANDSHAKE_TIMEOUT, KeepAlive, MAX_STREAMS};
 use super::stream::HboneStream;
 use super::window::{Resizing, Window};
@@ -294,7 +294,7 @@ fn reaped(streams: &mut JoinSet<()>) -> &JoinSet<()> {
 fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, reason: &str, policy: Option<&str>) {
     let mut response = Response::new(());
     *response.status_mut() = status;
-    for (name, text, most) in [(REASON, Some(reason), 256), (POLICY, policy, MAX_POLICY)] {
+    for (name, text, most) in [(REASON, Some(reason), MAX_REASON), (POLICY, policy, MAX_POLICY)] {
         let text = text.unwrap_or_default().chars();
         let short: String = text.filter(|c| c.is_ascii_graphic() || *c == ' ').take(most).collect();
         if let Ok(value) = HeaderValue::from_str(&short)

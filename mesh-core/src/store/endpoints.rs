@@ -4,15 +4,17 @@
 //! its place ([`choice`]), and holds until the endpoints change. The clients of a proxy are of one node.
 
 mod choice;
+mod directory;
 mod draw;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 
 use self::choice::{Choice, Prepared};
+pub use self::directory::{Directory, Here};
 use crate::addr::OrigDst;
 use crate::service::{Families, Scope, Service, ServicePort};
 use crate::workload::{Health, Workload, WorkloadUid};
@@ -74,6 +76,7 @@ struct Known {
     /// Where nothing else is ready.
     draining: Arc<Vec<Arc<Endpoint>>>,
     prepared: Prepared,
+    directory: OnceLock<Arc<Directory>>,
 }
 
 /// An endpoint and its target port.
@@ -115,12 +118,19 @@ impl ServiceEntry {
             ready: Arc::new(members.usable(ready)),
             draining: Arc::new(members.usable(draining)),
             prepared: Prepared::default(),
+            directory: OnceLock::new(),
         }));
     }
 
     /// What is ready now.
     pub fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
         self.known.load().ready.clone()
+    }
+
+    /// The same by names and addresses.
+    pub fn directory(&self) -> Arc<Directory> {
+        let known = self.known.load();
+        known.directory.get_or_init(|| Arc::new(Directory::new(&self.service, &known.ready))).clone()
     }
 
     /// Whether the workload serves this service (ready or not is not asked).

@@ -1,5 +1,6 @@
 //! Policies by what they are about, so that a decision costs what selects its destination, however many there are.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -90,19 +91,55 @@ fn area(policy: &Authorization) -> Option<Area> {
     }
 }
 
+/// Policies that changed, by whom they are or were about: nobody else has to be judged anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChangedPolicies {
+    areas: HashSet<Area>,
+    keys: HashSet<Arc<str>>,
+}
+
+impl ChangedPolicies {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Whether one of them is, or was, about the workload.
+    pub fn concern(&self, workload: &Workload) -> bool {
+        self.areas.iter().any(|area| area.as_ref().is_none_or(|of| *of == workload.namespace))
+            || workload.authorization_policies.iter().any(|name| self.keys.contains(name))
+    }
+
+    /// Their names, whether they are still there or not.
+    pub fn named(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().map(|key| &**key)
+    }
+
+    fn note(&mut self, policy: &Authorization) {
+        self.areas.extend(area(policy));
+        self.keys.insert(policy.key.clone());
+    }
+}
+
 impl Writer {
     /// Adds a policy or replaces the one of that name.
     pub fn put_authorization(&mut self, policy: Authorization) {
+        if let Some(old) = self.policies.by_key.get(&*policy.key) {
+            if *old == policy {
+                return;
+            }
+            self.changes.policies.note(&old);
+        }
+        self.changes.policies.note(&policy);
         self.policies.remove(&policy.key);
         self.policies.put(Arc::new(policy));
-        self.changes.policies = true;
     }
 
     /// Forgets a policy. False if there was none.
     pub fn remove_authorization(&mut self, key: &str) -> bool {
-        let known = self.policies.remove(key);
-        self.changes.policies |= known;
-        known
+        let Some(old) = self.policies.by_key.get(key) else { return false };
+        self.changes.policies.note(&old);
+        self.policies.remove(key)
     }
 
     /// The policy of that name as it will be at the next commit.
@@ -126,6 +163,11 @@ impl Reader {
             }
         }
         applying
+    }
+
+    /// Whether there is a policy of that name.
+    pub fn has_authorization(&self, key: &str) -> bool {
+        self.published.policies.by_key.get(key).is_some()
     }
 
     /// Every policy, for the configuration dump; takes time in proportion to their number.

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use mesh_core::addr::Network;
 use mesh_core::service::{ServicePort, Vip};
-use mesh_core::store::{Endpoint, Reader, ServiceEntry};
+use mesh_core::store::{Reader, ServiceEntry};
 
-use super::message::{A, AAAA, Location, Query, Reply, SRV, Transport, is_query};
+use super::message::{A, AAAA, Location, Put, Query, Reply, SRV, Transport, is_query};
 use super::names::{Meaning, Zone};
 
 /// Seconds that clients may keep an answer, as in Istio; also that there is none.
@@ -54,12 +54,13 @@ pub fn answer(
         let query = Query::read(bytes)?;
         let reply = Reply::new(&query, transport);
         match query.kind {
-            A | AAAA => with_addresses(reply, zone.find(mesh, client.namespace, &query.name)?, |meaning| {
-                addresses(meaning, client.network, query.kind == A).map(|all| rotated(all, random))
-            }),
+            A | AAAA => {
+                let meaning = zone.find(mesh, client, &query.name)?;
+                with_addresses(reply, &meaning, client.network, query.kind == A, random)
+            }
             SRV => {
                 let (service, port) = zone.port(mesh, client.namespace, &query.name)?;
-                with_locations(reply, rotated(locations(service, port, client.network)?, random))
+                with_locations(reply, &service, port, client.network, random)
             }
             _ => None,
         }
@@ -69,98 +70,114 @@ pub fn answer(
 
 fn with_addresses(
     mut reply: Reply,
-    meaning: Meaning,
-    addresses: impl FnOnce(&Meaning) -> Option<Vec<IpAddr>>,
+    meaning: &Meaning,
+    network: &Network,
+    v4: bool,
+    random: usize,
 ) -> Option<Reply> {
-    let addresses = addresses(&meaning)?;
     if let Some(canonical) = &meaning.canonical
         && !reply.alias(canonical, TTL)
     {
         return None;
     }
-    if addresses.is_empty() {
-        reply.nothing(TTL);
+    let service = &meaning.service;
+    if meaning.pod.is_none() && meaning.of_cluster && service.service.vips.is_empty() {
+        let directory = service.directory();
+        // Whether there is such a name at all, the server knows.
+        put(&mut reply, directory.here(network)?.addresses(v4)?, random);
+    } else {
+        put(&mut reply, &addresses(meaning, network, v4)?, random);
     }
-    addresses.into_iter().for_each(|ip| reply.address(ip, TTL));
     Some(reply)
 }
 
-fn with_locations(mut reply: Reply, locations: Vec<Location>) -> Option<Reply> {
-    // As the cluster's DNS has it.
-    let weight = u16::try_from(100 / locations.len().max(1)).unwrap_or(1).max(1);
-    locations.into_iter().all(|location| reply.location(location, weight, TTL)).then_some(reply)
+/// As many as there is room for, another one first each time.
+fn put(reply: &mut Reply, addresses: &[IpAddr], random: usize) {
+    if addresses.is_empty() {
+        reply.nothing(TTL);
+    }
+    let _room = rotated(addresses, random).all(|ip| reply.address(*ip, TTL));
 }
+
+/// Where a port of a service of the cluster is: at the service, or, where it has no address, at each of its pods, as many
+/// as there is room for. None if that is not known of all of them, or there are none.
+fn with_locations(
+    mut reply: Reply,
+    service: &Arc<ServiceEntry>,
+    port: ServicePort,
+    network: &Network,
+    random: usize,
+) -> Option<Reply> {
+    let host = &service.service.key.hostname;
+    if !service.service.vips.is_empty() {
+        let meaning = Meaning { service: service.clone(), pod: None, of_cluster: true, canonical: None };
+        let [v4, v6] = [true, false].map(|v4| addresses(&meaning, network, v4));
+        let location = Location { port: port.port, host: host.to_string(), addresses: [v4?, v6?].concat() };
+        return (reply.location(location, WHOLE, TTL) != Put::NoName).then_some(reply);
+    }
+    let directory = service.directory();
+    let endpoints = directory.here(network)?.all_with_port(port.port)?;
+    // As the cluster's DNS has it.
+    let weight = u16::try_from(usize::from(WHOLE) / endpoints.len()).unwrap_or(1).max(1);
+    for endpoint in rotated(endpoints, random) {
+        let workload = &endpoint.workload;
+        let families = service.service.families;
+        let mut addresses: Vec<IpAddr> =
+            workload.addresses.iter().copied().filter(|ip| families.allows(*ip)).collect();
+        addresses.sort_unstable();
+        let location = Location {
+            port: endpoint.target_port(port)?,
+            host: format!("{}.{host}", workload.name),
+            addresses,
+        };
+        match reply.location(location, weight, TTL) {
+            Put::Whole => {}
+            Put::NoRoom => break,
+            Put::NoName => return None,
+        }
+    }
+    Some(reply)
+}
+
+/// The weight of all places of a service together.
+const WHOLE: u16 = 100;
 
 /// Another one first.
-fn rotated<T>(mut all: Vec<T>, random: usize) -> Vec<T> {
-    if !all.is_empty() {
-        let first = random % all.len();
-        all.rotate_left(first);
-    }
-    all
+fn rotated<T>(all: &[T], random: usize) -> impl Iterator<Item = &T> {
+    let (last, first) = all.split_at(random % all.len().max(1));
+    first.iter().chain(last)
 }
 
-/// Where a port of a service of the cluster is: at the service, or, where it has no address, at each of its pods. None if
-/// that is not known of all of them, or there are none.
-fn locations(service: Arc<ServiceEntry>, port: ServicePort, network: &Network) -> Option<Vec<Location>> {
-    let host = service.service.key.hostname.to_string();
-    let (vips, namespace) = (!service.service.vips.is_empty(), service.service.key.namespace.clone());
-    if vips {
-        let meaning = Meaning { service, pod: None, of_cluster: true, canonical: None };
-        let [v4, v6] = [true, false].map(|v4| addresses(&meaning, network, v4));
-        return Some(vec![Location { port: port.port, host, addresses: [v4?, v6?].concat() }]);
-    }
-    let (endpoints, families) = (service.endpoints(), service.service.families);
-    let here = endpoints.iter().filter(|endpoint| endpoint.workload.network == *network);
-    let of_pod = |endpoint: &Arc<Endpoint>| {
-        let workload = &endpoint.workload;
-        let pod =
-            (workload.is_pod() && workload.namespace == namespace).then(|| workload.name.to_string())?;
-        // Of this one alone: to look for the pod among all would cost the square of their number.
-        let mut addresses = Some(workload.addresses.to_vec()).filter(|all| !all.is_empty())?;
-        addresses.retain(|ip| families.allows(*ip));
-        addresses.sort_unstable();
-        Some(Location { port: endpoint.target_port(port)?, host: format!("{pod}.{host}"), addresses })
-    };
-    let locations: Vec<Location> = here.map(of_pod).collect::<Option<_>>()?;
-    (!locations.is_empty()).then_some(locations)
-}
-
-/// The addresses of one family; none if the mesh does not know what the name's are.
+/// The addresses of one family, which are few: of a service that has its own, or of one pod; none if the mesh does not
+/// know what the name's are.
 fn addresses(meaning: &Meaning, network: &Network, v4: bool) -> Option<Vec<IpAddr>> {
     let Meaning { service: entry, pod, of_cluster, .. } = meaning;
     let service = &entry.service;
-    if !service.vips.is_empty() {
-        let own = |vip: &Vip| match vip {
-            Vip::Address(at) if at.network == *network => Some(at.address),
-            _ => None,
-        };
-        let all: Vec<IpAddr> = service.vips.iter().filter_map(own).collect();
-        let mut found = all.clone();
-        found.retain(|ip| ip.is_ipv4() == v4 && (!of_cluster || service.families.allows(*ip)));
-        if *of_cluster {
-            // Its own one of each family comes first; a load balancer's, which may follow, is for others.
-            found.truncate(1);
-        }
-        return (!all.is_empty()).then_some(found);
+    if let (Some(pod), true) = (pod, service.vips.is_empty()) {
+        let directory = entry.directory();
+        let of_name = || directory.here(network).into_iter().flat_map(|here| here.pods(pod));
+        let all = || of_name().flat_map(|endpoint| endpoint.workload.addresses.iter().copied());
+        all().next()?;
+        let mut own: Vec<IpAddr> =
+            all().filter(|ip| ip.is_ipv4() == v4 && service.families.allows(*ip)).collect();
+        own.sort_unstable();
+        own.dedup();
+        return Some(own);
     }
-    if !of_cluster {
+    let own = |vip: &Vip| match vip {
+        Vip::Address(at) if at.network == *network => Some(at.address),
+        _ => None,
+    };
+    let mut found: Vec<IpAddr> = service.vips.iter().filter_map(own).collect();
+    if found.is_empty() {
         return None;
     }
-    let endpoints = entry.endpoints();
-    let workloads = endpoints.iter().map(|endpoint| &endpoint.workload).filter(|workload| {
-        workload.network == *network && pod.as_ref().is_none_or(|pod| *workload.name == **pod)
-    });
-    let mut all: Vec<IpAddr> = workloads.flat_map(|workload| workload.addresses.iter().copied()).collect();
-    if all.is_empty() {
-        // Whether there is such a name at all, the server knows.
-        return None;
+    found.retain(|ip| ip.is_ipv4() == v4 && (!of_cluster || service.families.allows(*ip)));
+    if *of_cluster {
+        // Its own one of each family comes first; a load balancer's, which may follow, is for others.
+        found.truncate(1);
     }
-    all.retain(|ip| ip.is_ipv4() == v4 && service.families.allows(*ip));
-    // Neighbours in the map are in no order, and one may be named by two slices.
-    all.sort_unstable();
-    all.dedup();
-    Some(all)
+    Some(found)
 }
 
 #[cfg(test)]

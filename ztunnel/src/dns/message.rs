@@ -212,6 +212,17 @@ pub struct Location {
     pub addresses: Vec<IpAddr>,
 }
 
+/// What became of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// It is in the message.
+    Whole,
+    /// There is no room for it, and the client is told.
+    NoRoom,
+    /// There is no such name.
+    NoName,
+}
+
 impl Reply {
     /// Nothing is in it yet.
     pub fn new(query: &Query<'_>, transport: Transport) -> Self {
@@ -231,8 +242,8 @@ impl Reply {
         true
     }
 
-    /// An address.
-    pub fn address(&mut self, ip: IpAddr, ttl: u32) {
+    /// An address. False if there is no room for it.
+    pub fn address(&mut self, ip: IpAddr, ttl: u32) -> bool {
         let written = match ip {
             IpAddr::V4(ip) => self.record(self.owner, A, ttl, &ip.octets()),
             IpAddr::V6(ip) => self.record(self.owner, AAAA, ttl, &ip.octets()),
@@ -241,11 +252,12 @@ impl Reply {
             Some(_) => self.counts[1] += 1,
             None => self.truncated = true,
         }
+        !self.truncated
     }
 
-    /// A place of the service, all of which are equal. False if there is no such name.
-    pub fn location(&mut self, location: Location, weight: u16, ttl: u32) -> bool {
-        let Some(name) = wire_name(&location.host) else { return false };
+    /// A place of the service, all of which are equal.
+    pub fn location(&mut self, location: Location, weight: u16, ttl: u32) -> Put {
+        let Some(name) = wire_name(&location.host) else { return Put::NoName };
         let mut data = Vec::with_capacity(6 + name.len());
         for word in [0, weight, location.port] {
             data.extend(word.to_be_bytes());
@@ -257,9 +269,12 @@ impl Reply {
                 self.counts[1] += 1;
                 self.hosts.push((Owner(at.saturating_add(before as u16)), ttl, location.addresses));
             }
-            None => self.truncated = true,
+            None => {
+                self.truncated = true;
+                return Put::NoRoom;
+            }
         }
-        true
+        Put::Whole
     }
 
     /// That the name has no record of the type, for so many seconds (RFC 2308): the name's own zone says so.

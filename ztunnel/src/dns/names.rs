@@ -6,8 +6,11 @@
 
 use std::sync::Arc;
 
+use mesh_core::addr::Network;
 use mesh_core::service::ServicePort;
 use mesh_core::store::{Reader, ServiceEntry};
+
+use super::answer::Client;
 
 /// The cluster's DNS suffix, below which all of its services are.
 #[derive(Clone, Debug)]
@@ -39,13 +42,18 @@ pub struct Meaning {
 }
 
 impl Zone {
-    /// What `name` (lower case, no last dot) means to a client of that namespace; none if it is nothing of the mesh.
+    /// What `name` (lower case, no last dot) means to a client; none if it is nothing of the mesh.
     ///
     /// First the name as it is, then without each of the client's search domains. Only a name that nobody can have
     /// outside of the cluster is completed as it is (`web`, `web.shop.svc`): `payments.dev` is somebody's on the internet,
     /// and who means the namespace `dev` has a resolver that asks for that first.
-    pub fn find(&self, mesh: &Reader, namespace: &str, name: &str) -> Option<Meaning> {
-        let look = Look { zone: self, mesh, namespace };
+    pub fn find(
+        &self,
+        mesh: &Reader,
+        Client { namespace, network }: Client<'_>,
+        name: &str,
+    ) -> Option<Meaning> {
+        let look = Look { zone: self, mesh, namespace, network };
         let Some(rest) = name.strip_suffix(&self.domain).and_then(|rest| rest.strip_suffix('.')) else {
             let completed = (!name.contains('.') || name.ends_with(".svc")).then(|| look.completed(name));
             return completed.flatten().or_else(|| look.exact(name)).or_else(|| look.wildcard(name));
@@ -85,6 +93,7 @@ struct Look<'a> {
     zone: &'a Zone,
     mesh: &'a Reader,
     namespace: &'a str,
+    network: &'a Network,
 }
 
 impl Look<'_> {
@@ -101,7 +110,7 @@ impl Look<'_> {
         }
         let (pod, host) = name.split_once('.')?;
         let service = self.mesh.service_named(host, self.namespace)?;
-        let pod = is_pod(&service, pod).then(|| pod.to_owned())?;
+        let pod = is_pod(&service, self.network, pod).then(|| pod.to_owned())?;
         Some(self.meaning(service, Some(pod)))
     }
 
@@ -171,13 +180,8 @@ impl Look<'_> {
     }
 }
 
-/// Whether a service that has no address of its own has a pod of that name.
-fn is_pod(service: &ServiceEntry, pod: &str) -> bool {
-    let namespace = &service.service.key.namespace;
-    let same = |name: &str, of: &str| name == pod && of == &**namespace;
+/// Whether a service that has no address of its own has a pod of that name that the client can reach.
+fn is_pod(service: &ServiceEntry, network: &Network, pod: &str) -> bool {
     service.service.vips.is_empty()
-        && service.endpoints().iter().any(|endpoint| {
-            let workload = &endpoint.workload;
-            workload.is_pod() && same(&workload.name, &workload.namespace)
-        })
+        && service.directory().here(network).is_some_and(|here| here.pods(pod).next().is_some())
 }

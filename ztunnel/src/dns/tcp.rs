@@ -120,6 +120,7 @@ impl Conversation {
                 }
                 Next::Message(query) => query,
             };
+            super::turn(&self.pod).await;
             let (answer, labels) = judge(&self.pod, &query, Transport::Tcp);
             let reply = match answer {
                 Answer::Drop => None,

@@ -1,7 +1,8 @@
 //! Queries over UDP: one socket of each IP family in the pod, which the agent opened and keeps a copy of. While no proxy
 //! reads it, queries wait in it.
 //!
-//! **Invariant:** what one pod has under way is bounded; a client that asks for more hears of it at once.
+//! **Invariant:** what one pod has under way is bounded; a client that asks for more hears of it at once. Who asks faster
+//! than a pod may is not read.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -67,13 +68,13 @@ impl Listener {
     pub async fn serve(self, drain: Watch) {
         let Self { pod, socket, datagrams } = self;
         let mut under_way = JoinSet::new();
-        let mut buffer = vec![0; LONGEST];
+        let (mut buffer, mut has_turn) = (vec![0; LONGEST], false);
         let mut draining = std::pin::pin!(drain.draining());
         loop {
             tokio::select! {
                 () = &mut draining => break,
                 Some(ended) = under_way.join_next() => log_panic(ended),
-                received = socket.async_io(Interest::READABLE, || receive(&socket, &mut buffer)) => {
+                received = next(&pod, &socket, &mut buffer, &mut has_turn) => {
                     match received {
                         Ok(received) => {
                             let query = &buffer[..received.length];
@@ -100,6 +101,17 @@ impl Listener {
         }
         under_way.shutdown().await;
     }
+}
+
+/// The next query, when it is the pod's turn, which is kept if nobody waits for it any more.
+async fn next(pod: &Pod, socket: &UdpSocket, buffer: &mut [u8], has_turn: &mut bool) -> io::Result<Received> {
+    if !*has_turn {
+        super::turn(pod).await;
+        *has_turn = true;
+    }
+    let received = socket.async_io(Interest::READABLE, || receive(socket, buffer)).await?;
+    *has_turn = false;
+    Ok(received)
 }
 
 fn meet(

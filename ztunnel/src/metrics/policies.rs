@@ -11,6 +11,9 @@ use prometheus_client::registry::Registry;
 use super::{MAX_SAID, UNKNOWN};
 use crate::report::Direction;
 
+/// What becomes of connections.
+const OUTCOMES: [&str; 4] = ["denied", "cut", "dry_run", "audit"];
+
 /// Connections by policy; clones are the same.
 #[derive(Clone, Debug)]
 pub struct Policies {
@@ -37,6 +40,17 @@ impl Policies {
             connections.clone(),
         );
         Self { connections, said: Arc::default() }
+    }
+
+    /// The policy is gone, and what it did with it.
+    pub fn forget(&self, policy: &str) {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).remove(policy);
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            for outcome in OUTCOMES {
+                let labels = Labels { reporter: direction.reporter(), policy: policy.into(), outcome };
+                self.connections.remove(&labels);
+            }
+        }
     }
 
     /// Counts a connection that a policy known here had this outcome for.
@@ -75,5 +89,25 @@ mod tests {
         assert!(text.contains(labels), "{text}");
         let rest = format!(r#"policy="unknown",outcome="denied"}} {MAX_SAID}"#);
         assert!(text.contains(&rest), "{text}");
+    }
+
+    #[test]
+    fn the_series_of_a_policy_go_with_it() {
+        let mut registry = Registry::default();
+        let policies = Policies::register(&mut registry);
+        let encoded = || {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            text
+        };
+        for outcome in OUTCOMES {
+            policies.count(Direction::Inbound, "shop/a", outcome);
+            policies.said(Direction::Outbound, "shop/a", outcome);
+            policies.count(Direction::Inbound, "shop/b", outcome);
+        }
+        policies.forget("shop/a");
+        assert!(!encoded().contains("shop/a"), "{}", encoded());
+        assert_eq!(encoded().matches("shop/b").count(), OUTCOMES.len());
+        assert!(policies.said.lock().unwrap().is_empty());
     }
 }

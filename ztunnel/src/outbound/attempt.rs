@@ -1,5 +1,5 @@
-//! Reaches an endpoint. One that does not answer is given up for another of its service, and an address that does not
-//! answer for the same endpoint's in the other IP family.
+//! Reaches an endpoint. One that does not answer, or cannot even be tried, is given up for another of its service, and
+//! an address that does not answer for another of the same endpoint's.
 //!
 //! **Invariant:** not one byte of the application has been sent until an endpoint has taken the connection, and what
 //! policy refuses is not tried elsewhere.
@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use mesh_core::addr::{ClientAddr, HBONE_PORT, NextHop, OrigDst, Target};
 use mesh_core::authz::Connection;
 use mesh_core::hbone::pool::Key;
@@ -18,7 +19,7 @@ use mesh_core::service::Service;
 use mesh_core::workload::{Workload, WorkloadUid};
 
 use super::Upstream;
-use super::plan::{self, Choose, Plan, PlanError, Route};
+use super::plan::{self, Choose, Chosen, Plan, PlanError, Route, Unplanned};
 use crate::eyeballs::race;
 use crate::hosts::Addresses;
 use crate::inbound::near;
@@ -27,10 +28,12 @@ use crate::neighbours::Neighbour;
 use crate::policy::Permit;
 use crate::proxy::{Pod, baggage};
 use crate::reason::{Cause, Phase, ProxyError, Side};
-use crate::report::Report;
+use crate::report::{Party, Report};
 
 /// Endpoints of a service that are tried.
 const MOST: usize = 3;
+/// The same with those that cannot even be tried, such as one whose host name leads nowhere.
+const MOST_CHOSEN: usize = 8;
 /// Time for all of them.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Time for one, where there is another: a lost SYN and its repetition, a second later, are no reason to go on.
@@ -45,14 +48,29 @@ pub(super) async fn connect(
     report: &mut Report,
 ) -> Result<Upstream, ProxyError> {
     let (random, started) = (rand::random::<u64>() as usize, Instant::now());
-    let mut tried: Vec<WorkloadUid> = Vec::new();
+    let (mut chosen, mut tries): (Vec<WorkloadUid>, usize) = (Vec::new(), 0);
     loop {
-        let plan = Box::pin(plan(pod, source, client, dst, (random, &tried))).await?;
-        tried.extend(plan.endpoint.clone());
-        report.facts.tried = tried.len();
-        let another = tried.len() < MOST && plan.has_another(source, dst, &tried);
+        let plan = match Box::pin(plan(pod, source, client, dst, (random, &chosen))).await {
+            Ok(plan) => plan,
+            Err((error, None)) => return Err(error),
+            Err((error, Some(at_fault))) => {
+                chosen.push(at_fault.endpoint.uid.clone());
+                unplanned(report, &at_fault, chosen.len());
+                let another = chosen.len() < MOST_CHOSEN
+                    && at_fault.service.pick_other(source, dst, 0, &chosen).is_some();
+                if !another || started.elapsed() >= DEADLINE {
+                    return Err(error);
+                }
+                report.gave_up(&error);
+                continue;
+            }
+        };
+        chosen.extend(plan.endpoint.clone());
+        tries += 1;
+        report.facts.tried = chosen.len();
+        let another = tries < MOST && chosen.len() < MOST_CHOSEN && plan.has_another(source, dst, &chosen);
         let left = DEADLINE.saturating_sub(started.elapsed());
-        let patience = match (another, tried.len()) {
+        let patience = match (another, chosen.len()) {
             (true, _) => Some(left.min(PATIENCE)),
             (false, 0 | 1) => None,
             (false, _) => Some(left),
@@ -67,13 +85,23 @@ pub(super) async fn connect(
     }
 }
 
+/// Tells the report of an endpoint that cannot be tried, in place of an earlier one.
+fn unplanned(report: &mut Report, at_fault: &Chosen, chosen: usize) {
+    let facts = &mut report.facts;
+    facts.tried = chosen;
+    facts.destination = Party { workload: Some(at_fault.endpoint.clone()), ..Party::default() };
+    facts.service = Some(at_fault.service.service.clone());
+    (facts.hbone_target, facts.source.identity) = (None, None);
+    facts.security = Security::default();
+}
+
 async fn plan(
     pod: &Pod,
     source: &Workload,
     client: ClientAddr,
     dst: OrigDst,
     (random, tried): (usize, &[WorkloadUid]),
-) -> Result<Plan, ProxyError> {
+) -> Result<Plan, (ProxyError, Option<Chosen>)> {
     let now = Instant::now();
     let remembered = |service: &Service, port| pod.affinities.find(client.ip(), service, port, now);
     let mut found: Option<(Arc<str>, Addresses)> = None;
@@ -86,14 +114,16 @@ async fn plan(
             let choose = Choose { random, tried, looked_up: &looked_up, remembered: &remembered };
             plan::outbound(&pod.proxy.mesh, source, dst, &choose)
         };
-        let host = match planned {
+        let (host, chosen) = match planned {
             Ok(plan) => break plan,
-            Err(PlanError::Unresolved(host)) => host,
-            Err(error) => return Err(ProxyError::new(Phase::Plan, Side::Upstream, error)),
+            Err(Unplanned { error: PlanError::Unresolved(host), chosen }) => (host, chosen),
+            Err(Unplanned { error, chosen }) => {
+                return Err((ProxyError::new(Phase::Plan, Side::Upstream, error), chosen));
+            }
         };
         let addresses = pod.proxy.hosts.look_up(&host, &source.namespace).await.map_err(|error| {
             let what = "looking up the endpoint's host name";
-            ProxyError::new(Phase::Plan, Side::Upstream, Cause::Io { what, error })
+            (ProxyError::new(Phase::Plan, Side::Upstream, Cause::Io { what, error }), chosen)
         })?;
         found = Some((host, addresses));
     };
@@ -142,10 +172,12 @@ async fn reach(
             }
         },
         Route::Plain => {
-            let first = pod.connect_plain(client, plan.target);
-            let (stream, tuple) = match plan.other_target {
-                None => Box::pin(first).await?,
-                Some(other) => Box::pin(race(first, pod.connect_plain(client, other))).await?,
+            let to = |target: Target| pod.connect_plain(client, target).boxed();
+            let (stream, tuple) = if plan.others.is_empty() {
+                to(plan.target).await?
+            } else {
+                let others: Vec<_> = plan.others.iter().map(|other| to(*other)).collect();
+                race(to(plan.target), others).await?
             };
             report.facts.destination.address = stream.peer_addr().ok().or(Some(plan.target.get()));
             Ok(Upstream::Plain(stream, tuple))
@@ -206,17 +238,16 @@ async fn tunnel(
     report: &mut Report,
 ) -> Result<Upstream, ProxyError> {
     let failed = |error| ProxyError::new(Phase::Connect, Side::Upstream, error);
-    let (key, target) = match plan.other_target {
-        None => (first, plan.target),
-        Some(other) => {
-            let second = Key { destination: (other.ip(), HBONE_PORT).into(), ..first.clone() };
-            let ready = |key: Key, target: Target| async move {
-                pod.pool.prepare(&key).await.map(|()| (key, target))
-            };
-            race(ready(first, plan.target), ready(second, other))
-                .await
-                .map_err(|error| failed(error.into()))?
-        }
+    let (key, target) = if plan.others.is_empty() {
+        (first, plan.target)
+    } else {
+        let at = |other: &Target| Key { destination: (other.ip(), HBONE_PORT).into(), ..first.clone() };
+        let ready = |key: Key, target: Target| {
+            async move { pod.pool.prepare(&key).await.map(|()| (key, target)) }.boxed()
+        };
+        let others: Vec<_> = plan.others.iter().map(|other| ready(at(other), *other)).collect();
+        let won = race(ready(first.clone(), plan.target), others).await;
+        won.map_err(|error| failed(error.into()))?
     };
     report.facts.destination.address = Some(key.destination);
     report.facts.hbone_target = Some(target);

@@ -13,6 +13,9 @@ use mesh_core::service::{Families, Gateway, Mode, Service};
 use mesh_core::store::{Endpoint, Found, PickError, Picked, Reader, ServiceEntry};
 use mesh_core::workload::{Tunnel, Workload, WorkloadUid};
 
+/// Addresses of one host that are tried.
+const MOST_ADDRESSES: usize = 8;
+
 /// Where a connection goes.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -20,8 +23,8 @@ pub struct Plan {
     pub route: Route,
     /// What it finally has to reach.
     pub target: Target,
-    /// The same in the other IP family, if the endpoint has it and the client can go there.
-    pub other_target: Option<Target>,
+    /// The same at other addresses of the endpoint's that the client can go to, in the order in which to try them.
+    pub others: Vec<Target>,
     /// Who that is, if it is in the mesh.
     pub destination: Option<Arc<Workload>>,
     /// The endpoint of the service that was chosen.
@@ -121,6 +124,31 @@ pub enum PlanError {
     Unresolved(Arc<str>),
 }
 
+/// No plan for a connection.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{error}")]
+pub struct Unplanned {
+    /// Why.
+    pub error: PlanError,
+    /// Where it is the fault of the endpoint that was chosen: another one may be better.
+    pub chosen: Option<Chosen>,
+}
+
+/// An endpoint of a service.
+#[derive(Debug, Clone)]
+pub struct Chosen {
+    /// The service.
+    pub service: Arc<ServiceEntry>,
+    /// The endpoint.
+    pub endpoint: Arc<Workload>,
+}
+
+impl From<PlanError> for Unplanned {
+    fn from(error: PlanError) -> Self {
+        Self { error, chosen: None }
+    }
+}
+
 /// Plans the connection of `source` to `dst`.
 ///
 /// # Errors
@@ -130,20 +158,21 @@ pub fn outbound(
     source: &Workload,
     dst: OrigDst,
     choose: &Choose<'_>,
-) -> Result<Plan, PlanError> {
+) -> Result<Plan, Unplanned> {
     if dst.ip().is_loopback() && dst.port() == HBONE_PORT {
-        return Err(PlanError::Recursive(dst));
+        return Err(PlanError::Recursive(dst).into());
     }
     let address = NetworkAddress::new(source.network.clone(), dst.ip());
     match mesh.find(&address, &source.namespace) {
         Some(Found::Service(service)) => to_service(mesh, source, service, dst, choose),
-        Some(Found::Workload(workload)) => to_workload(source, workload, dst),
+        Some(Found::Workload(workload)) => Ok(to_workload(source, workload, dst)?),
         // Not as if it were unknown: it may be of the mesh, and would be dialled in the clear.
         Some(Found::Refused(refused)) => Err(PlanError::InvalidResource {
             dst,
             resource: refused.name.clone(),
             reason: refused.reason.clone(),
-        }),
+        }
+        .into()),
         None => Ok(plain(Target::from(dst.get()), None)),
     }
 }
@@ -154,44 +183,57 @@ fn to_service(
     service: Arc<ServiceEntry>,
     dst: OrigDst,
     choose: &Choose<'_>,
-) -> Result<Plan, PlanError> {
+) -> Result<Plan, Unplanned> {
     if let Some((waypoint, _)) = service.service.waypoints.first() {
-        return Err(needs_waypoint(service.service.key.to_string(), waypoint));
+        return Err(needs_waypoint(service.service.key.to_string(), waypoint).into());
     }
     if service.service.balancing.mode == Mode::Passthrough {
         let address = NetworkAddress::new(source.network.clone(), dst.ip());
         return match mesh.workload_at(&address).filter(|workload| workload.is_pod()) {
             // A pod that speaks HBONE is never dialled in the clear, other than by Istio's ztunnel.
-            Some(pod) => to_workload(source, pod, dst).map(|plan| Plan { service: Some(service), ..plan }),
+            Some(pod) => Ok(Plan { service: Some(service), ..to_workload(source, pod, dst)? }),
             None => Ok(plain(Target::from(dst.get()), Some(service))),
         };
     }
     let (endpoint, port) = pick(source, &service, dst, choose)
         .map_err(|cause| PlanError::NoEndpoint { service: service.service.key.to_string(), cause })?;
-    same_network(source, &endpoint.workload)?;
-    let families = service.service.families;
-    let own = match (endpoint.workload.addresses.is_empty(), &endpoint.workload.hostname) {
-        (true, host) if !host.is_empty() => {
-            let found = (choose.looked_up)(host).ok_or_else(|| PlanError::Unresolved(host.clone()))?;
-            endpoint_at(
-                found.iter().copied().filter(|ip| has_family(source, *ip)),
-                dst.ip(),
-                families,
-                choose,
-            )
-        }
-        _ => endpoint.address(dst.ip(), families),
+    let its_fault = |error| {
+        let chosen = Chosen { service: service.clone(), endpoint: endpoint.workload.clone() };
+        Unplanned { error, chosen: Some(chosen) }
     };
-    let ip = own.ok_or_else(|| PlanError::NoAddress { endpoint: endpoint.workload.uid.to_string() })?;
+    same_network(source, &endpoint.workload).map_err(its_fault)?;
+    let (ip, others) =
+        addresses(source, &endpoint, dst.ip(), service.service.families, choose).map_err(its_fault)?;
     let workload = who_is_at(mesh, &endpoint, ip);
     let mut expected = service.service.identities.to_vec();
     expected.push(workload.identity.clone());
-    let other = endpoint.other_address(ip, families).filter(|other| has_family(source, *other));
-    Ok(Plan {
-        other_target: other.map(|other| Target::from((other, port))),
-        endpoint: Some(endpoint.workload.uid.clone()),
-        ..direct(source, workload, ip, port, expected, Some(service))
-    })
+    // Where somebody else is, other things may have to be proved.
+    let same = |other: &IpAddr| who_is_at(mesh, &endpoint, *other).uid == workload.uid;
+    let others = others.into_iter().filter(same).map(|other| Target::from((other, port))).collect();
+    let uid = endpoint.workload.uid.clone();
+    let direct = direct(source, workload.clone(), ip, port, expected, Some(service.clone()));
+    Ok(Plan { others, endpoint: Some(uid), ..direct })
+}
+
+/// Where an endpoint is dialled, and where else if it does not answer there.
+fn addresses(
+    source: &Workload,
+    endpoint: &Endpoint,
+    dialled: IpAddr,
+    families: Families,
+    choose: &Choose<'_>,
+) -> Result<(IpAddr, Vec<IpAddr>), PlanError> {
+    let Workload { uid, addresses, hostname, .. } = &*endpoint.workload;
+    let none = || PlanError::NoAddress { endpoint: uid.to_string() };
+    if addresses.is_empty() && !hostname.is_empty() {
+        let found = (choose.looked_up)(hostname).ok_or_else(|| PlanError::Unresolved(hostname.clone()))?;
+        let usable = found.iter().copied().filter(|ip| has_family(source, *ip) && families.allows(*ip));
+        let mut all = in_turn(usable, dialled, choose).into_iter();
+        return Ok((all.next().ok_or_else(none)?, all.collect()));
+    }
+    let first = endpoint.address(dialled, families).ok_or_else(none)?;
+    let other = endpoint.other_address(first, families).filter(|other| has_family(source, *other));
+    Ok((first, other.into_iter().collect()))
 }
 
 fn pick(
@@ -211,18 +253,18 @@ fn pick(
     }
 }
 
-/// One of a host's addresses, of the dialled family if there is one.
-fn endpoint_at(
-    addresses: impl Iterator<Item = IpAddr>,
-    dialled: IpAddr,
-    families: Families,
-    choose: &Choose<'_>,
-) -> Option<IpAddr> {
-    let allowed = addresses.filter(|ip| families.allows(*ip));
-    let (same, other): (Vec<_>, Vec<_>) = allowed.partition(|ip| ip.is_ipv4() == dialled.is_ipv4());
-    let all = if same.is_empty() { other } else { same };
-    // What of the number chose the endpoint is used up.
-    all.get((choose.random >> 32) % all.len().max(1)).copied()
+/// A host's addresses in the order in which to try them: of the dialled family and of the other one in turn (RFC 8305,
+/// section 4), beginning with another one each time.
+fn in_turn(addresses: impl Iterator<Item = IpAddr>, dialled: IpAddr, choose: &Choose<'_>) -> Vec<IpAddr> {
+    let (mut same, mut other): (Vec<_>, Vec<_>) = addresses.partition(|ip| ip.is_ipv4() == dialled.is_ipv4());
+    for all in [&mut same, &mut other] {
+        // What of the number chose the endpoint is used up.
+        let first = (choose.random >> 32) % all.len().max(1);
+        all.rotate_left(first);
+    }
+    let turns = 0..same.len().max(other.len());
+    let ordered = turns.flat_map(|turn| [same.get(turn), other.get(turn)]).flatten();
+    ordered.take(MOST_ADDRESSES).copied().collect()
 }
 
 /// An endpoint of which only an address is known, as in a slice or a ServiceEntry that somebody wrote, is the pod that
@@ -267,7 +309,7 @@ fn direct(
         Tunnel::Plain => Route::Plain,
     };
     let target = Target::from((ip, port));
-    Plan { route, target, other_target: None, destination: Some(destination), endpoint: None, service }
+    Plan { route, target, others: Vec::new(), destination: Some(destination), endpoint: None, service }
 }
 
 fn is_near(source: &Workload, destination: &Workload) -> bool {
@@ -275,7 +317,7 @@ fn is_near(source: &Workload, destination: &Workload) -> bool {
 }
 
 fn plain(target: Target, service: Option<Arc<ServiceEntry>>) -> Plan {
-    Plan { route: Route::Plain, target, other_target: None, destination: None, endpoint: None, service }
+    Plan { route: Route::Plain, target, others: Vec::new(), destination: None, endpoint: None, service }
 }
 
 fn same_network(source: &Workload, endpoint: &Workload) -> Result<(), PlanError> {

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::Pods;
 use super::state::{Action, Conversation, ProtocolError};
+use crate::denials::Waiting;
 
 /// Time for the agent's first answer.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,7 +63,7 @@ pub struct Follow {
 
 /// Follows the agent until the process has drained. Returns the pods that are served then, whose connections have had
 /// their time.
-pub async fn run(mut pods: Pods, follow: Follow, mut to_tell: mpsc::Receiver<Message>) -> Pods {
+pub async fn run(mut pods: Pods, follow: Follow, mut to_tell: mpsc::Receiver<Waiting>) -> Pods {
     let mut backoff = calls();
     let mut told: Option<(String, Instant)> = None;
     loop {
@@ -115,7 +116,7 @@ struct Talk<'a> {
     conversation: Conversation,
     follow: &'a Follow,
     /// What the agent is to be told.
-    to_tell: &'a mut mpsc::Receiver<Message>,
+    to_tell: &'a mut mpsc::Receiver<Waiting>,
 }
 
 impl Talk<'_> {
@@ -159,7 +160,7 @@ impl Talk<'_> {
                 }
                 received = link.receive() => return Ok(received?),
                 () = pods.idle() => pods.accept_no_more(),
-                Some(message) = self.to_tell.recv(), if listens => {
+                Some(Waiting { message, .. }) = self.to_tell.recv(), if listens => {
                     if self.conversation.has_word_for(&message) {
                         send(link, message, &[]).await?;
                     }

@@ -158,3 +158,20 @@ async fn queries_wait_until_the_mesh_is_known() {
     let answer = Message::from_vec(&resolver.receive()).unwrap();
     assert_eq!(answer.answers.len(), 1, "{answer}");
 }
+
+/// Its own queries wait, or are lost; what others ask is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_too_much_waits() {
+    let world = World::with(&["--max-pod-dns-queries=50"]).await;
+    let resolver = resolver(&world);
+    let asked = 150;
+    let begun = Instant::now();
+    for id in 0..asked {
+        resolver.send(&query(id, "server.local."));
+    }
+    for _ in 0..asked {
+        resolver.receive();
+    }
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(900), "a hundred at once and fifty a second: {took:?}");
+}

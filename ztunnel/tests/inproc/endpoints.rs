@@ -103,6 +103,64 @@ async fn an_application_that_does_not_listen_is_given_up_for_one_that_does() {
     assert_eq!(count(&world, "failed", "second", "CONNECT").await, 0);
 }
 
+/// An endpoint that is known by a host name alone, and out of the mesh.
+fn named(world: &World, name: &str, host: &str) -> Workload {
+    let host = host.to_owned();
+    Workload { addresses: vec![], hostname: host, tunnel_protocol: 0, ..ghost(world, name, 60, "server") }
+}
+
+#[tokio::test]
+async fn one_whose_name_leads_nowhere_is_given_up_for_another() {
+    for session_affinity_seconds in [0, 3600] {
+        let world = world(&[CLIENT, SERVER], |world| {
+            let Type::Service(service) = world.service(SERVER) else { unreachable!() };
+            let service = workload::Service { session_affinity_seconds, ..service };
+            let dead = named(world, "dead", &"x".repeat(300));
+            vec![address(Type::Service(service)), endpoint(known(world, SERVER)), endpoint(dead)]
+        })
+        .await;
+        let _application = world.application(SERVER).await;
+        for _ in 0..16 {
+            assert!(served(&world).await, "affinity for {session_affinity_seconds} s");
+        }
+        if session_affinity_seconds == 0 {
+            assert!(count(&world, "failed", "dead", "CONNECT").await > 0, "it was never chosen");
+            world.logged(&["direction=\"outbound\"", "connection complete", "tried=2"]).await;
+        }
+        assert_eq!(count(&world, "opened", "server", "-").await, 16);
+    }
+}
+
+#[tokio::test]
+async fn when_no_name_leads_anywhere_it_is_told() {
+    let world = world(&[CLIENT], |world| {
+        ["a", "b"].map(|name| endpoint(named(world, name, &name.repeat(300)))).into()
+    })
+    .await;
+    assert!(!served(&world).await);
+    world.logged(&["connection failed", "tried=2", "looking up the endpoint's host name"]).await;
+    assert_eq!(count(&world, "failed", "a", "CONNECT").await, 1);
+    assert_eq!(count(&world, "failed", "b", "CONNECT").await, 1);
+}
+
+/// In the clear, too: the first that answers is it.
+#[tokio::test]
+async fn each_address_of_a_host_name_is_tried() {
+    const EXTERNAL: TestPod = TestPod { name: "ext", last: 62 };
+    let world = world(&[CLIENT], |world| {
+        let [a, b, good] = [60, 61, EXTERNAL.last].map(|last| world.ip(last));
+        vec![endpoint(named(world, "ext", &format!("{a}_{b}_{good}.test")))]
+    })
+    .await;
+    let _application = world.application(EXTERNAL).await;
+    for _ in 0..16 {
+        assert!(served(&world).await);
+    }
+    assert_eq!(count(&world, "opened", "ext", "-").await, 16);
+    assert_eq!(count(&world, "failed", "ext", "CONNECT").await, 0);
+    world.logged(&["connection complete", &format!("dst.addr={}:{}", world.ip(62), crate::world::APP)]).await;
+}
+
 #[tokio::test]
 async fn when_all_fail_it_is_told_how_many_were_tried() {
     let ghosts = ["a", "b", "c", "d"];

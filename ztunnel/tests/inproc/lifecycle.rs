@@ -299,3 +299,23 @@ async fn a_ztunnel_without_a_successor_ends_when_nothing_is_open() {
     let ended = tokio::time::timeout(Duration::from_secs(4), &mut world.ztunnel).await;
     ended.expect("waits although nothing is open").unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn what_has_not_ended_by_the_deadline_is_cut() {
+    let mut world = World::with(&["--drain-deadline=1"]).await;
+    let _application = world.application(SERVER).await;
+    let mut stream = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
+    line(&mut stream).await;
+    let mut talk = world.talk.take().unwrap();
+    let told = std::time::Instant::now();
+    world.shutdown.take().unwrap().send("SIGTERM").unwrap();
+    talk.draining().await;
+    assert!(echoes(&mut stream).await, "it has its time");
+    let closed = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut [0; 1])).await;
+    assert_eq!(closed.expect("still open").unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(told.elapsed() >= Duration::from_secs(1), "{:?}", told.elapsed());
+    let ended = tokio::time::timeout(Duration::from_secs(10), &mut world.ztunnel).await;
+    ended.expect("waits although all is cut").unwrap().unwrap();
+    world.logged(&["direction=\"outbound\"", "CUT"]).await;
+    world.logged(&["direction=\"inbound\"", "connection failed"]).await;
+}

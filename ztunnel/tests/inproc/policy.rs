@@ -158,31 +158,39 @@ async fn what_policies_did_is_counted_by_their_names_at_both_ends() {
     };
     let trial =
         security::Authorization { dry_run: true, ..everything("trial", security::Action::Deny, port(APP)) };
-    world.xds.put([authorization(&audit), authorization(&trial)]);
+    let also = security::Authorization { name: "also".into(), ..audit.clone() };
+    world.xds.put([authorization(&audit), authorization(&also), authorization(&trial)]);
     let known = async |count| {
         eventually("it is known", async || world.dump().await["policies"].as_array().unwrap().len() == count)
             .await;
     };
-    known(2).await;
+    known(3).await;
     let mut open = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
     line(&mut open).await;
     drop(open);
     world
-        .logged(&["connection complete", "audit=policy shop/noted, rule 0", "dry_run=policy shop/trial"])
+        .logged(&[
+            "connection complete",
+            "policy shop/noted, rule 0",
+            "policy shop/also, rule 0",
+            "dry_run=policy shop/trial",
+        ])
         .await;
     let counts =
         [of("destination", "shop/noted", "audit").await, of("destination", "shop/trial", "dry_run").await];
     assert_eq!(counts, [1, 1]);
+    assert_eq!(of("destination", "shop/also", "audit").await, 1, "each that matches");
     let only = security::Match { principals: vec![text(MatchType::Exact("nobody".into()))], ..port(APP) };
     world.xds.put([authorization(&everything("only", security::Action::Allow, only))]);
-    known(3).await;
+    known(4).await;
     let mut refused = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();
     refused.read(&mut [0; 1]).await.unwrap_err();
     world
         .logged(&[
             "policy shop/only does not allow it",
             "nearest=rule 0 of policy shop/only, but for principals",
-            "audit=policy shop/noted",
+            "policy shop/noted",
+            "dry_run=policy shop/trial",
             "direction=\"inbound\"",
         ])
         .await;
@@ -192,6 +200,17 @@ async fn what_policies_did_is_counted_by_their_names_at_both_ends() {
     .await;
     let flags = ["reporter=\"source\"", "response_flags=\"DENY\""];
     assert_eq!(world.metric("istio_tcp_connections_failed_total", &flags).await, 1);
+
+    // What it did goes with it.
+    assert!(of("destination", "shop/trial", "dry_run").await > 1, "who is refused is rehearsed as well");
+    world.xds.remove(AUTHORIZATION_TYPE, "shop/trial");
+    known(3).await;
+    let left = [("shop/trial", "dry_run"), ("shop/noted", "audit")];
+    eventually("its series are gone, and no other", async || {
+        of("destination", left[0].0, left[0].1).await == 0
+            && of("destination", left[1].0, left[1].1).await > 0
+    })
+    .await;
 
     // The agent hears of it once, however often the client tries.
     let mut again = world.dial(CLIENT, world.vip(SERVER)).await.unwrap();

@@ -160,13 +160,15 @@ impl World {
             &format!("--admin-address={}", address(15000)),
             &format!("--metrics-address={}", address(15020)),
             &format!("--readiness-address={}", address(15021)),
-            "--drain-deadline=30",
         ];
-        let config = Config::parse_from(own.iter().chain(arguments));
+        let config = Config::parse_from(own.iter().chain(arguments).chain(
+            (!arguments.iter().any(|given| given.starts_with("--drain"))).then_some(&"--drain-deadline=30"),
+        ));
         let surroundings = Surroundings {
             authority: ca.clone(),
             open_pod: Arc::new(open_pod),
             descriptors: DESCRIPTORS.get().cloned().unwrap_or_else(Descriptors::without_limit),
+            resolve: Arc::new(resolve),
             levels: Levels::fixed("info"),
         };
         let ztunnel =
@@ -459,4 +461,10 @@ fn socket(from: SocketAddr) -> io::Result<Socket> {
     socket.set_reuse_address(from.port() != 0)?;
     socket.bind(&from.into())?;
     Ok(socket)
+}
+
+/// A name that lists its addresses, `127.0.0.1_127.0.0.2.test`, or one that the node knows.
+fn resolve(name: &str) -> io::Result<Vec<IpAddr>> {
+    let Some(listed) = name.strip_suffix(".test") else { return ztunnel::hosts::of_node(name) };
+    listed.split('_').map(|ip| ip.parse().map_err(io::Error::other)).collect()
 }

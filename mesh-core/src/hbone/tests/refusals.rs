@@ -11,9 +11,30 @@ async fn refuse(incoming: Incoming) {
             incoming.refuse(StatusCode::UNAUTHORIZED, why, Some(policy));
         }
         503 => incoming.refuse(StatusCode::SERVICE_UNAVAILABLE, "", None),
+        402 => incoming.refuse(StatusCode::UNAUTHORIZED, &longest_reason(), Some(&longest_name())),
         1 => drop(incoming),
         _ => echo(incoming).await,
     }
+}
+
+/// Of a policy.
+fn longest_name() -> String {
+    format!("{}/{}", "n".repeat(253), "p".repeat(253))
+}
+
+fn longest_reason() -> String {
+    let name = longest_name();
+    format!("policy {name} denies it by its rule 4294967295; the client did not use mutual TLS")
+}
+
+#[tokio::test]
+async fn the_longest_names_are_told_whole() {
+    let ca = Arc::new(TestCa::new());
+    let server = Server::start(&ca, server::Config::default(), refuse).await;
+    let to = ConnectRequest::new(Authority { port: 402, ..request().authority });
+    let error = pool(&ca).connect(&key(server.address), &to).await.unwrap_err();
+    let ConnectError::Refused { reason, policy, .. } = error else { unreachable!() };
+    assert_eq!((reason, policy), (Some(longest_reason()), Some(longest_name())));
 }
 
 #[tokio::test]

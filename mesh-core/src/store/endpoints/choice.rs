@@ -132,13 +132,15 @@ impl Wish<'_> {
     fn rank(&self, endpoint: &Endpoint) -> Option<Rank> {
         let Service { balancing, families, .. } = self.service;
         let fit = self.fit(endpoint, *families);
+        // There is no way yet into another network.
+        let here = endpoint.workload.network == self.client.network;
         if !prefers_places(self.service) {
-            return Some((true, 0, fit));
+            return Some((here, 0, fit));
         }
         let matches = |scope: &&Scope| same(**scope, self.client, &endpoint.workload);
         let near = balancing.scopes.iter().take_while(matches).count();
         let far = balancing.mode == Mode::Strict && near < balancing.scopes.len();
-        (!far).then(|| (self.reachable(endpoint, *families), near, fit))
+        (!far).then(|| (here && self.reachable(endpoint, *families), near, fit))
     }
 
     fn fit(&self, endpoint: &Endpoint, families: Families) -> Fit {
@@ -228,11 +230,29 @@ impl Place {
 
 type Outcome = Result<Arc<Choice>, PickError>;
 
-/// Choices by port and whether an IPv6 address was dialled; of clients anywhere where their place does not matter.
+/// Choices by port and whether an IPv6 address was dialled; of a network's clients where their place does not matter.
 #[derive(Debug, Default)]
 pub(super) struct Prepared(ArcSwap<ByPort>);
 
-type ByPort = HashMap<(u16, bool), Vec<(Option<Place>, Outcome)>>;
+type ByPort = HashMap<(u16, bool), Vec<(Whose, Outcome)>>;
+
+/// The clients that a choice is for.
+#[derive(Clone, Debug)]
+enum Whose {
+    /// All of a network.
+    Network(Network),
+    /// Those of a place.
+    Place(Place),
+}
+
+impl Whose {
+    fn are_of(&self, client: &Workload) -> bool {
+        match self {
+            Self::Network(network) => *network == client.network,
+            Self::Place(place) => place.is_of(client),
+        }
+    }
+}
 
 impl Prepared {
     /// What was prepared, else what `prepare` makes. Two who come at the same time may both make it.
@@ -245,13 +265,16 @@ impl Prepared {
         prepare: impl FnOnce() -> Result<Choice, PickError>,
     ) -> Outcome {
         let asked = (port.port, dialled_v6);
-        let is_it =
-            |(place, _): &&(Option<Place>, Outcome)| place.as_ref().is_none_or(|place| place.is_of(client));
+        let is_it = |(whose, _): &&(Whose, Outcome)| whose.are_of(client);
         if let Some((_, known)) = self.0.load().get(&asked).and_then(|all| all.iter().find(is_it)) {
             return known.clone();
         }
         let outcome = prepare().map(Arc::new);
-        let entry = (prefers_places(service).then(|| Place::of(client)), outcome.clone());
+        let whose = match prefers_places(service) {
+            true => Whose::Place(Place::of(client)),
+            false => Whose::Network(client.network.clone()),
+        };
+        let entry = (whose, outcome.clone());
         self.0.rcu(|known| {
             let mut known = HashMap::clone(known);
             let places = known.entry(asked).or_default();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::addr::OrigDst;
 use crate::service::{Mode, Scope};
+use crate::workload::Locality;
 
 fn vip() -> OrigDst {
     OrigDst::from(std::net::SocketAddr::from(([10, 96, 0, 1], 80)))
@@ -134,5 +135,69 @@ fn clients_of_many_places_each_get_what_is_near() {
             let client = on("client", &format!("n{i}"), Health::Healthy);
             assert_eq!(drawn(&reader, &client), Ok(format!("e{i}")), "round {round}");
         }
+    }
+}
+
+/// Each kind of place, the widest first: the endpoint that has most in common with the client is chosen, then the next.
+#[test]
+fn every_scope_is_compared_with_its_own_kind_of_place() {
+    use Scope::{Cluster, Network, Node, Region, Subzone, Zone};
+    let place = |name: &str, [region, zone, subzone, node, cluster]: [&str; 5]| Workload {
+        locality: Locality { region: region.into(), zone: zone.into(), subzone: subzone.into() },
+        cluster: cluster.into(),
+        ..on(name, node, Health::Healthy)
+    };
+    let client = place("client", ["r", "z", "s", "n", "c"]);
+    // Each differs from the client in one thing alone.
+    let all = [
+        ("region", Region, ["x", "z", "s", "n", "c"]),
+        ("zone", Zone, ["r", "x", "s", "n", "c"]),
+        ("subzone", Subzone, ["r", "z", "x", "n", "c"]),
+        ("node", Node, ["r", "z", "s", "x", "c"]),
+        ("cluster", Cluster, ["r", "z", "s", "n", "x"]),
+    ];
+    for (other, scope, _) in all {
+        let balancing = Balancing { mode: Mode::Strict, scopes: [scope].into(), allow_unhealthy: false };
+        let (_writer, reader) = mesh(all.map(|(name, _, at)| place(name, at)), balancing);
+        let mut expected: Vec<&str> =
+            all.iter().map(|(name, ..)| *name).filter(|name| *name != other).collect();
+        expected.sort_unstable();
+        assert_eq!(drawn(&reader, &client), Ok(expected.join(" ")), "{scope:?}");
+    }
+    // PreferClose: with each that is gone the next best one has its turn.
+    let scopes = [Network, Region, Zone, Subzone, Node].into();
+    let close = Balancing { mode: Mode::Failover, scopes, allow_unhealthy: false };
+    let ranked = [
+        ("a", ["r", "z", "s", "n", "c"]),
+        ("b", ["r", "z", "s", "x", "c"]),
+        ("c", ["r", "z", "x", "n", "c"]),
+        ("d", ["r", "x", "s", "n", "c"]),
+        ("e", ["x", "z", "s", "n", "c"]),
+    ];
+    let (mut writer, reader) = mesh(ranked.map(|(name, at)| place(name, at)), close);
+    for (name, _) in ranked {
+        assert_eq!(drawn(&reader, &client), Ok(name.to_owned()));
+        writer.remove_workload(&format!("c//Pod/shop/{name}"));
+        writer.commit();
+    }
+}
+
+#[test]
+fn what_is_in_another_network_comes_last_wherever_it_is() {
+    let far = || Workload { network: "far".into(), ..on("far", "n1", Health::Healthy) };
+    let near = Balancing { mode: Mode::Failover, scopes: [Scope::Node].into(), allow_unhealthy: false };
+    for balancing in [Balancing::default(), near] {
+        let (mut writer, reader) = mesh([far(), on("here", "n2", Health::Healthy)], balancing);
+        let client = on("client", "n1", Health::Healthy);
+        assert_eq!(drawn(&reader, &client), Ok("here".to_owned()));
+        let theirs = Workload { network: "far".into(), ..on("theirs", "n3", Health::Healthy) };
+        assert_eq!(
+            drawn(&reader, &theirs),
+            Ok("far".to_owned()),
+            "for clients of that network it is the other"
+        );
+        writer.remove_workload("c//Pod/shop/here");
+        writer.commit();
+        assert_eq!(drawn(&reader, &client), Ok("far".to_owned()));
     }
 }

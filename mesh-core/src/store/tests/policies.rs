@@ -36,19 +36,19 @@ fn a_workload_is_shown_the_policies_that_are_about_it_and_no_others() {
         keys.join(" ")
     };
     assert_eq!(shown(&[]), "", "nothing is visible before the commit");
-    assert!(writer.commit().policies);
+    assert!(!writer.commit().policies.is_empty());
     assert_eq!(shown(&[]), "root/all shop/all shop/odd");
     assert_eq!(shown(&["shop/named", "other/odd"]), "other/odd root/all shop/all shop/named shop/odd");
     assert_eq!(shown(&["shop/gone"]), "root/all shop/all shop/odd ?shop/gone");
     // Of another scope now, and in one place only.
     writer.put_authorization(policy("shop/all", Selected));
     assert!(writer.remove_authorization("root/all") && !writer.remove_authorization("root/all"));
-    assert!(writer.commit().policies);
+    assert!(!writer.commit().policies.is_empty());
     assert_eq!(shown(&[]), "shop/odd");
     assert_eq!(reader.size().authorizations, 6);
     assert!(writer.remove_authorization("shop/odd"));
-    assert!(writer.commit().policies, "one that goes alone is told, too");
-    assert!(!writer.commit().policies);
+    assert!(!writer.commit().policies.is_empty(), "one that goes alone is told, too");
+    assert!(writer.commit().policies.is_empty());
 }
 
 #[test]
@@ -71,8 +71,36 @@ fn a_commit_tells_whose_policies_changed() {
         workloads.into_iter().for_each(|workload| writer.put_workload(workload));
         let changes = writer.commit();
         let told: Vec<&str> = changes.workloads.iter().map(WorkloadUid::as_str).collect();
-        assert_eq!((told, changes.policies), (expected, false), "{what}");
+        assert_eq!((told, changes.policies.is_empty()), (expected, true), "{what}");
     }
     assert!(writer.remove_workload(a) && !writer.remove_workload("c//Pod/shop/gone"));
     assert_eq!(writer.commit().workloads, [WorkloadUid::from(a)]);
+}
+
+#[test]
+fn a_change_concerns_those_whom_the_policy_is_or_was_about() {
+    use Scope::{Global, Namespace, Selected, Unreadable};
+    let (mut writer, _) = new();
+    let named = |policies: &[&str]| Workload {
+        authorization_policies: policies.iter().map(|name| Arc::from(*name)).collect(),
+        ..pod("a", "10.0.0.1")
+    };
+    let (plain, selected) = (named(&[]), named(&["shop/p"]));
+    let elsewhere = Workload { namespace: "bank".into(), ..named(&[]) };
+    let mut concerned = |changed: Option<Scope>| {
+        match changed {
+            Some(scope) => writer.put_authorization(policy("shop/p", scope)),
+            None => assert!(writer.remove_authorization("shop/p")),
+        }
+        let policies = writer.commit().policies;
+        [&plain, &selected, &elsewhere].map(|workload| policies.concern(workload))
+    };
+    assert_eq!(concerned(Some(Selected)), [false, true, false]);
+    assert_eq!(concerned(Some(Selected)), [false; 3], "the same again");
+    assert_eq!(concerned(None), [false, true, false], "what names one that is not known lets nobody in");
+    assert_eq!(concerned(Some(Namespace)), [true, true, false]);
+    assert_eq!(concerned(Some(Selected)), [true, true, false], "it was about all of them");
+    assert_eq!(concerned(Some(Global)), [true; 3]);
+    assert_eq!(concerned(Some(Selected)), [true; 3]);
+    assert_eq!(concerned(Some(Unreadable)), [true, true, false]);
 }

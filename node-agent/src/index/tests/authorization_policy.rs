@@ -187,6 +187,24 @@ fn a_change_touches_those_it_is_and_was_about() {
     assert_eq!(named(&index, &far()), ["bank/p"]);
 }
 
+/// Who is relabelled is told anew, so that its open connections are asked about again: cut, or served, at once.
+#[test]
+fn a_pod_that_is_relabelled_is_subject_to_others() {
+    let mut index =
+        world(&[policy("shop/p", json!({"app": "web"})), policy("istio-system/db", json!({"app": "db"}))]);
+    let mut relabel = |labels: Value| {
+        let mut web = pod("web", "10.0.0.9");
+        web["metadata"]["labels"] = labels;
+        let changes = apply(&mut index, Kind::Pod, web);
+        (changes.keys.contains(&pod_key("web")), changes.local, named(&index, &pod_key("web")))
+    };
+    let (told, local) = (true, true);
+    assert_eq!(relabel(json!({"app": "db"})), (told, local, vec!["istio-system/db".to_owned()]));
+    assert_eq!(relabel(json!({"app": "none"})), (told, local, vec![]));
+    assert_eq!(relabel(json!({"app": "web"})), (told, local, vec!["shop/p".to_owned()]));
+    assert_eq!(relabel(json!({"app": "web", "tier": "back"})).2, ["shop/p"]);
+}
+
 #[test]
 fn a_list_removes_what_is_not_in_it_any_more() {
     let mut index = world(&[policy("shop/p", json!({"app": "web"}))]);

@@ -337,3 +337,54 @@ fn another_cluster_domain() {
         assert!(matches!(reply, Answer::Reply(_)), "{name}");
     }
 }
+
+/// A datagram that asks for ten thousand pods costs what fits into the answer.
+#[test]
+fn the_number_of_a_services_pods_is_not_the_price_of_a_question() {
+    let host = "big.shop.svc.cluster.local";
+    let of = |count: u32| {
+        mesh(|mesh| {
+            let ports = [ServicePort { port: 80, target: Some(8080) }].into();
+            let port_names = [("http".into(), 80)].into();
+            mesh.put_service(Service { ports, port_names, ..service("shop", host, &[]) });
+            for number in 0..count {
+                let ip = std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string();
+                mesh.put_workload(pod(&format!("big-{number}"), "shop", &[&ip], host));
+            }
+        })
+    };
+    let (small, big) = (of(200), of(10_000));
+    let network = Network::default();
+    let client = Client { namespace: "shop", network: &network };
+    let zone = Zone::from("cluster.local");
+    for (name, kind, transport, some) in [
+        (format!("{host}."), RecordType::A, Transport::Udp, 20..100),
+        (format!("{host}."), RecordType::A, Transport::Tcp, 200..5000),
+        (format!("_http._tcp.{host}."), RecordType::SRV, Transport::Udp, 3..100),
+        (format!("big-7.{host}."), RecordType::A, Transport::Udp, 1..2),
+    ] {
+        let bytes = query(&name, kind);
+        let asked = |mesh: &Reader, random| match answer(mesh, &zone, client, &bytes, transport, random) {
+            Answer::Reply(bytes) => Message::from_vec(&bytes).unwrap(),
+            other => panic!("{name}: {other:?}"),
+        };
+        let first = asked(&big, 0);
+        assert!(some.contains(&first.answers.len()), "{name}: {}", first.answers.len());
+        if some.start > 1 {
+            assert_ne!(first.answers[0].data, asked(&big, 5000).answers[0].data, "others have their turn");
+        }
+        let quickest = |mesh: &Reader| {
+            let once = |random| {
+                let begun = std::time::Instant::now();
+                std::hint::black_box(answer(mesh, &zone, client, &bytes, transport, random));
+                begun.elapsed()
+            };
+            (0..50).map(once).min().unwrap()
+        };
+        if transport == Transport::Udp {
+            let (few, many) = (quickest(&small), quickest(&big));
+            println!("{name} {kind}: {few:?} of 200 pods, {many:?} of 10,000");
+            assert!(many < 8 * few, "{name}: {few:?} of 200 pods, {many:?} of 10,000");
+        }
+    }
+}

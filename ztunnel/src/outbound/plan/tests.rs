@@ -288,7 +288,7 @@ fn near_is_one_node_without_network_policies() {
     }
 }
 
-fn to_web(reader: &Reader, client: &Workload, choose: &Choose<'_>) -> Result<Plan, PlanError> {
+fn to_web(reader: &Reader, client: &Workload, choose: &Choose<'_>) -> Result<Plan, Unplanned> {
     outbound(reader, client, OrigDst::from(std::net::SocketAddr::from(([10, 96, 0, 2], 80))), choose)
 }
 
@@ -308,7 +308,7 @@ fn what_was_tried_is_not_tried_again() {
         assert_eq!(plan.has_another(&client, dst, &tried), left > 0, "{left} are left");
     }
     let error = to_web(&reader, &client, &Choose { tried: &tried, ..ANY }).unwrap_err();
-    assert!(matches!(error, PlanError::NoEndpoint { cause: PickError::NoneReady, .. }), "{error}");
+    assert!(matches!(error.error, PlanError::NoEndpoint { cause: PickError::NoneReady, .. }), "{error}");
     let direct = OrigDst::from(std::net::SocketAddr::from(([10, 0, 0, 2], 80)));
     let plan = outbound(&reader, &client, direct, &ANY).unwrap();
     assert!(!plan.has_another(&client, direct, &[]), "an address has no other endpoint");
@@ -352,8 +352,8 @@ fn the_other_family_is_for_clients_that_have_it() {
         let source = reader.workload("c//Pod/shop/source").unwrap();
         let plan = to_web(&reader, &source, &ANY).unwrap();
         assert_eq!(plan.target.to_string(), "10.0.0.2:8080");
-        let found = plan.other_target.map(|target| target.to_string());
-        assert_eq!(found.as_deref(), other, "{client} to {endpoint}, families {families}");
+        let found: Vec<String> = plan.others.iter().map(Target::to_string).collect();
+        assert_eq!(found.first().map(String::as_str), other, "{client} to {endpoint}, families {families}");
     }
 }
 
@@ -416,4 +416,43 @@ fn an_endpoint_with_a_host_name_is_where_that_leads_to() {
         };
         assert!(plan.starts_with(expect), "{client} to {found}: {plan}");
     }
+}
+
+/// All that a host name leads to is tried, the families in turn; but for what is somebody else's.
+#[test]
+fn every_address_of_a_host_name_has_its_turn() {
+    let found = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "192.0.2.3", "10.0.0.8"];
+    for (client, random, expect) in [
+        ("10.0.0.1,fd00::1", 0, "192.0.2.1 2001:db8::1 192.0.2.2 192.0.2.3"),
+        ("10.0.0.1,fd00::1", 1 << 32, "192.0.2.2 2001:db8::1 192.0.2.3 192.0.2.1"),
+        ("10.0.0.1", 0, "192.0.2.1 192.0.2.2 192.0.2.3"),
+        ("10.0.0.1", 3 << 32, "10.0.0.8"),
+    ] {
+        let ext = wire::Workload {
+            uid: "c//Entry/shop/ext".into(),
+            hostname: "ext.example".into(),
+            tunnel_protocol: 0,
+            ..member(pod("ext", ""), "web")
+        };
+        let workloads = vec![ext, pod("source", client), pod("pod", "10.0.0.8")];
+        let (reader, _) = mesh(workloads, vec![service("web", "10.96.0.2")]);
+        let source = reader.workload("c//Pod/shop/source").unwrap();
+        let looked_up = |_: &str| Some(found.iter().map(|ip| ip.parse().unwrap()).collect());
+        let plan = to_web(&reader, &source, &Choose { random, looked_up: &looked_up, ..ANY }).unwrap();
+        let all: Vec<String> =
+            [plan.target].iter().chain(&plan.others).map(|at| at.ip().to_string()).collect();
+        assert_eq!(all.join(" "), expect, "{client}, {random}");
+    }
+}
+
+/// Only then another one is worth a try.
+#[test]
+fn it_is_told_whether_the_endpoint_is_at_fault() {
+    let far = wire::Workload { network: "far".into(), ..pod("far", "10.0.0.5") };
+    let (reader, client) = mesh(vec![member(far, "web")], vec![service("web", "10.96.0.2")]);
+    let error = to_web(&reader, &client, &ANY).unwrap_err();
+    assert!(matches!(error.error, PlanError::OtherNetwork { .. }), "{error}");
+    assert_eq!(error.chosen.unwrap().endpoint.uid.as_str(), "c//Pod/shop/far");
+    let (reader, client) = mesh(vec![], vec![service("web", "10.96.0.2")]);
+    assert!(to_web(&reader, &client, &ANY).unwrap_err().chosen.is_none(), "nothing was chosen");
 }

@@ -27,7 +27,7 @@ fn allows(policy: &AuthorizationPolicy, client: &str, port: u16) -> bool {
 
 fn audits(policy: &AuthorizationPolicy, client: &str) -> bool {
     let (applying, connection) = asked(policy, client, 80);
-    authz::audited(&applying, &connection).is_some()
+    !authz::audited(&applying, &connection).is_empty()
 }
 
 /// A client of `ns/account` (or none that proved who it is) at 10.1.2.3 dials 10.9.9.9 at a port.
