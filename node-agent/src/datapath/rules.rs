@@ -58,8 +58,8 @@ pub(super) struct Interface {
 }
 
 /// Interfaces of a pod that are looked at: who administers its network can make any number of them, and each costs the
-/// agent time, descriptors and pins.
-pub(super) const MAX_INTERFACES: usize = 64;
+/// agent time (the kernel waits for its processors after each program), descriptors and pins.
+pub(super) const MAX_INTERFACES: usize = 16;
 
 /// How long an address may be under duplicate address detection (RFC 4862: a second after its random start).
 const DETECTION: Duration = Duration::from_secs(3);

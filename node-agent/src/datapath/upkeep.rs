@@ -20,7 +20,7 @@ use super::{Datapath, maps, netns, older};
 const IDLE: Duration = Duration::from_secs(1);
 /// A look at a pod's interfaces that takes longer is followed by a rest that is so many times as long: others wait for it.
 const LONG: Duration = Duration::from_millis(100);
-const SHARE: u32 = 10;
+const SHARE: u32 = 2;
 /// While handshakes are under way.
 const BUSY: Duration = Duration::from_millis(20);
 
