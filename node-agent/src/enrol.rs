@@ -318,7 +318,10 @@ impl<C: Cluster> Enrolment<C> {
             Ended::Added { pod, container, result, reply } => {
                 self.table.idle(&pod.uid);
                 match &result {
-                    Ok(()) => self.table.enrolled(&pod.uid, Some(pod.name.clone()), Some(container), now()),
+                    Ok(()) => {
+                        self.table.enrolled(&pod.uid, Some(pod.name.clone()), Some(container), now());
+                        self.table.enrolled_with(&pod.uid, pod.dns);
+                    }
                     Err(_) => self.table.released(&pod.uid),
                 }
                 // The runtime may have given up; it calls DEL then.

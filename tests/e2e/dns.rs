@@ -135,6 +135,19 @@ fn a_pod_that_opts_out_asks_the_server_itself() {
         ensure!(code == ResponseCode::NoError && records.len() == 1, "{records:?}");
         out.curl("http://web.mesh/")?;
         ensure!(counted(lab, 1, "own-dns")? == 0);
+        // It may change its mind while it lives. Each query is asked from a port of its own.
+        for wanted in [true, false] {
+            let annotation = format!("ambient.istio.io/dns-capture={wanted}");
+            lab.kubectl(["annotate", "--overwrite", "-n", "mesh", "pod", "own-dns", &annotation])?;
+            eventually("the pod's queries are captured, or no longer", SOON, || {
+                let before = counted(lab, 1, "own-dns")?;
+                let (code, records) = gist(&ask(&resolver(&out, Family::V4)?, &name)?)?;
+                ensure!(code == ResponseCode::NoError && records.len() == 1, "{records:?}");
+                ensure!((counted(lab, 1, "own-dns")? > before) == wanted, "not {wanted} yet");
+                Ok(())
+            })?;
+            out.captured()?;
+        }
         Ok(())
     });
 }

@@ -75,6 +75,8 @@ struct Enrolled {
     since: Instant,
     /// Known from the CNI request or the model.
     name: Option<ObjectName>,
+    /// Whether its DNS queries were to be captured when it was enrolled, where that is known.
+    dns: Option<bool>,
 }
 
 /// What was tried for a pod and what was said about it.
@@ -133,6 +135,7 @@ impl Table {
                 confirmed: true,
                 since: now,
                 name: None,
+                dns: None,
             };
             self.enrolled.insert(uid, survivor);
         }
@@ -217,6 +220,7 @@ impl Table {
                     // The step came of the model, which may have changed meanwhile.
                     enrolled.seen = true;
                     enrolled.confirmed = true;
+                    enrolled.dns = Some(pod.dns);
                 }
             }
             Step::Annotate(_, captured) => {
@@ -235,11 +239,26 @@ impl Table {
         }
     }
 
-    /// A pod is captured and served now; by CNI, of this container.
+    /// A pod was enrolled with its DNS queries captured, or without.
+    pub fn enrolled_with(&mut self, uid: &str, dns: bool) {
+        if let Some(enrolled) = self.enrolled.get_mut(uid) {
+            enrolled.dns = Some(dns);
+        }
+    }
+
+    /// A pod is captured and served now; by CNI, of this container, else of the one that it was.
     pub fn enrolled(&mut self, uid: &str, name: Option<ObjectName>, container: Option<String>, now: Instant) {
         let seen = self.desired.contains_key(uid);
-        let enrolled =
-            Enrolled { stage: Stage::Enrolled, container, seen, confirmed: false, since: now, name };
+        let container = container.or_else(|| self.enrolled.get(uid)?.container.clone());
+        let enrolled = Enrolled {
+            stage: Stage::Enrolled,
+            container,
+            seen,
+            confirmed: false,
+            since: now,
+            name,
+            dns: None,
+        };
         self.enrolled.insert(uid.to_owned(), enrolled);
         self.proofs.remove(uid);
         if let Some(note) = self.notes.get_mut(uid) {

@@ -29,7 +29,14 @@ impl Table {
             Stage::Survived => Due::Now(Step::Enrol(Box::new(pod.clone()))),
             Stage::Enrolled if member => {
                 let repair = self.repair(&pod.uid, now);
-                if let Due::Now(_) = repair { repair } else { self.tell(pod, now).or(|| repair) }
+                match repair {
+                    Due::Now(_) => repair,
+                    // The pod's annotation says otherwise than when it was enrolled.
+                    _ if enrolled.dns.is_some_and(|dns| dns != pod.dns) => {
+                        Due::Now(Step::Enrol(Box::new(pod.clone())))
+                    }
+                    _ => self.tell(pod, now).or(|| repair),
+                }
             }
             // Enrolled on what the API server said, which the watch, of the namespace perhaps, is yet to show.
             Stage::Enrolled if !enrolled.confirmed => {

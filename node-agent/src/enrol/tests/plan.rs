@@ -333,6 +333,28 @@ fn a_pod_enrolled_by_cni_waits_for_the_watch() {
     story.does("annotate a false");
 }
 
+/// The container is that of the enrolment before.
+#[test]
+fn a_pod_whose_dns_is_to_be_captured_or_no_longer_is_enrolled_again() {
+    let mut story = Story::new();
+    let name = ObjectName::new("shop", "a");
+    let pod = |dns| LocalPod { dns, ..annotated(member("a")) };
+    story.sees(&[pod(true)]);
+    story.table.enrolled("uid-a", Some(name.clone()), Some("container-1".into()), story.now);
+    story.table.enrolled_with("uid-a", true);
+    story.rests();
+    for dns in [false, true] {
+        story.sees(&[pod(dns)]);
+        story.ends("enrol uid-a", failed("ztunnel is away"));
+        story.passes(SECOND);
+        story.does("enrol uid-a");
+        story.rests();
+        let certain = Some(("uid-a".to_owned(), true));
+        assert_eq!(story.table.attached(None, &name, "container-1"), certain);
+        assert_eq!(story.table.attached(None, &name, "container-2"), None);
+    }
+}
+
 #[test]
 fn a_pod_that_is_gone_stays_captured_while_it_has_processes() {
     let mut story = Story::new();
