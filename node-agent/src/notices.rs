@@ -1,7 +1,10 @@
 //! What ztunnel has to tell of a pod, as Events on it: connections that policy denied, certificates that are not renewed.
 //!
-//! **Invariant:** however much there is to tell, this node writes a bounded number of Events.
+//! **Invariant:** however much there is to tell, this node writes a bounded number of Events, and what there is to tell of
+//! one namespace's pods leaves room for the others'.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -72,14 +75,14 @@ pub fn queue() -> (mpsc::Sender<Notice>, mpsc::Receiver<Notice>) {
 
 /// Writes them until `shutdown`.
 pub async fn run(mut notices: mpsc::Receiver<Notice>, cluster: ApiServer, shutdown: CancellationToken) {
-    let (mut bucket, mut dropped, mut failing) = (Bucket::new(Instant::now()), 0_u64, false);
+    let (mut buckets, mut dropped, mut failing) = (Buckets::new(Instant::now()), 0_u64, false);
     loop {
         let notice = tokio::select! {
             () = shutdown.cancelled() => return,
             notice = notices.recv() => match notice { Some(notice) => notice, None => return },
         };
         let (pod, reason) = (&notice.pod, notice.reason);
-        if !bucket.take(Instant::now()) {
+        if !buckets.take(&pod.namespace, Instant::now()) {
             dropped += 1;
             debug!(%pod, reason, dropped, "no Event of this, there are too many");
             continue;
@@ -100,25 +103,62 @@ pub async fn run(mut notices: mpsc::Receiver<Notice>, cluster: ApiServer, shutdo
     }
 }
 
-/// So many at once, and one more each second.
+/// The node's, and each namespace's.
+#[derive(Debug)]
+struct Buckets {
+    node: Bucket,
+    by_namespace: HashMap<Arc<str>, Bucket>,
+}
+
+impl Buckets {
+    /// For all of the node: at once, and time for one more.
+    const OF_NODE: (f64, Duration) = (25.0, Duration::from_secs(1));
+    /// For one namespace's pods.
+    const OF_NAMESPACE: (f64, Duration) = (10.0, Duration::from_secs(3));
+    /// Namespaces before those are looked for that have used nothing lately.
+    const MANY: usize = 256;
+
+    fn new(now: Instant) -> Self {
+        Self { node: Bucket::new(Self::OF_NODE, now), by_namespace: HashMap::new() }
+    }
+
+    fn take(&mut self, namespace: &Arc<str>, now: Instant) -> bool {
+        if self.by_namespace.len() >= Self::MANY && !self.by_namespace.contains_key(namespace) {
+            self.by_namespace.retain(|_, bucket| !bucket.is_full(now));
+        }
+        let own = || Bucket::new(Self::OF_NAMESPACE, now);
+        let own = self.by_namespace.entry(namespace.clone()).or_insert_with(own);
+        own.take(now) && self.node.take(now)
+    }
+}
+
+/// So many at once, and one more each time that this has passed.
 #[derive(Debug)]
 struct Bucket {
+    most: f64,
+    each: Duration,
     left: f64,
     at: Instant,
 }
 
 impl Bucket {
-    const MOST: f64 = 25.0;
-    const EACH: Duration = Duration::from_secs(1);
+    fn new((most, each): (f64, Duration), now: Instant) -> Self {
+        Self { most, each, left: most, at: now }
+    }
 
-    fn new(now: Instant) -> Self {
-        Self { left: Self::MOST, at: now }
+    fn fill(&mut self, now: Instant) {
+        let more = now.saturating_duration_since(self.at).as_secs_f64() / self.each.as_secs_f64();
+        self.left = (self.left + more).min(self.most);
+        self.at = now;
+    }
+
+    fn is_full(&mut self, now: Instant) -> bool {
+        self.fill(now);
+        self.left >= self.most
     }
 
     fn take(&mut self, now: Instant) -> bool {
-        let more = now.saturating_duration_since(self.at).as_secs_f64() / Self::EACH.as_secs_f64();
-        self.left = (self.left + more).min(Self::MOST);
-        self.at = now;
+        self.fill(now);
         let one = self.left >= 1.0;
         if one {
             self.left -= 1.0;
@@ -132,13 +172,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_and_then_one_a_second() {
+    fn a_burst_and_then_one_after_the_other() {
         let start = Instant::now();
-        let mut bucket = Bucket::new(start);
+        let mut bucket = Bucket::new((25.0, Duration::from_secs(1)), start);
         let taken = |bucket: &mut Bucket, at| (0..100).filter(|_| bucket.take(at)).count();
         assert_eq!(taken(&mut bucket, start), 25);
         assert_eq!(taken(&mut bucket, start + Duration::from_millis(999)), 0);
         assert_eq!(taken(&mut bucket, start + Duration::from_secs(3)), 3);
         assert_eq!(taken(&mut bucket, start + Duration::from_secs(3600)), 25, "no more than at first");
+    }
+
+    #[test]
+    fn one_namespace_leaves_room_for_others_and_all_have_a_bound() {
+        let start = Instant::now();
+        let mut buckets = Buckets::new(start);
+        let mut taken =
+            |namespace: &str, at| (0..100).filter(|_| buckets.take(&namespace.into(), at)).count();
+        assert_eq!((taken("shop", start), taken("bank", start)), (10, 10));
+        assert_eq!((taken("shop", start), taken("pay", start)), (0, 5), "the node's are used up");
+        assert_eq!(taken("shop", start + Duration::from_secs(6)), 2);
+        let later = start + Duration::from_secs(3600);
+        for number in 0..1000 {
+            taken(&number.to_string(), later);
+        }
+        assert!(buckets.by_namespace.len() <= 1000);
+        buckets.take(&"last".into(), later + Duration::from_secs(3600));
+        assert_eq!(buckets.by_namespace.len(), 1, "those that have used nothing lately are forgotten");
     }
 }
