@@ -9,6 +9,9 @@ pub mod mesh;
 pub mod metrics;
 pub mod stream;
 
+/// What a client says of itself that takes a response in parts (`DeltaDiscoveryResponse.continues`).
+pub const IN_PARTS: &str = "ambit.io/parts";
+
 /// What takes resources in; a call is one response of the server.
 pub trait Handler {
     /// Applies updates and removals of one type, returns what it had to skip.

@@ -120,7 +120,7 @@ impl Both {
     fn responses(&mut self, first: bool) -> anyhow::Result<Vec<Vec<u8>>> {
         if first {
             for request in self.client.start() {
-                self.session.receive(request)?;
+                self.session.receive(request, &self.snapshot)?;
             }
         }
         let mut sent = Vec::new();
@@ -128,7 +128,7 @@ impl Both {
             sent.push(response.encode_to_vec());
             let DeltaDiscoveryResponse { type_url, nonce: response_nonce, .. } = response;
             let acknowledged = DeltaDiscoveryRequest { type_url, response_nonce, ..Default::default() };
-            self.session.receive(acknowledged)?;
+            self.session.receive(acknowledged, &self.snapshot)?;
         }
         Ok(sent)
     }

@@ -234,6 +234,6 @@ fn node(config: &Config) -> Node {
     Node {
         id: format!("ztunnel~1.1.1.1~{}~svc.cluster.local", config.node_name),
         cluster: config.cluster_id.clone(),
-        metadata: None,
+        ..Node::default()
     }
 }

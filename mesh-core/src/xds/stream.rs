@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::{Effect, Handler, Rejected, Update};
+use super::{Effect, Handler, IN_PARTS, Rejected, Update};
 use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail, Node};
 
 /// `google.rpc.Code.INVALID_ARGUMENT`.
@@ -39,7 +39,8 @@ pub struct Reply {
 
 impl Session {
     /// A client that wants every resource of these types.
-    pub fn new(node: Node, types: &[&'static str]) -> Self {
+    pub fn new(mut node: Node, types: &[&'static str]) -> Self {
+        node.client_features.push(IN_PARTS.to_owned());
         let subscriptions = types
             .iter()
             .map(|type_url| Subscription { type_url, versions: HashMap::new(), answered: false })
@@ -73,7 +74,8 @@ impl Session {
 
     /// Applies a response and says what to reply.
     pub fn receive(&mut self, response: DeltaDiscoveryResponse, handler: &mut impl Handler) -> Reply {
-        let DeltaDiscoveryResponse { resources, type_url, nonce, removed_resources, .. } = response;
+        let DeltaDiscoveryResponse { resources, type_url, nonce, removed_resources, continues, .. } =
+            response;
         let Some(subscription) = self.subscriptions.iter_mut().find(|s| s.type_url == type_url) else {
             let reason = "this type was not asked for".to_owned();
             let rejected = Rejected { name: type_url.clone(), reason, effect: Effect::Nothing };
@@ -95,7 +97,7 @@ impl Session {
         for name in &removed_resources {
             subscription.versions.remove(name);
         }
-        subscription.answered = true;
+        subscription.answered |= !continues;
         reply(type_url, nonce, rejected)
     }
 }
@@ -182,6 +184,24 @@ mod tests {
         assert_eq!(session.pending().collect::<Vec<_>>(), [B]);
         session.receive(response(B, "n2", &[], &[]), &mut recorder);
         assert!(session.is_complete());
+    }
+
+    /// Of half a mesh nobody can say what is not in it: which policies there are, for one.
+    #[test]
+    fn is_not_complete_before_the_last_part() {
+        let (mut session, mut recorder) = (session(), Recorder::default());
+        assert_eq!(session.start()[0].node.as_ref().unwrap().client_features, [IN_PARTS]);
+        session.receive(response(B, "1", &[], &[]), &mut recorder);
+        for (nonce, name, continues) in [("2", "x", true), ("3", "y", true), ("4", "z", false)] {
+            let part = DeltaDiscoveryResponse { continues, ..response(A, nonce, &[(name, "1")], &[]) };
+            assert!(!session.is_complete());
+            assert_eq!(session.receive(part, &mut recorder).request.response_nonce, nonce);
+        }
+        assert!(session.is_complete());
+        assert_eq!(recorder.0, ["+x", "+y", "+z"]);
+        let later = DeltaDiscoveryResponse { continues: true, ..response(A, "5", &[("x", "2")], &[]) };
+        session.receive(later, &mut recorder);
+        assert!(session.is_complete(), "it was known as a whole");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Each host of a ServiceEntry is a service of its namespace. Its endpoints are those that it lists, each a workload of
 //! its own, or the pods and WorkloadEntries of the namespace that it selects. A Service selects WorkloadEntries, too.
 
+mod budget;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use mesh_core::proto::workload as proto;
 
+use self::budget::Budget;
 use self::read::{Endpoint, Place, Port, Resolution, ServiceEntry};
 use super::by_namespace::ByNamespace;
 use super::event::{Custom, Kind, ObjectName};
@@ -21,7 +23,11 @@ use super::{Changes, Config, Index, Key};
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
-    services: ByNamespace<ServiceEntry>,
+    /// As they were read.
+    read: ByNamespace<Arc<ServiceEntry>>,
+    budget: Budget,
+    /// Those that are in force.
+    services: ByNamespace<Arc<ServiceEntry>>,
     workloads: ByNamespace<Endpoint>,
     /// Who names a host, by namespace and host.
     of_host: HashMap<ObjectName, BTreeSet<ObjectName>>,
@@ -31,7 +37,7 @@ pub(super) struct Entries {
 
 impl Entries {
     pub(super) fn service_names(&self) -> Vec<ObjectName> {
-        self.services.names()
+        self.read.names()
     }
 
     pub(super) fn workload_names(&self) -> Vec<ObjectName> {
@@ -44,19 +50,24 @@ impl Entries {
         namespace: &'a str,
         labels: &'a Labels,
     ) -> impl Iterator<Item = &'a ServiceEntry> {
-        let all = self.services.of(namespace).map(|(_, entry)| entry);
+        let all = self.services.of(namespace).map(|(_, entry)| &**entry);
         all.filter(move |entry| entry.selector.as_ref().is_some_and(|selector| selects(selector, labels)))
     }
 }
 
 /// Addresses of the endpoints that a ServiceEntry lists; one that looks its hosts up has these.
 fn listed(entry: &ServiceEntry) -> Vec<String> {
-    let implicit =
-        entry.resolution == Resolution::Dns && entry.endpoints.is_empty() && entry.selector.is_none();
-    if implicit {
+    if entry.is_its_own_endpoint() {
         return entry.hosts.iter().filter(|host| !host.starts_with('*')).cloned().collect();
     }
     entry.endpoints.iter().map(|endpoint| endpoint.place.to_string()).collect()
+}
+
+impl ServiceEntry {
+    /// Its hosts are looked up.
+    fn is_its_own_endpoint(&self) -> bool {
+        self.resolution == Resolution::Dns && self.endpoints.is_empty() && self.selector.is_none()
+    }
 }
 
 impl Place {
@@ -79,26 +90,56 @@ impl Index {
     pub(super) fn apply_service_entry(&mut self, name: &ObjectName, object: &Custom, changes: &mut Changes) {
         let (entry, faults) = read::service_entry(&self.config, name, object);
         self.note(Kind::ServiceEntry, name, object, faults, changes);
-        let old = self.entries.services.put(name, entry.clone());
-        if old.as_ref() == Some(&entry) {
+        let old = self.entries.read.put(name, Arc::new(entry));
+        self.replace_service_entry(name, old, changes);
+    }
+
+    pub(super) fn delete_service_entry(&mut self, name: &ObjectName, changes: &mut Changes) {
+        self.readings.remove(&(Kind::ServiceEntry, name.clone()));
+        let old = self.entries.read.remove(name);
+        self.replace_service_entry(name, old, changes);
+    }
+
+    /// An entry is another, or gone: others may be left out then, or no longer.
+    fn replace_service_entry(
+        &mut self,
+        name: &ObjectName,
+        old: Option<Arc<ServiceEntry>>,
+        changes: &mut Changes,
+    ) {
+        let new = self.entries.read.get(name).cloned();
+        let others = match new != old {
+            true => self.entries.budget.set(name, old.as_deref(), new.as_deref()),
+            false => Vec::new(),
+        };
+        self.enforce_service_entry(name, changes);
+        for other in others {
+            self.enforce_service_entry(
+                &ObjectName { namespace: name.namespace.clone(), name: other },
+                changes,
+            );
+        }
+    }
+
+    fn enforce_service_entry(&mut self, name: &ObjectName, changes: &mut Changes) {
+        let left_out = self.entries.budget.leaves_out(name);
+        let new = self.entries.read.get(name).filter(|_| !left_out).cloned();
+        let old = match &new {
+            Some(new) => self.entries.services.put(name, Arc::clone(new)),
+            None => self.entries.services.remove(name),
+        };
+        self.amend(Kind::ServiceEntry, name, left_out.then_some(budget::LEFT_OUT), changes);
+        if old == new {
             return;
         }
         if let Some(old) = &old {
             self.unlink_hosts(name, old);
         }
-        for host in &entry.hosts {
+        for host in new.iter().flat_map(|new| &new.hosts) {
             self.entries.of_host.entry(host_key(name, host)).or_default().insert(name.clone());
         }
-        for entry in old.iter().chain([&entry]) {
+        for entry in old.iter().chain(&new) {
             self.touch_service_entry(name, entry, changes);
-        }
-    }
-
-    pub(super) fn delete_service_entry(&mut self, name: &ObjectName, changes: &mut Changes) {
-        self.readings.remove(&(Kind::ServiceEntry, name.clone()));
-        if let Some(old) = self.entries.services.remove(name) {
-            self.unlink_hosts(name, &old);
-            self.touch_service_entry(name, &old, changes);
         }
     }
 
@@ -166,6 +207,7 @@ impl Index {
         };
         if old != endpoint {
             changes.keys.insert(Key::WorkloadEntry(name.clone()));
+            self.share_anew(&name.namespace, old.is_some(), changes);
         }
     }
 
@@ -173,6 +215,21 @@ impl Index {
         self.readings.remove(&(Kind::WorkloadEntry, name.clone()));
         if self.entries.workloads.remove(name).is_some() {
             changes.keys.insert(Key::WorkloadEntry(name.clone()));
+            self.share_anew(&name.namespace, true, changes);
+        }
+    }
+
+    /// One of a namespace's WorkloadEntries is another now, new or gone: where there are many, each may name fewer
+    /// services.
+    fn share_anew(&self, namespace: &Arc<str>, existed: bool, changes: &mut Changes) {
+        let count = self.entries.workloads.count(namespace);
+        let before = if existed { count + 1 } else { count.saturating_sub(1) };
+        if budget::allowance(before) != budget::allowance(count) {
+            let all = self.entries.workloads.of(namespace);
+            let key = |name: &Arc<str>| {
+                Key::WorkloadEntry(ObjectName { namespace: namespace.clone(), name: name.clone() })
+            };
+            changes.keys.extend(all.map(|(name, _)| key(name)));
         }
     }
 
@@ -220,7 +277,7 @@ impl Index {
             let services = [(host_name(name, place), ports(&entry.ports, &BTreeMap::new()))].into();
             return Some(self.entry_workload(uid, name, &Endpoint::named(place), services));
         };
-        let services = services_of(name, [entry].into_iter(), endpoint);
+        let services = services_of(name, [&**entry].into_iter(), endpoint).collect();
         Some(self.entry_workload(uid, name, endpoint, services))
     }
 
@@ -228,21 +285,31 @@ impl Index {
     pub(super) fn workload_entry(&self, name: &ObjectName) -> Option<proto::Workload> {
         let endpoint = self.entries.workloads.get(name)?;
         let entries = self.entries.selecting(&name.namespace, &endpoint.labels);
-        let mut services = services_of(name, entries, endpoint);
-        for (service, selector) in self.entries.selectors.of(&name.namespace) {
+        let services = services_of(name, entries, endpoint).chain(self.services_selecting(name, endpoint));
+        let allowance = budget::allowance(self.entries.workloads.count(&name.namespace));
+        let services = budget::within(allowance, services);
+        let uid = workload_entry_uid(&self.config, name);
+        Some(self.entry_workload(uid, name, endpoint, services))
+    }
+
+    /// Kubernetes' Services that select a WorkloadEntry.
+    fn services_selecting<'a>(
+        &'a self,
+        name: &'a ObjectName,
+        endpoint: &'a Endpoint,
+    ) -> impl Iterator<Item = (String, proto::PortList)> + 'a {
+        let all = self.entries.selectors.of(&name.namespace);
+        all.filter_map(move |(service, selector)| {
             let service = ObjectName { namespace: name.namespace.clone(), name: service.clone() };
-            let known = self.services.get(&service).filter(|_| selects(selector, &endpoint.labels));
-            let Some(known) = known else { continue };
+            let known = self.services.get(&service).filter(|_| selects(selector, &endpoint.labels))?;
             let ports = known.ports.iter().filter_map(|port| {
                 let own = endpoint.ports.get(&port.name).copied();
                 let target = own.or(Some(port.target).filter(|target| *target > 0))?;
                 Some(wire_port(port.number, target, port.protocol))
             });
             let key = super::wds::service_key(&self.config, &service);
-            services.insert(key, proto::PortList { ports: ports.collect() });
-        }
-        let uid = workload_entry_uid(&self.config, name);
-        Some(self.entry_workload(uid, name, endpoint, services))
+            Some((key, proto::PortList { ports: ports.collect() }))
+        })
     }
 
     fn entry_workload(
@@ -283,33 +350,26 @@ impl Index {
     }
 
     /// The services of ServiceEntries that select a pod.
-    pub(super) fn entry_services_of_pod<'a>(
-        &'a self,
-        pod: &'a Pod,
-    ) -> impl Iterator<Item = (String, proto::PortList)> + 'a {
+    pub(super) fn entry_services_of_pod(&self, pod: &Pod) -> BTreeMap<String, proto::PortList> {
         let selecting = self.entries.selecting(&pod.name.namespace, &pod.labels);
-        let services = selecting.flat_map(move |entry| {
+        let services = selecting.flat_map(|entry| {
             let ports = ports(&entry.ports, &BTreeMap::new());
             entry.hosts.iter().map(move |host| (host_name(&pod.name, host), ports.clone()))
         });
-        services.take(MOST_HOSTS)
+        budget::within(budget::MOST_OF_WORKLOAD, services)
     }
 }
 
-/// Hosts that one workload may be an endpoint of, over all ServiceEntries: every proxy keeps each of them.
-const MOST_HOSTS: usize = 1024;
-
 /// What an endpoint is a part of: each host of these.
 fn services_of<'a>(
-    name: &ObjectName,
+    name: &'a ObjectName,
     entries: impl Iterator<Item = &'a ServiceEntry>,
-    endpoint: &Endpoint,
-) -> BTreeMap<String, proto::PortList> {
-    let hosts = entries.flat_map(|entry| {
+    endpoint: &'a Endpoint,
+) -> impl Iterator<Item = (String, proto::PortList)> {
+    entries.flat_map(move |entry| {
         let ports = ports(&entry.ports, &endpoint.ports);
         entry.hosts.iter().map(move |host| (host_name(name, host), ports.clone()))
-    });
-    hosts.take(MOST_HOSTS).collect()
+    })
 }
 
 /// Where an endpoint has the ports of a ServiceEntry.

@@ -18,6 +18,8 @@ const LONGEST: usize = 300;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Reading {
     faults: Vec<String>,
+    /// Why nothing of it is in force, which another object's change can change.
+    left_out: Option<&'static str>,
     api_version: String,
     generation: i64,
     resource_version: String,
@@ -43,6 +45,7 @@ impl Reading {
     fn new(object: &Custom, faults: Vec<String>) -> Self {
         Self {
             faults: bounded(faults),
+            left_out: None,
             api_version: object.api_version.clone(),
             generation: object.metadata.generation.unwrap_or_default(),
             resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
@@ -69,9 +72,11 @@ impl Reading {
     }
 
     fn condition(&self) -> Value {
-        let (status, reason, message) = match self.faults.as_slice() {
-            [] => ("True", "Accepted", ACCEPTED.to_owned()),
-            faults => ("False", "UnsupportedValue", faults.join("; ")),
+        let faults: Vec<&str> =
+            self.left_out.into_iter().chain(self.faults.iter().map(String::as_str)).collect();
+        let (status, reason, message) = match faults.is_empty() {
+            true => ("True", "Accepted", ACCEPTED.to_owned()),
+            false => ("False", "UnsupportedValue", faults.join("; ")),
         };
         json!({
             "type": CONDITION, "status": status, "reason": reason, "message": message,
@@ -100,13 +105,33 @@ impl Index {
         faults: Vec<String>,
         changes: &mut Changes,
     ) {
-        let reading = Reading::new(object, faults);
+        let mut reading = Reading::new(object, faults);
+        reading.left_out = self.readings.get(&(kind, name.clone())).and_then(|known| known.left_out);
         let known = self.readings.insert((kind, name.clone()), reading.clone());
         changes.verdicts |= known.as_ref() != Some(&reading) && reading.verdict().is_some();
         if known.is_none_or(|known| known.faults != reading.faults) {
             let problem = |reason| Problem { kind, name: name.clone(), skipped: false, reason };
             changes.problems.extend(reading.faults.into_iter().map(problem));
         }
+    }
+
+    /// Notes why nothing of an object is in force, or that it is.
+    pub(super) fn amend(
+        &mut self,
+        kind: Kind,
+        name: &ObjectName,
+        left_out: Option<&'static str>,
+        changes: &mut Changes,
+    ) {
+        let Some(reading) = self.readings.get_mut(&(kind, name.clone())) else { return };
+        if reading.left_out == left_out {
+            return;
+        }
+        reading.left_out = left_out;
+        changes.verdicts |= reading.verdict().is_some();
+        let problem =
+            |reason: &str| Problem { kind, name: name.clone(), skipped: false, reason: reason.into() };
+        changes.problems.extend(left_out.map(problem));
     }
 
     /// The policies whose status is to be written. Takes time in proportion to the number of policies.

@@ -275,8 +275,9 @@ impl<C: Callers> Admission for Strangers<C> {
     }
 }
 
-/// A client that comes back names all that it holds: room for some 10,000 names.
-const MAX_REQUEST: usize = 4 << 20;
+/// A client that comes back names all that it holds: room for some 8,000 names. So much each stream may have the agent
+/// keep while a request is on its way.
+const MAX_REQUEST: usize = 1 << 20;
 /// One is enough for delta xDS, which has all types on one stream.
 const MAX_STREAMS_OF_CONNECTION: u32 = 8;
 /// Tokens that the API server is asked about at once; more wait.

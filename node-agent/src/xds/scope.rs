@@ -43,6 +43,12 @@ impl<'a> View<'a> {
         self.snapshot.find(r#type, name).filter(|resource| self.scope.sees(r#type, resource))
     }
 
+    /// A name that a resource has, shared with all that know it.
+    pub(super) fn name(self, r#type: Type, name: &str) -> Option<&'a Name> {
+        let (name, resource) = self.snapshot.find_entry(r#type, name)?;
+        self.scope.sees(r#type, resource).then_some(name)
+    }
+
     /// Names of all resources of a type.
     pub(super) fn names(self, r#type: Type) -> impl Iterator<Item = &'a Name> {
         let seen = move |resource: &Resource| self.scope.sees(r#type, resource);

@@ -170,8 +170,13 @@ impl Membership {
 
     fn receive(&self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         let mut state = self.shared.lock();
-        let Some(client) = state.clients.get_mut(&self.id) else { return Ok(()) };
-        match client.session.receive(request) {
+        let State { snapshot, complete, clients, .. } = &mut *state;
+        let Some(client) = clients.get_mut(&self.id) else { return Ok(()) };
+        if !*complete && client.session.is_a_stranger_s() {
+            // What it says could only be kept, as there is nothing to compare it with.
+            return Err(Status::unavailable("this agent does not know the mesh yet"));
+        }
+        match client.session.receive(request, snapshot) {
             Ok(Received::Nacked { r#type, names, message }) => {
                 state.nacks += 1;
                 let more = if names.len() < super::session::NACK_NAMES { "" } else { " and perhaps more" };

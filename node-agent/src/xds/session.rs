@@ -2,11 +2,13 @@
 //!
 //! A step machine without I/O: requests and changes go in, responses come out of `next`. Changes that come while an
 //! answer is awaited are collected by name, so a slow client costs one name per resource however often it changes,
-//! and is brought up to date by one response. **Invariant:** one response without ACK or NACK per type.
+//! and is brought up to date by one response, or by parts of it where it understands that. Of what a stranger says it
+//! holds only what there is for it is remembered. **Invariant:** one response without ACK or NACK per type.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use mesh_core::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use mesh_core::xds::IN_PARTS;
 use prost_types::Any;
 
 use super::scope::{Scope, View};
@@ -18,6 +20,9 @@ pub enum BadRequest {
     /// Subscribed to single resources.
     #[error("subscription to {0:?}: only wildcard subscriptions are served here (no names, or \"*\")")]
     Names(String),
+    /// Names more that there is nothing of than any client could hold.
+    #[error("{0} names, of which there is nothing here: at most {MOST_GONE} are answered")]
+    TooMany(usize),
 }
 
 /// What a request amounted to, for the log and the metrics.
@@ -43,6 +48,9 @@ pub enum Received {
 /// How many resource names of a refused response are told.
 pub const NACK_NAMES: usize = 10;
 
+/// Names that a stranger may say it holds although there is no such thing (any more).
+pub const MOST_GONE: usize = 10_000;
+
 /// State of one client.
 #[derive(Debug, Default)]
 pub struct Session {
@@ -50,6 +58,8 @@ pub struct Session {
     nonces: u64,
     /// The client has answered before it asked for workloads, so it will not: clients say at once what they want.
     policies_alone: bool,
+    /// It takes responses in parts.
+    in_parts: bool,
     scope: Scope,
 }
 
@@ -57,7 +67,11 @@ pub struct Session {
 struct Subscription {
     /// What the client was sent, or said it holds.
     held: HashMap<Name, Held>,
+    /// Names that it asked about and that nothing has: to be answered so.
+    gone: Vec<String>,
     pending: Pending,
+    /// The last response was a part.
+    continued: bool,
     outstanding: Option<Outstanding>,
 }
 
@@ -101,20 +115,38 @@ impl Session {
         Self { scope, ..Self::default() }
     }
 
+    /// Whether its client is told of some resources alone.
+    pub fn is_a_stranger_s(&self) -> bool {
+        self.scope != Scope::Everything
+    }
+
     /// Takes a request in.
     ///
     /// # Errors
     /// When the client asks for what is not served; its stream should end with the reason.
-    pub fn receive(&mut self, request: DeltaDiscoveryRequest) -> Result<Received, BadRequest> {
+    pub fn receive(
+        &mut self,
+        request: DeltaDiscoveryRequest,
+        snapshot: &Snapshot,
+    ) -> Result<Received, BadRequest> {
         let Some(r#type) = Type::of(&request.type_url) else { return Ok(Received::Ignored) };
-        if let Some(name) = request.resource_names_subscribe.iter().find(|name| *name != "*") {
-            return Err(BadRequest::Names(name.chars().take(253).collect()));
-        }
+        let knows = |feature: &str| {
+            request.node.iter().any(|node| node.client_features.iter().any(|one| one == feature))
+        };
+        self.in_parts |= knows(IN_PARTS);
+        let view = View { snapshot, scope: &self.scope };
+        let names = &request.resource_names_subscribe;
         let asked_for_addresses = self.subscriptions.contains_key(&Type::Address);
         let Some(subscription) = self.subscriptions.get_mut(&r#type) else {
-            self.subscriptions.insert(r#type, Subscription::new(request.initial_resource_versions));
+            if let Some(name) = names.first().filter(|_| !names.iter().any(|name| name == "*")) {
+                return Err(BadRequest::Names(name.chars().take(253).collect()));
+            }
+            let mut subscription = Subscription::new(r#type, request.initial_resource_versions, view)?;
+            subscription.asked_about(r#type, names, view)?;
+            self.subscriptions.insert(r#type, subscription);
             return Ok(Received::Subscribed(r#type));
         };
+        subscription.asked_about(r#type, names, view)?;
         let answers = |outstanding: &mut Outstanding| outstanding.nonce == request.response_nonce;
         let Some(outstanding) = subscription.outstanding.take_if(answers) else {
             return Ok(Received::Ignored);
@@ -146,29 +178,54 @@ impl Session {
     /// name a policy that its proxy does not know, and no policy may be about nobody in between: policies that are new
     /// come before the workloads; those that are gone, or are from now on about those alone that name them, after them.
     pub fn next(&mut self, snapshot: &Snapshot) -> Option<DeltaDiscoveryResponse> {
-        let Self { subscriptions, nonces, policies_alone, scope } = self;
+        let Self { subscriptions, nonces, policies_alone, in_parts, scope } = self;
         let view = View { snapshot, scope };
+        let most = if *in_parts { PART } else { usize::MAX };
         let [addresses, policies] = [Type::Address, Type::Authorization];
         // A client that comes back asks for policies first, and may have had others than these with its workloads.
         let naming = subscriptions.get(&addresses).map_or(!*policies_alone, Subscription::is_pending);
         if let Some(subscription) = subscriptions.get_mut(&policies) {
             let last = if naming { Last::Held } else { Last::Told };
-            let next = subscription.next(policies, view, nonces, last);
+            let next = subscription.next(policies, view, nonces, last, most);
             if next.is_some() || subscription.lacks(policies, view) {
                 return next;
             }
         }
-        subscriptions.get_mut(&addresses)?.next(addresses, view, nonces, Last::Told)
+        subscriptions.get_mut(&addresses)?.next(addresses, view, nonces, Last::Told, most)
     }
 }
 
 impl Subscription {
     /// What a client that was connected before says it holds, name to version; a version that is not one of ours
-    /// equals none, so that resource is sent again.
-    fn new(initial: impl IntoIterator<Item = (String, String)>) -> Self {
-        let held = |version: String| Held { version: Version::parse(&version), named: false };
-        let held = initial.into_iter().map(|(name, version)| (Name::from(name), held(version)));
-        Self { held: held.collect(), pending: Pending::Start, outstanding: None }
+    /// equals none, so that resource is sent again. What a stranger says is not kept where there is no such thing.
+    fn new(
+        r#type: Type,
+        initial: impl IntoIterator<Item = (String, String)>,
+        view: View<'_>,
+    ) -> Result<Self, BadRequest> {
+        let (mut held, mut gone) = (HashMap::new(), Vec::new());
+        for (name, version) in initial {
+            let version = Held { version: Version::parse(&version), named: false };
+            match view.name(r#type, &name) {
+                Some(name) => drop(held.insert(Name::clone(name), version)),
+                None if *view.scope == Scope::Everything => drop(held.insert(Name::from(name), version)),
+                None => gone.push(name),
+            }
+        }
+        let many = gone.len();
+        let new = Self { held, gone, pending: Pending::Start, continued: false, outstanding: None };
+        if many > MOST_GONE { Err(BadRequest::TooMany(many)) } else { Ok(new) }
+    }
+
+    /// All are told everything: of single names there is to say only that there is nothing.
+    fn asked_about(&mut self, r#type: Type, names: &[String], view: View<'_>) -> Result<(), BadRequest> {
+        let unknown = |name: &&String| {
+            *name != "*" && !self.held.contains_key(name.as_str()) && view.find(r#type, name).is_none()
+        };
+        let unknown: Vec<String> = names.iter().filter(unknown).cloned().collect();
+        self.gone.extend(unknown);
+        let many = self.gone.len();
+        if many > MOST_GONE { Err(BadRequest::TooMany(many)) } else { Ok(()) }
     }
 
     fn next(
@@ -177,12 +234,13 @@ impl Subscription {
         view: View<'_>,
         nonces: &mut u64,
         last: Last,
+        most: usize,
     ) -> Option<DeltaDiscoveryResponse> {
         if self.outstanding.is_some() {
             return None;
         }
         let pending = std::mem::replace(&mut self.pending, Pending::Names(HashSet::new()));
-        let must_answer = matches!(pending, Pending::Start);
+        let must_answer = matches!(pending, Pending::Start) || self.continued;
         let mut names = match pending {
             Pending::Names(names) => names,
             Pending::Start | Pending::All => {
@@ -193,7 +251,12 @@ impl Subscription {
             let later = names.extract_if(|name| self.is_last(r#type, name, view)).collect();
             self.pending = Pending::Names(later);
         }
-        let (resources, removed) = self.difference(r#type, names, view);
+        let Difference { resources, mut removed, rest } = self.difference(r#type, names, view, most);
+        removed.extend(std::mem::take(&mut self.gone));
+        self.continued = !rest.is_empty();
+        if let Pending::Names(pending) = &mut self.pending {
+            pending.extend(rest);
+        }
         if resources.is_empty() && removed.is_empty() && !must_answer {
             return None;
         }
@@ -207,6 +270,7 @@ impl Subscription {
             nonce,
             resources,
             removed_resources: removed,
+            continues: self.continued,
             ..Default::default()
         })
     }
@@ -230,36 +294,46 @@ impl Subscription {
         }
     }
 
-    /// What the client lacks and what it has too much of these names; noted as told.
-    fn difference(
-        &mut self,
-        r#type: Type,
-        names: HashSet<Name>,
-        view: View<'_>,
-    ) -> (Vec<Resource>, Vec<String>) {
-        let (mut resources, mut removed) = (Vec::new(), Vec::new());
-        for name in names {
-            match view.find(r#type, &name) {
-                Some(resource) => {
-                    let held = Held { version: Some(resource.version), named: resource.named };
-                    let known = self.held.insert(Name::clone(&name), held);
-                    if known.is_some_and(|known| known.version == held.version) {
-                        continue;
-                    }
-                    resources.push(Resource {
-                        version: resource.version.text(),
-                        resource: Some(Any {
-                            type_url: r#type.url().to_owned(),
-                            value: resource.bytes.to_vec(),
-                        }),
-                        name: name.to_string(),
-                        aliases: Vec::new(),
-                    });
-                }
-                None if self.held.remove(&name).is_some() => removed.push(name.to_string()),
-                None => {}
+    /// What the client lacks and what it has too much of these names; noted as told. No more than about so many bytes.
+    fn difference(&mut self, r#type: Type, names: HashSet<Name>, view: View<'_>, most: usize) -> Difference {
+        let (names, removed): (Vec<_>, Vec<_>) =
+            names.into_iter().partition(|name| view.find(r#type, name).is_some());
+        // All at once and first: another may have what they had.
+        let removed = removed.into_iter().filter(|name| self.held.remove(name).is_some());
+        let removed: Vec<String> = removed.map(|name| name.to_string()).collect();
+        let (mut resources, mut bytes) = (Vec::new(), 0);
+        let mut names = names.into_iter();
+        while bytes < most
+            && let Some(name) = names.next()
+        {
+            let Some(resource) = view.find(r#type, &name) else { continue };
+            let held = Held { version: Some(resource.version), named: resource.named };
+            let known = self.held.insert(Name::clone(&name), held);
+            if known.is_some_and(|known| known.version == held.version) {
+                continue;
             }
+            bytes += resource.bytes.len() + name.len();
+            resources.push(Resource {
+                version: resource.version.text(),
+                resource: Some(Any { type_url: r#type.url().to_owned(), value: resource.bytes.to_vec() }),
+                name: name.to_string(),
+                aliases: Vec::new(),
+            });
         }
-        (resources, removed)
+        Difference { resources, removed, rest: names.collect() }
     }
 }
+
+/// What a client is to be told.
+struct Difference {
+    resources: Vec<Resource>,
+    removed: Vec<String>,
+    /// Names for the next part.
+    rest: Vec<Name>,
+}
+
+/// Bytes of one part of a response: a mesh of some size is never in memory once more for a client.
+const PART: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests;

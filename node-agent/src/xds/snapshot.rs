@@ -142,6 +142,11 @@ impl Snapshot {
         self.resources(r#type).get(name)
     }
 
+    /// The same with its name.
+    pub fn find_entry(&self, r#type: Type, name: &str) -> Option<(&Name, &Resource)> {
+        self.resources(r#type).get_key_value(name)
+    }
+
     /// All resources of a type by name.
     pub fn all(&self, r#type: Type) -> impl Iterator<Item = (&Name, &Resource)> {
         self.resources(r#type).iter()

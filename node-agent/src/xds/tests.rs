@@ -41,10 +41,10 @@ fn sent(response: &DeltaDiscoveryResponse) -> BTreeSet<&str> {
 fn subscribed(snapshot: &Snapshot) -> Session {
     let mut session = Session::default();
     for r#type in Type::ALL {
-        assert_eq!(session.receive(subscribe(r#type.url())), Ok(Received::Subscribed(r#type)));
+        assert_eq!(session.receive(subscribe(r#type.url()), snapshot), Ok(Received::Subscribed(r#type)));
     }
     while let Some(response) = session.next(snapshot) {
-        session.receive(ack(&response)).unwrap();
+        session.receive(ack(&response), snapshot).unwrap();
     }
     session
 }
@@ -53,15 +53,15 @@ fn subscribed(snapshot: &Snapshot) -> Session {
 fn every_type_is_answered_even_when_empty() {
     let (mut session, snapshot) = (Session::default(), Snapshot::default());
     assert_eq!(session.next(&snapshot), None, "nobody asked");
-    session.receive(subscribe(ADDRESS_TYPE)).unwrap();
+    session.receive(subscribe(ADDRESS_TYPE), &snapshot).unwrap();
     let first = session.next(&snapshot).unwrap();
     assert_eq!((first.type_url.as_str(), first.resources.len()), (ADDRESS_TYPE, 0));
     assert_eq!(session.next(&snapshot), None, "not acked");
-    session.receive(subscribe(AUTHORIZATION_TYPE)).unwrap();
+    session.receive(subscribe(AUTHORIZATION_TYPE), &snapshot).unwrap();
     let second = session.next(&snapshot).unwrap();
     assert_eq!(second.type_url, AUTHORIZATION_TYPE);
     assert_ne!(first.nonce, second.nonce);
-    assert_eq!(session.receive(ack(&first)), Ok(Received::Acked(Type::Address)));
+    assert_eq!(session.receive(ack(&first), &snapshot), Ok(Received::Acked(Type::Address)));
     assert_eq!(session.next(&snapshot), None, "nothing new");
 }
 
@@ -75,7 +75,7 @@ fn changes_are_sent_once_and_removals_by_name() {
     let response = session.next(&snapshot).unwrap();
     assert_eq!(sent(&response), BTreeSet::from(["a", "c"]));
     assert_eq!(response.removed_resources, ["b"]);
-    session.receive(ack(&response)).unwrap();
+    session.receive(ack(&response), &snapshot).unwrap();
     assert_eq!(session.next(&snapshot), None);
     assert!(put(&mut snapshot, &[("a", "2")]).is_empty(), "the same again is no change");
 }
@@ -98,11 +98,11 @@ fn a_slow_client_is_brought_up_to_date_by_one_response() {
         assert_eq!(session.next(&snapshot), None, "one response without an answer");
     }
     change(&mut session, &mut snapshot, &[("b", "1")]);
-    session.receive(ack(&outstanding)).unwrap();
+    session.receive(ack(&outstanding), &snapshot).unwrap();
     let response = session.next(&snapshot).unwrap();
     assert_eq!(sent(&response), BTreeSet::from(["a", "b"]));
     assert!(response.removed_resources.is_empty(), "it never had them");
-    session.receive(ack(&response)).unwrap();
+    session.receive(ack(&response), &snapshot).unwrap();
     assert_eq!(session.next(&snapshot), None);
 }
 
@@ -123,7 +123,7 @@ fn a_client_that_was_here_before_is_sent_the_difference() {
         initial_resource_versions: held.map(|(name, version)| (name.to_owned(), version)).into(),
         ..subscribe(ADDRESS_TYPE)
     };
-    session.receive(request).unwrap();
+    session.receive(request, &snapshot).unwrap();
     let response = session.next(&snapshot).unwrap();
     assert_eq!(sent(&response), BTreeSet::from(["changed", "foreign", "new"]));
     assert_eq!(response.removed_resources, ["gone"]);
@@ -143,9 +143,9 @@ fn a_refused_response_is_not_repeated_until_something_changes() {
         names: vec!["bad".into()],
         message: "bad: no addresses".to_owned(),
     };
-    assert_eq!(session.receive(nack.clone()), Ok(expect));
+    assert_eq!(session.receive(nack.clone(), &snapshot), Ok(expect));
     assert_eq!(session.next(&snapshot), None);
-    assert_eq!(session.receive(nack), Ok(Received::Ignored), "answered already");
+    assert_eq!(session.receive(nack, &snapshot), Ok(Received::Ignored), "answered already");
     let changed = put(&mut snapshot, &[("bad", "2")]);
     session.changed(Type::Address, changed, &snapshot);
     assert_eq!(sent(&session.next(&snapshot).unwrap()), BTreeSet::from(["bad"]));
@@ -155,17 +155,23 @@ fn a_refused_response_is_not_repeated_until_something_changes() {
 fn odd_requests() {
     let snapshot = Snapshot::default();
     let mut session = Session::default();
-    assert_eq!(session.receive(subscribe("type.googleapis.com/envoy.Cluster")), Ok(Received::Ignored));
+    assert_eq!(
+        session.receive(subscribe("type.googleapis.com/envoy.Cluster"), &snapshot),
+        Ok(Received::Ignored)
+    );
     let named = |names: &[&str]| DeltaDiscoveryRequest {
         resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
         ..subscribe(ADDRESS_TYPE)
     };
-    assert_eq!(session.receive(named(&["*", "/10.0.0.1"])), Err(BadRequest::Names("/10.0.0.1".into())));
-    assert_eq!(session.receive(named(&["*"])), Ok(Received::Subscribed(Type::Address)));
+    assert_eq!(
+        session.receive(named(&["/10.0.0.1", "a"]), &snapshot),
+        Err(BadRequest::Names("/10.0.0.1".into()))
+    );
+    assert_eq!(session.receive(named(&["*"]), &snapshot), Ok(Received::Subscribed(Type::Address)));
     let first = session.next(&snapshot).unwrap();
     let stale = DeltaDiscoveryRequest { response_nonce: "77".into(), ..ack(&first) };
-    assert_eq!(session.receive(stale), Ok(Received::Ignored));
-    assert_eq!(session.receive(ack(&first)), Ok(Received::Acked(Type::Address)));
+    assert_eq!(session.receive(stale, &snapshot), Ok(Received::Ignored));
+    assert_eq!(session.receive(ack(&first), &snapshot), Ok(Received::Acked(Type::Address)));
 }
 
 #[test]
@@ -197,13 +203,13 @@ fn a_workload_never_names_a_policy_that_is_not_there() {
     policies(&mut session, &mut snapshot, "p2", true);
     workloads(&mut session, &mut snapshot, &[("a", "names p2")]);
     assert_eq!(session.next(&snapshot), None);
-    session.receive(ack(&first)).unwrap();
+    session.receive(ack(&first), &snapshot).unwrap();
     let second = session.next(&snapshot).unwrap();
     assert_eq!(sent(&second), BTreeSet::from(["p2"]));
     let third = session.next(&snapshot).unwrap();
     assert_eq!(sent(&third), BTreeSet::from(["a"]), "what was sent is there, with or without an answer");
     // One that is gone last, also when the workloads have to wait.
-    session.receive(ack(&second)).unwrap();
+    session.receive(ack(&second), &snapshot).unwrap();
     workloads(&mut session, &mut snapshot, &[("a", "names none")]);
     policies(&mut session, &mut snapshot, "p2", false);
     policies(&mut session, &mut snapshot, "p3", true);
@@ -213,9 +219,9 @@ fn a_workload_never_names_a_policy_that_is_not_there() {
         (BTreeSet::from(["p3"]), 0),
         "what is new does not wait"
     );
-    session.receive(ack(&new)).unwrap();
+    session.receive(ack(&new), &snapshot).unwrap();
     assert_eq!(session.next(&snapshot), None);
-    session.receive(ack(&third)).unwrap();
+    session.receive(ack(&third), &snapshot).unwrap();
     assert_eq!(sent(&session.next(&snapshot).unwrap()), BTreeSet::from(["a"]));
     assert_eq!(session.next(&snapshot).unwrap().removed_resources, ["p2"]);
     assert_eq!(session.next(&snapshot), None);
@@ -236,7 +242,7 @@ fn a_policy_is_never_about_nobody() {
         session.changed(Type::Address, changed, &snapshot);
         std::iter::from_fn(|| {
             let response = session.next(&snapshot)?;
-            session.receive(ack(&response)).unwrap();
+            session.receive(ack(&response), &snapshot).unwrap();
             Some(response.resources[0].name.clone())
         })
         .collect::<Vec<_>>()
@@ -261,18 +267,18 @@ fn a_policy_is_never_about_nobody() {
         names.chain(response.removed_resources.into_iter().map(|name| format!("-{name}"))).collect::<Vec<_>>()
     };
     let mut session = Session::default();
-    session.receive(before()).unwrap();
+    session.receive(before(), &snapshot).unwrap();
     let first = session.next(&snapshot).unwrap();
     assert_eq!(told(first.clone()), Vec::<String>::new(), "the workloads have to come first");
-    session.receive(subscribe(ADDRESS_TYPE)).unwrap();
+    session.receive(subscribe(ADDRESS_TYPE), &snapshot).unwrap();
     assert_eq!(told(session.next(&snapshot).unwrap()), ["a"]);
-    session.receive(ack(&first)).unwrap();
+    session.receive(ack(&first), &snapshot).unwrap();
     assert_eq!(told(session.next(&snapshot).unwrap()), ["p", "-gone"]);
     // One that wants no workloads does not wait for them.
     let mut session = Session::default();
-    session.receive(before()).unwrap();
+    session.receive(before(), &snapshot).unwrap();
     let first = session.next(&snapshot).unwrap();
     assert_eq!(session.next(&snapshot), None);
-    session.receive(ack(&first)).unwrap();
+    session.receive(ack(&first), &snapshot).unwrap();
     assert_eq!(told(session.next(&snapshot).unwrap()), ["p", "-gone"]);
 }

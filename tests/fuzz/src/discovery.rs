@@ -16,7 +16,7 @@ pub fn run(data: &[u8]) {
     let mut unanswered = Vec::new();
     for (number, request) in requests(data).into_iter().enumerate() {
         unanswered.retain(|(_, nonce)| *nonce != request.response_nonce);
-        if session.receive(request).is_err() {
+        if session.receive(request, &snapshot).is_err() {
             return;
         }
         if number % 2 == 1 {

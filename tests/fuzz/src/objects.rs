@@ -42,6 +42,13 @@ pub fn run(data: &[u8]) {
         session: Session::new(Node::default(), &[ADDRESS_TYPE, AUTHORIZATION_TYPE]),
     };
     let changes = index.handle(Event::Applied(object));
+    let told: usize = changes
+        .keys
+        .iter()
+        .filter_map(|key| index.resource(key))
+        .map(|resource| resource.encoded_len())
+        .sum();
+    assert!(told <= 8 * text.len() + (2 << 20), "{} bytes are made into {told}", text.len());
     proxy.tell(&index, &changes);
     let changes = index.handle(Event::Deleted(kind, ObjectName::new(namespace, "fuzzed")));
     proxy.tell(&index, &changes);
@@ -145,6 +152,11 @@ fn decoded(kind: Kind, value: Value) -> Option<Object> {
 /// One of each kind, with most of its fields.
 pub fn seeds() -> Vec<Vec<u8>> {
     let ports = json!([{"number": 443, "name": "tls", "protocol": "TLS", "targetPort": 8443}]);
+    // A few kilobytes whose product is megabytes.
+    let hosts: Vec<String> = (0..48).map(|number| format!("h{number}.example")).collect();
+    let numbers: Vec<Value> = (1..96).map(|number| json!({"number": number})).collect();
+    let endpoints: Vec<Value> =
+        (1..96).map(|number| json!({"address": format!("10.9.0.{number}")})).collect();
     let objects = [
         (
             0,
@@ -186,6 +198,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
             2,
             json!({"spec": {"hosts": ["w.example.com"], "addresses": ["240.0.0.3"], "ports": ports,
             "resolution": "STATIC", "workloadSelector": {"labels": {"app": "cart"}}}}),
+        ),
+        (
+            2,
+            json!({"spec": {"hosts": hosts, "ports": numbers, "resolution": "STATIC", "endpoints": endpoints,
+            "subjectAltNames": vec!["spiffe://cluster.local/ns/x/sa/y"; 64]}}),
         ),
         (
             3,

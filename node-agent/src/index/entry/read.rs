@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::super::Config;
 use super::super::event::{Custom, ObjectName};
 use super::super::pod::{Labels, REDIRECTION_ANNOTATION, REDIRECTION_ENABLED};
+use super::budget;
 
 /// What the model keeps of a ServiceEntry.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,6 +29,8 @@ pub(in super::super) struct ServiceEntry {
     pub(super) own_namespace_only: bool,
     pub(super) identities: Vec<String>,
     pub(super) balancing: Option<proto::LoadBalancing>,
+    /// See [`budget::bound`].
+    pub(super) cost: usize,
 }
 
 /// What the model keeps of a WorkloadEntry, or of an endpoint in a ServiceEntry.
@@ -145,9 +148,8 @@ pub(super) fn service_entry(
     let mut faults = Vec::new();
     let spec: ServiceSpec = spec(object, &mut faults);
     let resolution = resolution(&spec.resolution, &mut faults);
-    let mut hosts = hosts(config, &spec.hosts, &mut faults);
+    let hosts = hosts(config, &spec.hosts, &mut faults);
     let ports: Vec<Port> = spec.ports.iter().filter_map(|port| read_port(port, &mut faults)).collect();
-    at_most(MOST_PORTS_OF_HOSTS / ports.len().max(1), &mut hosts, "spec.hosts", &mut faults);
     let selector = spec.workload_selector.map(|selector| selector.labels);
     let mut endpoints: Vec<Endpoint> = spec
         .endpoints
@@ -158,8 +160,6 @@ pub(super) fn service_entry(
         faults.push("spec.endpoints is left out, for there is a spec.workloadSelector".to_owned());
         endpoints.clear();
     }
-    let each = hosts.len().max(1) * ports.len().max(1);
-    at_most(MOST_PORTS_OF_ENDPOINTS / each, &mut endpoints, "spec.endpoints", &mut faults);
     match resolution {
         Resolution::None => endpoints.clear(),
         Resolution::Dns if spec.endpoints.is_empty() && selector.is_none() => {
@@ -171,7 +171,7 @@ pub(super) fn service_entry(
         }
         Resolution::Dns | Resolution::Static => {}
     }
-    let entry = ServiceEntry {
+    let mut entry = ServiceEntry {
         created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
         hosts,
         addresses: spec.addresses.iter().filter_map(|text| address(text, &mut faults)).collect(),
@@ -182,7 +182,9 @@ pub(super) fn service_entry(
         own_namespace_only: own_namespace_only(&spec.export_to, &name.namespace, &mut faults),
         identities: spec.subject_alt_names,
         balancing: balancing(resolution, object),
+        cost: 0,
     };
+    budget::bound(name, &mut entry, &mut faults);
     (entry, faults)
 }
 
@@ -262,19 +264,6 @@ fn address(text: &str, faults: &mut Vec<String>) -> Option<(IpAddr, Option<u8>)>
         faults.push(format!("{text} in spec.addresses is left out: it is no address or prefix"));
     }
     found
-}
-
-/// Each endpoint names each port of each host: what one object may cost the proxies of every node.
-const MOST_PORTS_OF_HOSTS: usize = 4096;
-const MOST_PORTS_OF_ENDPOINTS: usize = 131_072;
-
-fn at_most<T>(most: usize, all: &mut Vec<T>, field: &str, faults: &mut Vec<String>) {
-    if all.len() > most {
-        let count = all.len();
-        faults
-            .push(format!("of the {count} {field} {most} are used: with more it would have too many ports"));
-        all.truncate(most);
-    }
 }
 
 /// None of UDP, which is not captured.

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use mesh_core::proto::ADDRESS_TYPE;
 use mesh_core::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use mesh_core::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use mesh_core::proto::security::Authorization;
 use mesh_core::proto::workload::{Address as Resource, Workload, address};
+use mesh_core::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use mesh_core::readiness::Readiness;
 use mesh_core::tls::revocation::Revocations;
 use prometheus_client::registry::Registry;
@@ -44,6 +45,11 @@ impl Drop for World {
 
 /// A CA, and the agent of node n1, which has its certificate from there.
 async fn world(name: &str) -> World {
+    world_of(name, true).await
+}
+
+/// The same; whether the agent knows the mesh.
+async fn world_of(name: &str, complete: bool) -> World {
     let (fake, shutdown) = (Fake::default(), CancellationToken::new());
     for (token, account, node) in [
         ("agent", "ambit-system:node-agent", "n1"),
@@ -91,7 +97,9 @@ async fn world(name: &str) -> World {
     for namespace in ["shop", "edge", "bank"] {
         world.publish(namespace, "1");
     }
-    world.publisher.complete();
+    if complete {
+        world.publisher.complete();
+    }
     world
 }
 
@@ -160,8 +168,12 @@ struct Client {
 
 impl Client {
     async fn send(&self, nonce: &str) {
+        self.send_of(ADDRESS_TYPE, nonce).await;
+    }
+
+    async fn send_of(&self, type_url: &str, nonce: &str) {
         let request = DeltaDiscoveryRequest {
-            type_url: ADDRESS_TYPE.to_owned(),
+            type_url: type_url.to_owned(),
             response_nonce: nonce.to_owned(),
             ..Default::default()
         };
@@ -171,7 +183,7 @@ impl Client {
     /// Names of the next response, and of what it removes, acknowledged.
     async fn receive(&mut self) -> (Vec<String>, Vec<String>) {
         let response = self.responses.message().await.unwrap().expect("the stream goes on");
-        self.send(&response.nonce).await;
+        self.send_of(&response.type_url, &response.nonce).await;
         let mut names: Vec<String> = response.resources.into_iter().map(|resource| resource.name).collect();
         names.sort();
         (names, response.removed_resources)
@@ -202,6 +214,71 @@ async fn changes_elsewhere_are_not_told() {
     world.publish("edge", "");
     world.publish("shop", "");
     assert_eq!(client.receive().await, (vec![], vec!["shop".to_owned()]));
+}
+
+/// Of policies it is those of a client's own namespace, and of the root namespace, which may be about it, too.
+#[tokio::test]
+async fn policies_of_others_are_not_told() {
+    let world = world("policies").await;
+    let publish = |key: &str, exists: bool| {
+        let (namespace, name) = key.split_once('/').unwrap();
+        let policy = Authorization { namespace: namespace.into(), name: name.into(), ..Default::default() };
+        world.publisher.publish([], [(key.to_owned(), exists.then(|| Arc::new(policy)))]);
+    };
+    let all = ["bank/p", "istio-system/p", "shop/p"];
+    all.iter().for_each(|key| publish(key, true));
+    let (mut shop, mut gateway) =
+        (world.client("shop").await.unwrap(), world.client("gateway").await.unwrap());
+    for (client, expected) in [(&mut shop, &all[1..]), (&mut gateway, &all[..])] {
+        client.send_of(AUTHORIZATION_TYPE, "").await;
+        assert_eq!(client.receive().await.0, expected);
+    }
+    for key in ["bank/q", "istio-system/q"] {
+        publish(key, true);
+    }
+    assert_eq!(shop.receive().await.0, ["istio-system/q"]);
+    publish("bank/p", false);
+    publish("istio-system/p", false);
+    assert_eq!(shop.receive().await, (vec![], vec!["istio-system/p".to_owned()]));
+}
+
+/// Whatever a stranger says it holds, nothing of it stays with the agent.
+#[tokio::test]
+async fn a_stranger_that_says_much() {
+    let world = world("much").await;
+    let names = |count: usize, length: usize| {
+        let names = (0..count).map(|number| (format!("{number:0length$}"), "0".to_owned()));
+        DeltaDiscoveryRequest {
+            type_url: ADDRESS_TYPE.to_owned(),
+            initial_resource_versions: names.collect(),
+            ..Default::default()
+        }
+    };
+    let (many, long, whole) = (names(60_000, 1), names(8000, 200), names(8000, 110));
+    let mut ended = Vec::new();
+    for request in [many, long] {
+        let mut client = world.client("shop").await.unwrap();
+        client.requests.send(request).await.unwrap();
+        ended.push(client.responses.message().await.unwrap_err().code());
+    }
+    assert_eq!(ended, [Code::InvalidArgument, Code::OutOfRange], "more names, more bytes than one may say");
+    let mut client = world.client("shop").await.unwrap();
+    client.requests.send(whole).await.unwrap();
+    let (told, removed) = client.receive().await;
+    assert_eq!((told, removed.len()), (vec!["shop".to_owned()], 8000));
+}
+
+/// Before that everything that it has would seem to be gone.
+#[tokio::test]
+async fn a_stranger_waits_for_the_mesh_to_be_known() {
+    let world = world_of("early", false).await;
+    let mut client = world.client("shop").await.unwrap();
+    client.send("").await;
+    assert_eq!(client.responses.message().await.unwrap_err().code(), Code::Unavailable);
+    world.publisher.complete();
+    let mut client = world.client("shop").await.unwrap();
+    client.send("").await;
+    assert_eq!(client.receive().await.0, ["shop"]);
 }
 
 #[tokio::test]
