@@ -52,6 +52,8 @@ impl Proxy {
             format!("--metrics-address={status}"),
             format!("--readiness-address={status}"),
             "--drain-deadline=60".to_owned(),
+            // What the proxy can do is asked here, not what a pod may.
+            "--max-pod-dns-queries=1000000".to_owned(),
         ])?;
         let runtime = Runtime::new()?;
         let _inside = runtime.enter();
