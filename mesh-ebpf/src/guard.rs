@@ -3,7 +3,7 @@
 //!
 //! TCP passes only from a flagged socket (see `mesh-ebpf-abi`'s guard) and from the app's end of a probe (`probe`), so
 //! raw sockets, sockets that missed the connect hook and forwarded packets cannot leak. What cannot be parsed is
-//! dropped. Other protocols pass, and what stays on the pod's link.
+//! dropped, and so is what goes to a canary. Other protocols pass, and what stays on the pod's link.
 //! Inside, a packet socket may leave traffic control out (PACKET_QDISC_BYPASS, AF_XDP), and what runs after the guard may
 //! turn other packets into TCP. On the node a packet of a veth still has its socket, so the same is asked there of what
 //! was not asked, or was something else, inside.
@@ -85,13 +85,17 @@ fn rule(skb: Skb, packed: u64, place: Place) -> i32 {
     let Packet::Tcp { ip, tcp, .. } = Packet::unpack(packed) else { return TCX_NEXT };
     let verdict = verdict(skb.skb, packed);
     let reason = Verdict::counter(verdict);
+    let event = event(skb, ip, tcp, reason);
+    // The proxy's listener as well answers a canary from there by a way out, if the pod has lost its rules.
+    if is_canary(&event.destination) {
+        return TC_ACT_SHOT;
+    }
     if verdict & Verdict::DROP == 0 {
         if verdict & Verdict::COUNTED != 0 && place == Place::Pod {
             count_at(reason);
         }
         return TCX_NEXT;
     }
-    let event = event(skb, ip, tcp, reason);
     if stays_on_link(&event.source, &event.destination) {
         if place == Place::Pod {
             count(Counter::GuardLinkLocal);
@@ -103,9 +107,7 @@ fn rule(skb: Skb, packed: u64, place: Place) -> i32 {
         return TCX_NEXT;
     }
     crate::debug!(&TcContext::new(skb.skb), "guard drops a packet, reason {}", reason);
-    if !is_canary(&event.destination) {
-        report(&event);
-    }
+    report(&event);
     TC_ACT_SHOT
 }
 

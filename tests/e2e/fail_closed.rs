@@ -166,15 +166,21 @@ fn round(
         ))
     })?;
     let captured = capture.stop()?;
-    let seen = |from: &[IpAddr], wanted: &dyn Fn(&Packet<'_>) -> bool| {
+    let sent = |from: &[IpAddr], wanted: &dyn Fn(&Packet<'_>) -> bool| {
         let of_it = |packet: &Packet<'_>| from.contains(&packet.source.ip()) && wanted(packet);
-        captured.count(|packet| packet.protocol == Protocol::Tcp && of_it(packet))
+        captured
+            .packets()
+            .filter(|packet| packet.protocol == Protocol::Tcp && of_it(packet))
+            .collect::<Vec<_>>()
     };
     // The same calls of a pod outside the mesh are on the fabric, so what is not seen was not sent.
     let of_plain = plain.addresses()?;
     for destination in destinations.mesh.iter().chain(&destinations.outside) {
-        let sent = seen(&of_plain, &|packet| packet.destination == *destination);
-        anyhow::ensure!(sent > 0, "{state}: the control's call to {destination} is not on the fabric");
+        let calls = sent(&of_plain, &|packet| packet.destination == *destination);
+        anyhow::ensure!(
+            !calls.is_empty(),
+            "{state}: the control's call to {destination} is not on the fabric"
+        );
     }
     // One of the Service's endpoints is behind the ztunnel that may be gone.
     let may_fail = |to: &SocketAddr| destinations.service.contains(to);
@@ -185,21 +191,21 @@ fn round(
         let (from, served) = (broken.pod.addresses()?, |to| broken.is_served(ztunnel, to));
         let mended = agent && ztunnel && (broken.rules || broken.listeners);
         let what = format!("{state}, rules gone: {}, listeners gone: {}", broken.rules, broken.listeners);
-        let clear = seen(&from, &|packet| {
+        let clear = sent(&from, &|packet| {
             let goes_out =
                 (mended || served(packet.destination)) && destinations.outside.contains(&packet.destination);
             packet.destination.port() != HBONE && !goes_out
         });
-        anyhow::ensure!(clear == 0, "{what}: {clear} packets in the clear");
+        anyhow::ensure!(clear.is_empty(), "{what}: in the clear: {clear:?}");
         anyhow::ensure!(attempts.rest_answered(), "{what}: what is not captured stopped: {attempts:?}");
         for (to, answered) in &attempts.tcp {
             let may_be = *answered == served(*to) || mended;
             anyhow::ensure!(may_be, "{what}: {to} answered: {answered}");
         }
         let tunnelled =
-            seen(&from, &|packet| packet.destination.port() == HBONE && !packet.payload.is_empty());
+            sent(&from, &|packet| packet.destination.port() == HBONE && !packet.payload.is_empty());
         let some = all.iter().any(|to| served(*to));
-        anyhow::ensure!(!some || tunnelled > 0, "{what}: nothing went through the tunnel");
+        anyhow::ensure!(!some || !tunnelled.is_empty(), "{what}: nothing went through the tunnel");
         known.extend(from);
     }
     // Nor under another address.

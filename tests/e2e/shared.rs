@@ -35,7 +35,8 @@ pub(crate) fn scenario(work: impl FnOnce(&Lab) -> anyhow::Result<()>) {
         Err(error) => panic!("the lab does not start: {error}"),
         Ok(lab) => {
             if let Err(error) = work(lab) {
-                panic!("{error:#}\n{}", lab.story("ambit-system"));
+                // The story may be long: what went wrong is at its end as well.
+                panic!("{error:#}\n{}\n{error:#}", lab.story("ambit-system"));
             }
         }
     }

@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow};
 use aya::maps::RingBuf;
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use mesh_ebpf_abi::event::Counter;
-use mesh_ebpf_abi::{map, program};
+use mesh_ebpf_abi::{canary, map, program};
 
 use crate::object;
 
@@ -25,6 +25,13 @@ fn ipv4(protocol: u8, options: usize, fragment: u16, rest: &[u8]) -> Vec<u8> {
     ip[12..20].copy_from_slice(&[10, 1, 0, 3, 10, 2, 0, 9]);
     ip.resize(header, 1);
     [&[0; 12][..], &[0x08, 0x00], &ip, rest].concat()
+}
+
+/// The same to a canary's address.
+fn to_canary(rest: &[u8]) -> Vec<u8> {
+    let mut frame = ipv4(6, 0, 0, rest);
+    frame[30..34].copy_from_slice(&canary::V4.octets());
+    frame
 }
 
 fn ipv6(next: u8, rest: &[u8]) -> Vec<u8> {
@@ -84,6 +91,7 @@ fn frames() -> Vec<(&'static str, Vec<u8>, u32)> {
         ("IPv6 with extension headers", ipv6(0, &[&options[..], &tcp(ACK, b"data")].concat()), SHOT),
         ("IPv6 fragment", ipv6(44, &[&[6, 0, 0, 0x48, 0, 0, 0, 1][..], b"data"].concat()), SHOT),
         ("a reset", ipv4(6, 0, 0, &tcp(RST, b"")), NEXT),
+        ("a reset to a canary", to_canary(&tcp(RST, b"")), SHOT),
         ("a reset with data", ipv4(6, 0, 0, &tcp(RST, b"data")), SHOT),
         ("UDP", ipv4(17, 0, 0, &[0; 8]), NEXT),
         ("UDP fragment", ipv4(17, 0, 0x00b9, &[0; 8]), NEXT),

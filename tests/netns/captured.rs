@@ -86,6 +86,23 @@ fn an_app_that_plays_the_canary_is_answered_and_nothing_opens() -> Result<()> {
     Ok(())
 }
 
+/// Without them the answer to what came in has a way out.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn nothing_of_a_canary_leaves_a_pod_without_its_rules() -> Result<()> {
+    let world = World::new()?;
+    let (datapath, listeners) = world.enrolled(&[&world.a])?;
+    let _proxy = Proxy::start(&world, &datapath, &listeners)?;
+    for words in ["-4 rule del priority 100", "-4 rule del priority 101"] {
+        ip(&world, words)?;
+    }
+    let mut sniffer = Sniffer::new(&world)?;
+    ensure!(wrong(&datapath, &world.a, true)?.contains(&Part::Rules));
+    let seen = sniffer.all_until(&world.a, world.b.address)?;
+    ensure!(!seen.iter().any(|one| one.to.ip() == canary::V4), "{seen:?}");
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn without_a_proxy_nothing_waits_for_it_and_the_rest_is_proved() -> Result<()> {
