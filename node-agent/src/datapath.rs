@@ -200,7 +200,8 @@ impl Datapath {
         let take_over = |source| DatapathError::TakeOver { path: config.bpffs.clone(), source };
         let versions = Others::find(pins.root()).map_err(take_over)?;
         let (config, pods, held) = (config.clone(), HashMap::new(), Held::default());
-        let (steers, others) = (Steers::new(&pins), foreign::Others::of(&pins));
+        let steers = Steers::start(&pins).map_err(DatapathError::Thread)?;
+        let others = foreign::Others::of(&pins);
         let (probes, hooked) = (Probes::default(), Arc::default());
         let mut datapath = Self {
             config,
@@ -281,10 +282,12 @@ impl Datapath {
     pub fn prepare(&mut self, spec: &PodSpec, kept: Option<Listeners>) -> Result<Listeners, PodError> {
         self.hook().map_err(|failed| failed.of(&spec.uid))?;
         let mut pod = self.pod(spec).map_err(|failed| failed.of(&spec.uid))?;
+        self.steers.begin(pod.slot);
         let listeners = pod.furnish(&self.config, &mut self.maps, kept);
         if listeners.is_ok() || pod.captured() || pod.taken_over {
             self.pods.insert(spec.uid.clone(), pod);
         } else {
+            self.steers.forget(pod.slot);
             undone(&spec.uid, pod.dismantle(&self.config, &mut self.maps));
         }
         listeners.map_err(|failed| failed.of(&spec.uid))
@@ -307,7 +310,7 @@ impl Datapath {
         // Rules, and filters in their place, are another version's as well.
         let before = pod.captured() || self.versions.has(uid);
         pod.keeps_destinations = self.others.keeps_destinations;
-        let steer = pod::step("load sk_lookup", self.steers.load(pod.slot).map_err(io::Error::other));
+        let steer = pod::step("load sk_lookup", self.steers.load(pod.slot));
         let guards = Guards::of(&self.pins, &self.programs, hook, &self.node);
         let (maps, numbers) = (&mut self.maps, self.config.numbers);
         let result = steer.and_then(|steer| pod.capture(&guards, &steer, maps, numbers));
@@ -389,11 +392,12 @@ impl Datapath {
     /// Finds the pods of an earlier agent, moves them to this agent's programs, and clears away what is not whole.
     fn take_over(&mut self) -> Result<(), DatapathError> {
         let take_over = |source| DatapathError::TakeOver { path: self.config.bpffs.clone(), source };
-        let steer_tag = bpf::tag(self.steers.load(u32::MAX)?.as_fd()).map_err(take_over)?;
+        let steer_tag = self.steers.load(u32::MAX).and_then(|steer| bpf::tag(steer.as_fd()));
+        let steer_tag = steer_tag.map_err(take_over)?;
         for (slot, record) in self.maps.records().map_err(take_over)? {
             let uid = maps::uid(&record);
             let mut pod = Pod::known(slot, record);
-            let steer = || self.steers.load(slot).map_err(io::Error::other);
+            let steer = || self.steers.load(slot);
             let moved = pod.captured().then(|| {
                 pod::take_over(&uid, &self.pins, &self.programs, steer, steer_tag).unwrap_or_else(|error| {
                     warn!(pod = uid, %error, "its hooks cannot be moved to this agent's programs: they stay as they are");

@@ -53,6 +53,9 @@ pub enum DatapathError {
     /// The kernel is older than 5.14.
     #[error("cannot tell the node's network namespace from the pods'")]
     Cookie(#[source] io::Error),
+    /// There are no threads left.
+    #[error("cannot start the thread that loads programs")]
+    Thread(#[source] io::Error),
     /// The log of a debug build of the programs cannot be read.
     #[error("cannot read what the eBPF programs log")]
     Log(#[source] io::Error),

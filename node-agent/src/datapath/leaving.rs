@@ -73,6 +73,7 @@ impl Datapath {
             released => released,
         };
         let others = step("take it from another version", self.versions.release(uid));
+        self.steers.forget(pod.slot);
         // Those whose pins are gone.
         self.held.detach(&self.pins.pod(uid));
         let dismantled = pod.dismantle(&self.config, &mut self.maps);

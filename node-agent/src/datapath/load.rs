@@ -3,8 +3,12 @@
 //! Maps are opened from their pins where they have been, so a new agent's programs work on the old agent's state.
 //! **Invariant:** loading attaches nothing.
 
-use std::io;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Mutex, PoisonError};
+use std::{io, thread};
 
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
@@ -93,8 +97,18 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps), DatapathError> {
     Ok((programs, Maps::take(&mut object, pins)?))
 }
 
-/// Loads the sk_lookup programs, each of which has its pod's slot as a constant.
-pub(super) struct Steers(EbpfLoader<'static>);
+/// The sk_lookup programs, each of which has its pod's slot as a constant. They are loaded by a thread of their own, ahead
+/// of a pod's capture: that takes as long as much of what is done for a pod, and the thread that does it for one pod after
+/// the other mostly waits for the kernel.
+#[derive(Debug)]
+pub(super) struct Steers {
+    /// Slots, to the thread, which ends with this.
+    wanted: Sender<u32>,
+    /// Never locked: a receiver by itself may not be seen by two threads.
+    loaded: Mutex<Loaded>,
+    /// By slot; none of what was asked for.
+    known: HashMap<u32, Option<OwnedFd>>,
+}
 
 /// The constants live as long as the loader.
 static SLOTS: [u32; MAX_PODS as usize] = {
@@ -108,24 +122,87 @@ static SLOTS: [u32; MAX_PODS as usize] = {
 };
 
 impl Steers {
-    /// Reads the kernel's own types once, which takes longer than all the rest of loading a program.
-    pub(super) fn new(pins: &Pins) -> Self {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the process can have no more threads.
+    pub(super) fn start(pins: &Pins) -> io::Result<Self> {
+        let (wanted, slots) = mpsc::channel();
+        let (programs, loaded) = mpsc::channel();
         let mut loader = EbpfLoader::new();
         PINNED.iter().for_each(|name| {
             loader.map_pin_path(name, pins.map(name));
         });
-        Self(loader)
+        thread::Builder::new().name("steers".to_owned()).spawn(move || {
+            while let Ok(slot) = slots.recv()
+                && programs.send((slot, steer(&mut loader, slot))).is_ok()
+            {}
+        })?;
+        Ok(Self { wanted, loaded: Mutex::new(loaded), known: HashMap::new() })
     }
 
-    /// Loads the program of the pod in `slot`; of none where there is no such slot.
+    /// Has the program of the pod in `slot` loaded, unless it is.
+    pub(super) fn begin(&mut self, slot: u32) {
+        if let Entry::Vacant(entry) = self.known.entry(slot) {
+            entry.insert(None);
+            // A thread that has died is told of by `load`.
+            let _ = self.wanted.send(slot);
+        }
+    }
+
+    /// The program of the pod in `slot`, until `forget`; of none where there is no such slot.
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub(super) fn load(&mut self, slot: u32) -> Result<OwnedFd, DatapathError> {
-        let slot = SLOTS.get(slot as usize).unwrap_or(&u32::MAX);
-        let object = self.0.override_global(constant::SLOT, slot, true).load(OBJECT);
-        program_fd(&mut object.map_err(|error| DatapathError::Object(Box::new(error)))?, program::STEER)
+    pub(super) fn load(&mut self, slot: u32) -> io::Result<OwnedFd> {
+        self.begin(slot);
+        loop {
+            if let Some(program) = self.known.get(&slot).and_then(Option::as_ref) {
+                return program.try_clone();
+            }
+            let (of, program) = self.loaded().recv().map_err(|_| io::Error::other("its thread has died"))?;
+            if let Err(error) = self.take(of, program)
+                && of == slot
+            {
+                return Err(io::Error::other(error));
+            }
+        }
     }
+
+    /// Drops the program of a slot that is nobody's any more.
+    pub(super) fn forget(&mut self, slot: u32) {
+        self.known.remove(&slot);
+        while let Ok((of, program)) = self.loaded().try_recv() {
+            // Who wants it tries again.
+            let _ = self.take(of, program);
+        }
+    }
+
+    fn loaded(&mut self) -> &mut Loaded {
+        self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of a slot that was forgotten meanwhile nothing is kept.
+    fn take(&mut self, slot: u32, program: Result<OwnedFd, DatapathError>) -> Result<(), DatapathError> {
+        match program {
+            Ok(program) => {
+                self.known.entry(slot).and_modify(|known| *known = Some(program));
+                Ok(())
+            }
+            Err(error) => {
+                self.known.remove(&slot);
+                Err(error)
+            }
+        }
+    }
+}
+
+type Loaded = Receiver<(u32, Result<OwnedFd, DatapathError>)>;
+
+fn steer(loader: &mut EbpfLoader<'static>, slot: u32) -> Result<OwnedFd, DatapathError> {
+    let slot = SLOTS.get(slot as usize).unwrap_or(&u32::MAX);
+    let object = loader.override_global(constant::SLOT, slot, true).load(OBJECT);
+    program_fd(&mut object.map_err(|error| DatapathError::Object(Box::new(error)))?, program::STEER)
 }
 
 fn open(pins: &Pins) -> Result<Ebpf, DatapathError> {

@@ -136,10 +136,10 @@ impl Pod {
     }
 
     /// Its first address of each family.
-    fn primaries(&self) -> impl Iterator<Item = IpAddr> + use<> {
+    fn primaries(&self) -> Vec<IpAddr> {
         let ips = maps::ips(&self.record);
         let first = |v4: bool| ips.iter().copied().find(|ip| ip.is_ipv4() == v4);
-        [first(true), first(false)].into_iter().flatten()
+        [first(true), first(false)].into_iter().flatten().collect()
     }
 
     /// Those of them that connections can come from, in the calling thread's network namespace. Without IPv6 there the
@@ -194,9 +194,7 @@ impl Pod {
         // Before anything is changed: an agent that dies from now on leaves word of what there is to undo.
         step("write its record", maps.remember(self.slot, &self.record))?;
         step("set its sysctls", sysctls::set(&config.proc))?;
-        let mut sources = self.sources.iter();
-        let added = sources.try_for_each(|source| rules::add(config.numbers, *source));
-        step("add its rules and routes", added)?;
+        step("add its rules and routes", rules::add(config.numbers, &self.sources))?;
         step("open its ports to probes", maps.open_to_probes(self.slot, &self.probe_ports))?;
         let kept = kept.filter(|kept| listeners::belong(kept, self.record.netns_cookie));
         let v6 = self.families() & FAMILY_V6 != 0;
@@ -229,7 +227,7 @@ impl Pod {
         let capture = maps.capture(self.record.netns_cookie, self.slot, self.families());
         step("capture its connections", capture)?;
         let inside = || {
-            let dns = self.sources.iter().try_for_each(|ip| rules::capture_dns(numbers, *ip, self.dns));
+            let dns = rules::capture_dns(numbers, &self.sources, self.dns);
             let flagged =
                 step("capture its DNS queries", dns).and_then(|()| self.flag_inside(guards.programs));
             Ok(flagged.map(|()| self.guard_inside(guards)))
@@ -277,10 +275,7 @@ impl Pod {
     /// Before sk_lookup goes: what is turned back then would meet nobody.
     fn release_dns(&self, numbers: Numbers) -> io::Result<()> {
         let Some(netns) = &self.netns else { return Ok(()) };
-        netns::within(netns.as_fd(), || {
-            let release = |result: io::Result<()>, ip| result.and(rules::capture_dns(numbers, ip, false));
-            self.primaries().fold(Ok(()), release)
-        })
+        netns::within(netns.as_fd(), || rules::capture_dns(numbers, &self.primaries(), false))
     }
 
     /// Takes the filters off its interfaces. They go with their network namespace; else it has to be known, and the pins
@@ -308,8 +303,7 @@ impl Pod {
     pub(super) fn dismantle(&self, config: &Config, maps: &mut Maps) -> Result<(), Failed> {
         let inside = |netns: &OwnedFd| {
             netns::within(netns.as_fd(), || {
-                let remove = |result: io::Result<()>, ip| result.and(rules::remove(config.numbers, ip));
-                let routes = self.primaries().fold(Ok(()), remove);
+                let routes = rules::remove(config.numbers, &self.primaries());
                 routes.and(sysctls::restore(&config.proc, self.record.sysctls))
             })
         };

@@ -160,56 +160,75 @@ fn has_all<T: PartialEq>(among: &[T], wanted: &[T]) -> bool {
     wanted.iter().all(|one| among.contains(one))
 }
 
-/// Adds the rules and the route of the address's family in the calling thread's network namespace; what is there
-/// already is left. Captured connections get `address` as their source.
+/// Adds the rules and the routes of the addresses' families in the calling thread's network namespace; what is there
+/// already is left. Captured connections get the address of their family as their source.
 ///
 /// # Errors
-/// When the kernel refuses; what this call added is removed.
-pub(super) fn add(numbers: Numbers, address: IpAddr) -> io::Result<()> {
-    let result = talk(async move |handle| {
-        let route = route(numbers, address);
-        existing_is_fine(handle.route().add(route).replace().execute().await)?;
-        for rule in rules(numbers, address) {
-            let mut request = handle.rule().add();
-            *request.message_mut() = rule;
-            existing_is_fine(request.execute().await)?;
+/// When the kernel refuses; of that family, what this call added is removed.
+pub(super) fn add(numbers: Numbers, addresses: &[IpAddr]) -> io::Result<()> {
+    talk(async move |handle| {
+        for address in addresses {
+            if let Err(error) = add_one(&handle, numbers, *address).await {
+                // The first error says what is wrong.
+                let _ = remove_one(&handle, numbers, *address).await;
+                return Err(error);
+            }
         }
         Ok(())
-    });
-    result.inspect_err(|_| {
-        // The first error says what is wrong.
-        let _ = remove(numbers, address);
     })
 }
 
-/// Removes the rules and the route of the address's family; what is gone already is fine.
+async fn add_one(handle: &Handle, numbers: Numbers, address: IpAddr) -> io::Result<()> {
+    existing_is_fine(handle.route().add(route(numbers, address)).replace().execute().await)?;
+    for rule in rules(numbers, address) {
+        let mut request = handle.rule().add();
+        *request.message_mut() = rule;
+        existing_is_fine(request.execute().await)?;
+    }
+    Ok(())
+}
+
+/// Removes the rules and the routes of the addresses' families; what is gone already is fine.
 ///
 /// # Errors
 /// When the kernel refuses; the others are removed.
-pub(super) fn remove(numbers: Numbers, address: IpAddr) -> io::Result<()> {
+pub(super) fn remove(numbers: Numbers, addresses: &[IpAddr]) -> io::Result<()> {
     talk(async move |handle| {
         let mut result = Ok(());
-        for rule in rules(numbers, address) {
-            result = result.and(missing_is_fine(handle.rule().del(rule).execute().await));
+        for address in addresses {
+            result = result.and(remove_one(&handle, numbers, *address).await);
         }
-        result.and(missing_is_fine(handle.route().del(route(numbers, address)).execute().await))
+        result
     })
 }
 
-/// Has the app's DNS queries of the address's family turned back to lo, in the calling thread's network namespace, or no
-/// longer.
+async fn remove_one(handle: &Handle, numbers: Numbers, address: IpAddr) -> io::Result<()> {
+    let mut result = Ok(());
+    for rule in rules(numbers, address) {
+        result = result.and(missing_is_fine(handle.rule().del(rule).execute().await));
+    }
+    result.and(missing_is_fine(handle.route().del(route(numbers, address)).execute().await))
+}
+
+/// Has the app's DNS queries of the addresses' families turned back to lo, in the calling thread's network namespace, or
+/// no longer.
 ///
 /// # Errors
-/// When the kernel refuses.
-pub(super) fn capture_dns(numbers: Numbers, address: IpAddr, captured: bool) -> io::Result<()> {
+/// The first one; the others are done.
+pub(super) fn capture_dns(numbers: Numbers, addresses: &[IpAddr], captured: bool) -> io::Result<()> {
     talk(async move |handle| {
-        let queries = queries(numbers, address);
-        if !captured {
-            return missing_is_fine(handle.rule().del(queries).execute().await);
+        let mut result = Ok(());
+        for address in addresses {
+            let queries = queries(numbers, *address);
+            result = result.and(if captured {
+                let mut request = handle.rule().add();
+                *request.message_mut() = queries;
+                existing_is_fine(request.execute().await)
+            } else {
+                missing_is_fine(handle.rule().del(queries).execute().await)
+            });
         }
-        let mut request = handle.rule().add();
-        *request.message_mut() = queries;
-        existing_is_fine(request.execute().await)
+        result
     })
 }
 
