@@ -103,7 +103,7 @@ impl Pod {
         let (netns, uid) = (self.netns()?, maps::uid(&self.record));
         let directory = guards.pins.pod(&uid);
         let program = guards.programs.guard_node.as_fd();
-        self.ends = netns::within(guards.node, || {
+        self.ends = netns::here_or_within(guards.node, || {
             let ends = ends(netns.as_fd(), interfaces)?;
             for end in &ends {
                 let pin = directory.join(pin(*end));
@@ -124,6 +124,9 @@ impl Datapath {
     ) -> io::Result<BTreeMap<&'a str, Vec<u32>>> {
         let pods = uids.into_iter().filter_map(|uid| Some((uid.as_str(), self.pods.get(uid)?)));
         let pods: Vec<_> = pods.filter(|(_, pod)| !pod.ends.is_empty()).collect();
+        if pods.is_empty() {
+            return Ok(BTreeMap::new());
+        }
         let ours = bpf::tag(self.programs.guard_node.as_fd())?;
         let is_open = |end: u32| match bpf::query(Target::Interface(end), Hook::TcxIngress, Extent::Attached)
         {
@@ -133,10 +136,7 @@ impl Datapath {
             // It is gone, and its other end with it.
             Err(error) => error.raw_os_error() != Some(libc::ENODEV),
         };
-        if pods.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        netns::within(self.node.as_fd(), || {
+        netns::here_or_within(self.node.as_fd(), || {
             let open = |pod: &Pod| pod.ends.iter().copied().filter(|end| is_open(*end)).collect();
             Ok(pods.iter().map(|(uid, pod)| (*uid, open(pod))).collect())
         })
@@ -147,7 +147,7 @@ impl Datapath {
         let first = |end: &u32| {
             attach::make_first(&directory.join(pin(*end)), &self.programs.guard_node, *end, Hook::TcxIngress)
         };
-        netns::within(self.node.as_fd(), || ends.iter().try_for_each(first))
+        netns::here_or_within(self.node.as_fd(), || ends.iter().try_for_each(first))
     }
 }
 
@@ -162,15 +162,19 @@ fn pin(end: u32) -> String {
 /// When netlink fails.
 fn ends(netns: BorrowedFd<'_>, interfaces: &[Interface]) -> io::Result<Vec<u32>> {
     talk(async |handle| {
-        let mut found = Vec::new();
+        let (mut found, mut number) = (Vec::new(), None);
         for (index, end) in interfaces.iter().filter_map(|one| Some((one.index, one.peer?))) {
             let link = match handle.link().get().match_index(end).execute().try_next().await.map_err(kernel) {
                 Err(error) if error.raw_os_error() == Some(libc::ENODEV) => continue,
                 link => link?,
             };
-            // After the link: the kernel gives the pod's namespace its number when it is asked about one.
-            let expected = number(&handle, netns).await?.map(|netns| (index, netns));
-            if link.is_some_and(|link| peer(&link) == expected && expected.is_some() && !has_xdp(&link)) {
+            // After the first link: the kernel gives the pod's namespace its number, once, when it is asked about one.
+            if number.is_none() {
+                number = number_of(&handle, netns).await?;
+            }
+            let is_other_end =
+                |link: &LinkMessage| number.is_some_and(|netns| peer(link) == Some((index, netns)));
+            if link.is_some_and(|link| is_other_end(&link) && !has_xdp(&link)) {
                 found.push(end);
             }
         }
@@ -184,7 +188,7 @@ fn has_xdp(link: &LinkMessage) -> bool {
 }
 
 /// The number that another network namespace has in the calling thread's (RTM_GETNSID).
-async fn number(handle: &Handle, netns: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+async fn number_of(handle: &Handle, netns: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     let mut question = NsidMessage::default();
     question.attributes.push(NsidAttribute::Fd(netns.as_raw_fd() as u32));
     let mut question = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(question));

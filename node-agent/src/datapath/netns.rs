@@ -8,7 +8,11 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::{fstat, stat};
 use socket2::{Domain, Socket, Type};
+
+/// The calling thread's.
+const OWN: &str = "/proc/thread-self/ns/net";
 
 /// Runs `work` on a new thread inside the network namespace, and waits for it.
 ///
@@ -27,12 +31,31 @@ pub(super) fn within<T: Send>(
     })
 }
 
+/// The same where the network namespace may be the calling thread's own, as the node's is the agent's: there `work` needs
+/// no thread.
+///
+/// # Errors
+/// As there, and when there is no /proc.
+pub(super) fn here_or_within<T: Send>(
+    netns: BorrowedFd<'_>,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    if is_own(netns)? { work() } else { within(netns, work) }
+}
+
+/// Whether the calling thread is in this network namespace. The descriptor holds it, so no other one has its inode.
+fn is_own(netns: BorrowedFd<'_>) -> io::Result<bool> {
+    let netns = fstat(netns)?;
+    let own = stat(OWN)?;
+    Ok((netns.st_dev, netns.st_ino) == (own.st_dev, own.st_ino))
+}
+
 /// The calling thread's network namespace.
 ///
 /// # Errors
 /// When there is no /proc.
 pub(super) fn own() -> io::Result<OwnedFd> {
-    Ok(std::fs::File::open("/proc/thread-self/ns/net")?.into())
+    Ok(std::fs::File::open(OWN)?.into())
 }
 
 /// Cookie of the calling thread's network namespace: unlike its inode, never used again.
@@ -74,6 +97,17 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    #[test]
+    fn the_own_one_is_worked_in_by_the_calling_thread() {
+        let own = own().unwrap();
+        let thread = || Ok(std::thread::current().id());
+        assert_eq!(here_or_within(own.as_fd(), thread).unwrap(), std::thread::current().id());
+        // Of the same file system, and no network namespace.
+        let other = std::fs::File::open("/proc/thread-self/ns/mnt").unwrap();
+        assert!(!is_own(other.as_fd()).unwrap());
+        assert!(here_or_within(other.as_fd(), thread).is_err());
+    }
 
     #[test]
     fn the_cookie_is_the_namespaces() {
