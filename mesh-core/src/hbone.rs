@@ -18,7 +18,7 @@ mod frames;
 
 pub use self::client::{ConnectError, Connected, DialError};
 pub use self::request::{Authority, Baggage, ConnectRequest, Forwarded, Host, InvalidRequest, TraceParent};
-pub use self::stream::HboneStream;
+pub use self::stream::{DeniedByPeer, HboneStream};
 
 #[cfg(test)]
 mod tests;

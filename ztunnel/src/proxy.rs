@@ -196,6 +196,11 @@ impl Pod {
 pub trait Abort {
     /// Ends it now, or at the latest when it is dropped.
     fn abort(&mut self);
+
+    /// The same because of policy, which the other end learns where it can be told.
+    fn deny(&mut self) {
+        self.abort();
+    }
 }
 
 impl Abort for TcpStream {
@@ -212,6 +217,10 @@ impl Abort for DuplexStream {
 impl Abort for HboneStream {
     fn abort(&mut self) {
         Self::abort(self);
+    }
+
+    fn deny(&mut self) {
+        Self::deny(self);
     }
 }
 
@@ -249,9 +258,16 @@ where
     Up: Carried + Abort,
 {
     let outcome = copy::both(&mut *downstream, &mut *upstream, meter, cut).await;
-    if !matches!(outcome, Outcome::Finished { .. }) {
-        downstream.abort();
-        upstream.abort();
+    match &outcome {
+        Outcome::Finished { .. } => {}
+        Outcome::Cancelled(Cause::Revoked(_)) => {
+            downstream.deny();
+            upstream.abort();
+        }
+        _ => {
+            downstream.abort();
+            upstream.abort();
+        }
     }
     match outcome {
         Outcome::Finished { .. } => Ok(()),

@@ -1,5 +1,6 @@
 //! Why a connection failed: one error type for the path, one short reason for metrics, logs and replies.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -8,7 +9,7 @@ use http::StatusCode;
 use mesh_core::authz::Denial;
 use mesh_core::certs::CertError;
 use mesh_core::hbone::server::{HandshakeError, TunnelError};
-use mesh_core::hbone::{ConnectError, DialError, InvalidRequest};
+use mesh_core::hbone::{ConnectError, DeniedByPeer, DialError, InvalidRequest};
 use mesh_core::tls::TlsError;
 
 use crate::budget::Exhausted;
@@ -204,6 +205,7 @@ impl ProxyError {
             Cause::NoAddress(_) => Reason::Connect,
             Cause::Cut | Cause::NeedsTunnel => Reason::Cut,
             Cause::Io { error, .. } if is_revoked(error) => Reason::Revoked,
+            Cause::Io { error, .. } if inner::<DeniedByPeer>(error).is_some() => Reason::Denied,
             Cause::Io { .. } => match (self.phase, self.side) {
                 (Phase::Copy, _) => Reason::Broken,
                 (_, Side::Local) => Reason::Local,
@@ -260,8 +262,11 @@ fn tls_reason(error: &TlsError) -> Reason {
 
 /// Whether a tunnel was cut because a certificate was revoked: its streams' errors say so.
 fn is_revoked(error: &io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>());
-    inner.is_some_and(TlsError::is_revoked)
+    inner(error).is_some_and(TlsError::is_revoked)
+}
+
+fn inner<T: Error + 'static>(error: &io::Error) -> Option<&T> {
+    error.get_ref().and_then(|inner| inner.downcast_ref())
 }
 
 fn is_endpoints(error: &ConnectError) -> bool {

@@ -6,7 +6,8 @@
 //!
 //! **Invariant:** shutdown is END_STREAM and the end of the peer's bytes is its END_STREAM; the two directions end
 //! independently. A reset with NO_ERROR or CANCEL reads as the end too (so Istio's proxies end connections); our own
-//! tell an abort with CONNECT_ERROR (RFC 9113 8.5), which reads as a broken connection.
+//! tell an abort with CONNECT_ERROR (RFC 9113 8.5), which reads as a broken connection, and that policy wants it with
+//! INADEQUATE_SECURITY (7): once a stream was answered 200 there is no place for words.
 
 use std::collections::VecDeque;
 use std::io;
@@ -48,6 +49,16 @@ pub struct HboneStream {
 enum Ended {
     Cleanly,
     Failed(io::ErrorKind),
+    Denied,
+}
+
+/// In an I/O error: the peer's policy, which had allowed the connection, does not any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the other end's policy does not allow it any more")]
+pub struct DeniedByPeer;
+
+fn is_denial(error: &h2::Error) -> bool {
+    error.is_reset() && error.is_remote() && error.reason() == Some(Reason::INADEQUATE_SECURITY)
 }
 
 impl HboneStream {
@@ -65,9 +76,18 @@ impl HboneStream {
     /// Ends both directions at once, and tells the peer that this is not how they should have ended. Bytes that are
     /// still on their way may be lost.
     pub fn abort(&mut self) {
+        self.reset(Reason::CONNECT_ERROR);
+    }
+
+    /// The same, and the peer learns that policy wants it: [`DeniedByPeer`].
+    pub fn deny(&mut self) {
+        self.reset(Reason::INADEQUATE_SECURITY);
+    }
+
+    fn reset(&mut self, reason: Reason) {
         self.finished = true;
         self.gathered = BytesMut::new();
-        self.send.send_reset(Reason::CONNECT_ERROR);
+        self.send.send_reset(reason);
     }
 
     /// An error of ours with what is known of its cause.
@@ -78,11 +98,24 @@ impl HboneStream {
         }
     }
 
-    /// To a writer, a peer that has gone for whatever reason is a broken pipe.
+    fn denied() -> io::Error {
+        io::Error::new(io::ErrorKind::PermissionDenied, DeniedByPeer)
+    }
+
+    /// To a writer, a peer that has gone for whatever reason but policy is a broken pipe.
     fn write_error(&self, error: &h2::Error) -> io::Error {
         match self.broken.reason() {
             Some(_) => self.error(io::ErrorKind::BrokenPipe),
+            None if is_denial(error) => Self::denied(),
             None => io::Error::new(io::ErrorKind::BrokenPipe, error.to_string()),
+        }
+    }
+
+    /// Of a stream that takes nothing any more.
+    fn reset_error(&mut self, cx: &mut Context<'_>) -> io::Error {
+        match self.send.poll_reset(cx) {
+            Poll::Ready(Ok(Reason::INADEQUATE_SECURITY)) => Self::denied(),
+            _ => self.error(io::ErrorKind::BrokenPipe),
         }
     }
 
@@ -95,7 +128,7 @@ impl HboneStream {
                 match ready!(self.send.poll_capacity(cx)) {
                     Some(Ok(_)) => continue,
                     Some(Err(error)) => return Poll::Ready(Err(self.write_error(&error))),
-                    None => return Poll::Ready(Err(self.error(io::ErrorKind::BrokenPipe))),
+                    None => return Poll::Ready(Err(self.reset_error(cx))),
                 }
             }
             let bytes = self.gathered.split_to(capacity.min(self.gathered.len())).freeze();
@@ -108,10 +141,11 @@ impl HboneStream {
     }
 
     /// Waits for the peer's next bytes; None at their end.
-    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, io::ErrorKind>> {
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         match self.ended {
             Some(Ended::Cleanly) => return Poll::Ready(Ok(None)),
-            Some(Ended::Failed(kind)) => return Poll::Ready(Err(kind)),
+            Some(Ended::Failed(kind)) => return Poll::Ready(Err(self.error(kind))),
+            Some(Ended::Denied) => return Poll::Ready(Err(Self::denied())),
             None => {}
         }
         let ended = match ready!(self.receive.poll_data(cx)) {
@@ -119,6 +153,7 @@ impl HboneStream {
             None => Ended::Cleanly,
             Some(Err(error)) => match error.reason() {
                 Some(Reason::NO_ERROR | Reason::CANCEL) if error.is_reset() => Ended::Cleanly,
+                _ if is_denial(&error) => Ended::Denied,
                 _ => Ended::Failed(error.get_io().map_or(io::ErrorKind::ConnectionReset, io::Error::kind)),
             },
         };
@@ -206,7 +241,7 @@ impl AsyncRead for HboneStream {
                     // What came before is delivered first; the end is remembered.
                     _ if buf.filled().len() > before => break,
                     Poll::Ready(Ok(None)) => break,
-                    Poll::Ready(Err(kind)) => return Poll::Ready(Err(self.error(kind))),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => return Poll::Pending,
                 }
             }

@@ -115,6 +115,9 @@ async fn an_open_connection_that_policy_no_longer_allows_is_cut() {
             "DENY",
         ])
         .await;
+    // So is its client's end told, which had been answered 200 already.
+    let told = ["the other end's policy does not allow it any more", "direction=\"outbound\"", "DENY"];
+    world.logged(&told).await;
     world.xds.put([subject(&world, &[])]);
     world.xds.remove(AUTHORIZATION_TYPE, "shop/no-client");
     eventually("it is gone", async || world.dump().await["policies"].as_array().unwrap().is_empty()).await;

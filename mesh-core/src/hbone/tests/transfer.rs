@@ -73,6 +73,12 @@ async fn a_dropped_stream_reads_as_a_reset_and_cannot_be_written() {
     assert_eq!(ask(&mut stream, b"?").await.unwrap(), b"?");
     stream.abort();
     assert_eq!(results.recv().await.unwrap(), kinds);
+    // Policy's reset reads as such from either side.
+    let mut stream = pool.connect(&key(server.address), &request()).await.unwrap().stream;
+    assert_eq!(ask(&mut stream, b"?").await.unwrap(), b"?");
+    stream.deny();
+    let denied = std::io::ErrorKind::PermissionDenied;
+    assert_eq!(results.recv().await.unwrap(), (Err(denied), Err(denied)));
 }
 
 /// Sends `size` bytes in pieces of `piece`, flushing each, and compares what comes back.
