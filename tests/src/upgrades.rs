@@ -33,10 +33,11 @@ const SOON: Duration = Duration::from_secs(15);
 
 #[derive(Debug, clap::Args)]
 pub struct Config {
-    /// How many rolling updates; each replaces the daemon of both nodes.
+    /// How many rolling updates; each replaces the daemon of both nodes, by turns by one that speaks an older pod protocol
+    /// and by one that speaks the newest.
     #[arg(long, default_value_t = 100)]
     count: u32,
-    /// Of the agent instead of ztunnel, by turns to one of another map layout and an older pod protocol, and back.
+    /// Of the agent instead of ztunnel, by turns to one of another map layout as well, and back.
     #[arg(long)]
     agent: bool,
     /// Print the result as one JSON object; progress goes to stderr.
@@ -275,6 +276,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
             progress(&format!("{daemon}, rolling update {number} of {}", config.count));
         }
         let (program, protocol) = match (config.agent, number % 2) {
+            (false, 1) => ("ztunnel", *VERSIONS.start()),
             (false, _) => ("ztunnel", *VERSIONS.end()),
             (true, 1) => (OTHER_AGENT, *VERSIONS.start()),
             (true, _) => ("node-agent", *VERSIONS.end()),
