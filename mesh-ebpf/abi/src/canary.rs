@@ -1,8 +1,8 @@
 //! Canaries: what the agent sends inside a pod to prove that it is captured, and how everybody knows them.
 //!
 //! They go to, or come from, an address that nobody's packets have (documentation only: RFC 5737, RFC 3849).
-//! **Invariant:** nothing opens for them. The proxy answers with a word and closes, whoever asks; the guard drops them as
-//! it drops all that is not the proxy's, and only keeps it to itself.
+//! **Invariant:** nothing opens for them. The proxy answers with a word and closes, whoever asks; the guard drops them, and
+//! what is sent to them before a connection stands, and keeps it to itself.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
