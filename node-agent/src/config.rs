@@ -104,6 +104,15 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     number.map_err(|_| format!("{text:?} is no number of seconds, e.g. 5 or 5s"))
 }
 
+/// The same, no less than one and no more than the other.
+pub(crate) fn seconds_within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let found = seconds(text)?;
+    match (least..=most).contains(&found) {
+        true => Ok(found),
+        false => Err(format!("{text:?} is not from {} s to {} s", least.as_secs(), most.as_secs())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

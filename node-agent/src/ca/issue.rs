@@ -19,13 +19,24 @@ use crate::config;
 #[group(skip)]
 pub struct Times {
     /// Longest life of a certificate, and what a request without one gets, in seconds
-    #[arg(long = "cert-lifetime", env = "AMBIT_CERT_LIFETIME", default_value = "86400s", value_parser = config::seconds)]
+    #[arg(long = "cert-lifetime", env = "AMBIT_CERT_LIFETIME", default_value = "86400s", value_parser = lifetime)]
     pub lifetime: Duration,
     /// What clocks may differ by, in seconds: certificates are valid from this long ago, for peers whose clock is
     /// behind, and what waits until certificates have expired waits this much longer
-    #[arg(long = "clock-skew", env = "AMBIT_CLOCK_SKEW", default_value = "300s", value_parser = config::seconds)]
+    #[arg(long = "clock-skew", env = "AMBIT_CLOCK_SKEW", default_value = "300s", value_parser = skew)]
     pub skew: Duration,
 }
+
+/// Shorter ones would be renewed all the time.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    config::seconds_within(text, Duration::from_secs(10), 3650 * DAY)
+}
+
+fn skew(text: &str) -> Result<Duration, String> {
+    config::seconds_within(text, Duration::ZERO, DAY)
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl Default for Times {
     fn default() -> Self {

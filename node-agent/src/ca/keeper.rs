@@ -3,7 +3,8 @@
 //! **Invariant:** what all replicas do is in the API server before one of them does it, and is changed by whoever saw it
 //! last (compare and swap).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use mesh_core::certs::health::{self, Alarm};
@@ -12,7 +13,7 @@ use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::ca::authority::{Authority, InvalidAuthority, Life};
 use crate::ca::cluster::{ClusterError, Expiry, Store};
@@ -70,8 +71,18 @@ pub struct Keeper<S> {
     times: Times,
     gate: Gate,
     metrics: Metrics,
-    alarm: Mutex<Alarm>,
+    said: Mutex<HashMap<Whose, Said>>,
     current: watch::Sender<Option<Arc<Current>>>,
+}
+
+/// A certificate that the user has to renew: its subject and its end.
+type Whose = (String, SystemTime);
+
+/// What was said of how old a certificate is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Said {
+    in_the_log: Alarm,
+    as_an_event: Alarm,
 }
 
 /// The user's Secret, read and checked.
@@ -84,8 +95,8 @@ struct Source {
 impl<S: Store> Keeper<S> {
     /// `names` are what the CA's clients call it.
     pub fn new(store: S, trust_domain: String, names: Vec<String>, gate: Gate, metrics: Metrics) -> Self {
-        let (alarm, current) = (Mutex::default(), watch::channel(None).0);
-        Self { store, trust_domain, names, times: Times::default(), gate, metrics, alarm, current }
+        let (said, current) = (Mutex::default(), watch::channel(None).0);
+        Self { store, trust_domain, names, times: Times::default(), gate, metrics, said, current }
     }
 
     /// The same, for certificates that live as long as this says.
@@ -133,15 +144,13 @@ impl<S: Store> Keeper<S> {
         {
             self.serve(before.state.clone(), now)?;
         }
+        // Also where the Secret is no use: it signs with what it signed with before.
+        if kept.is_ok() && self.current.borrow().is_some() {
+            self.gate.open();
+        }
         let Source { secret, lives, .. } = source?;
         kept?;
-        if let Some(expiry) = self.expiry(secret, &lives, now) {
-            warn!("{}", expiry.message);
-            if let Err(error) = self.store.tell(&expiry).await {
-                warn!("there is no Event of this: {error}");
-            }
-        }
-        self.gate.open();
+        self.tell_of_age(secret, &lives, now).await;
         Ok(())
     }
 
@@ -204,19 +213,33 @@ impl<S: Store> Keeper<S> {
         Err(KeepError::Contended)
     }
 
-    /// What is to be said of the certificates that only the user can renew: once at 50, 25 and 10 percent of each life.
-    fn expiry(&self, secret: &'static str, lives: &[Life], now: SystemTime) -> Option<Expiry> {
-        let lowest = |life: &&Life| health::reached(life.from, life.until, now).unwrap_or(100);
-        let life = lives.iter().min_by_key(lowest)?;
-        let reached = health::reached(life.from, life.until, now);
-        let percent = self.alarm.lock().unwrap_or_else(PoisonError::into_inner).due(reached)?;
-        let days = life.until.duration_since(now).unwrap_or_default().as_secs() / 86_400;
-        let what = if life.is_root { "the root" } else { "the CA's certificate" };
-        let message = format!(
-            "{what} {} has no more than {percent} percent of its life left, {days} days: replace the CA Secret in time",
-            life.subject
-        );
-        Some(Expiry { secret, subject: life.subject.clone(), percent, until: life.until, message })
+    /// Of the certificates that only the user can renew: once at 50, 25 and 10 percent of each life.
+    async fn tell_of_age(&self, secret: &'static str, lives: &[Life], now: SystemTime) {
+        let whose = |life: &Life| (life.subject.clone(), life.until);
+        self.said().retain(|said, _| lives.iter().any(|life| whose(life) == *said));
+        for life in lives {
+            let before = self.said().get(&whose(life)).copied().unwrap_or_default();
+            let (mut said, reached) = (before, health::reached(life.from, life.until, now));
+            let is_new = said.in_the_log.due(reached).is_some();
+            if let Some(percent) = said.as_an_event.due(reached) {
+                let expiry = expiry(secret, life, percent, now);
+                if is_new {
+                    warn!("{}", expiry.message);
+                }
+                if let Err(error) = self.store.tell(&expiry).await {
+                    said.as_an_event = before.as_an_event;
+                    match is_new {
+                        true => warn!("there is no Event of this yet: {error}"),
+                        false => debug!("still no Event of {}'s age: {error}", life.subject),
+                    }
+                }
+            }
+            self.said().insert(whose(life), said);
+        }
+    }
+
+    fn said(&self) -> MutexGuard<'_, HashMap<Whose, Said>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Signs with the state's key from now on.
@@ -241,6 +264,16 @@ impl<S: Store> Keeper<S> {
         self.current.send_replace(Some(Arc::clone(&current)));
         Ok(current)
     }
+}
+
+fn expiry(secret: &'static str, life: &Life, percent: u8, now: SystemTime) -> Expiry {
+    let days = life.until.duration_since(now).unwrap_or_default().as_secs() / 86_400;
+    let what = if life.is_root { "the root" } else { "the CA's certificate" };
+    let message = format!(
+        "{what} {} has no more than {percent} percent of its life left, {days} days: replace the CA Secret in time",
+        life.subject
+    );
+    Expiry { secret, subject: life.subject.clone(), percent, until: life.until, message }
 }
 
 /// Says where a rotation stands.

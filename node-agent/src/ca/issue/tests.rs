@@ -120,3 +120,20 @@ fn clocks_may_be_five_minutes_off() {
     let behind = believed(now - five - Duration::from_secs(2)).unwrap_err();
     assert!(behind.to_string().contains("compare the clocks"), "{behind}");
 }
+
+#[test]
+fn times_that_nothing_could_be_signed_with_are_refused() {
+    for (read, text, expect) in [
+        (lifetime as fn(&str) -> Result<Duration, String>, "0", None),
+        (lifetime, "9s", None),
+        (lifetime, "10s", Some(10)),
+        (lifetime, "315360000", Some(315_360_000)),
+        (lifetime, "18446744073709551615", None),
+        (skew, "0", Some(0)),
+        (skew, "86400s", Some(86_400)),
+        (skew, "86401", None),
+        (skew, "18446744073709551615s", None),
+    ] {
+        assert_eq!(read(text).ok(), expect.map(Duration::from_secs), "{text}");
+    }
+}

@@ -162,17 +162,18 @@ async fn a_key_in_wrong_hands_is_given_up_at_once() {
 
 #[tokio::test]
 async fn a_broken_secret_does_not_stop_what_serves() {
-    let World { fake, keeper, .. } = world();
+    let World { fake, keeper, readiness } = world();
     let now = SystemTime::now();
     keeper.round(now).await.unwrap();
     let old = roots(&keeper.watch());
     let broken = Material { ca_key: "x".into(), ..Material::generate("cluster.local", now).unwrap() };
     put(&fake, roots::USER_SECRET, &broken, "");
-    // Not even a process that starts with it.
-    for keeper in [keeper, world_of(&fake).keeper] {
+    // Not even a process that starts with it, which serves as well.
+    let new = world_of(&fake);
+    for (readiness, keeper) in [(readiness, keeper), (new.readiness, new.keeper)] {
         let error = keeper.round(now).await.unwrap_err().to_string();
         assert!(error.contains("Secret cacerts: ca-key.pem"), "{error}");
-        assert_eq!(roots(&keeper.watch()), old);
+        assert_eq!((roots(&keeper.watch()), readiness.pending()), (old.clone(), vec![]));
     }
     assert_eq!(published(&fake), old);
 }
@@ -196,10 +197,47 @@ async fn what_only_the_user_can_renew_is_told_at_each_threshold_once() {
     let at = |percent| Some((roots::USER_SECRET, percent, life.until));
     assert_eq!(told, [None, at(50), None, at(25), at(10), None]);
     // A log has it all the same.
-    let keeper = world_of(&fake).keeper;
-    let said = keeper.expiry("cacerts", current.authority.lives(), life.until).unwrap().message;
+    let said = expiry("cacerts", life, 10, life.until).message;
     assert!(
         said.starts_with("the root ") && said.contains("Ambit root") && said.contains(" 10 percent"),
         "{said}"
     );
+}
+
+/// One that was told of hides no other; and what could not be told is told later.
+#[tokio::test]
+async fn each_certificate_is_told_of_until_it_was_heard() {
+    let World { fake, keeper, .. } = world();
+    let start = SystemTime::UNIX_EPOCH;
+    let at = |days: u64| start + Duration::from_secs(days * 86_400);
+    let life = |subject: &str, is_root, days| Life {
+        subject: subject.to_owned(),
+        is_root,
+        from: start,
+        until: at(days),
+    };
+    let lives = [life("root", true, 100), life("intermediate", false, 190)];
+    for (day, away, expect) in [
+        (40, false, &[][..]),
+        (50, true, &[]),
+        (51, false, &[("root", 50)]),
+        (91, false, &[("root", 10)]),
+        (96, false, &[("intermediate", 50)]),
+        (97, false, &[]),
+        (143, true, &[]),
+        (144, true, &[]),
+        (145, false, &[("intermediate", 25)]),
+        (172, false, &[("intermediate", 10)]),
+        (173, false, &[]),
+    ] {
+        fake.state().away = away;
+        keeper.tell_of_age("cacerts", &lives, at(day)).await;
+        let told = std::mem::take(&mut fake.state().told);
+        let told: Vec<_> = told.iter().map(|expiry| (expiry.subject.as_str(), expiry.percent)).collect();
+        assert_eq!(told, expect, "day {day}");
+    }
+    // Another certificate of the same name is another.
+    keeper.tell_of_age("cacerts", &[life("root", true, 300)], at(174)).await;
+    assert_eq!(fake.state().told.iter().map(|expiry| expiry.percent).collect::<Vec<_>>(), [50]);
+    assert_eq!(keeper.said().len(), 1, "those that are replaced are forgotten");
 }
