@@ -4,7 +4,7 @@
 //! one namespace's pods leaves room for the others'.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -68,25 +68,44 @@ const MOST_WORDS: usize = 512;
 /// That wait to be written.
 const WAITING: usize = 64;
 
+/// Where notices are put. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Notices {
+    buckets: Arc<Mutex<Buckets>>,
+    waiting: mpsc::Sender<Notice>,
+}
+
+impl Notices {
+    /// One more, unless there are too many. What is too much never waits: it would take others' places.
+    pub fn put(&self, notice: Notice) {
+        let (pod, reason) = (notice.pod.clone(), notice.reason);
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if !buckets.take(&pod.namespace, Instant::now()) {
+            drop(buckets);
+            debug!(%pod, reason, "no Event of this, there are too many");
+        } else if self.waiting.try_send(notice).is_err() {
+            drop(buckets);
+            debug!(%pod, reason, "no Event of this: those before it cannot be written");
+        }
+    }
+}
+
 /// Where ztunnel's notices are put, and where they are taken from.
-pub fn queue() -> (mpsc::Sender<Notice>, mpsc::Receiver<Notice>) {
-    mpsc::channel(WAITING)
+pub fn queue() -> (Notices, mpsc::Receiver<Notice>) {
+    let (waiting, noticed) = mpsc::channel(WAITING);
+    let buckets = Arc::new(Mutex::new(Buckets::new(Instant::now())));
+    (Notices { buckets, waiting }, noticed)
 }
 
 /// Writes them until `shutdown`.
 pub async fn run(mut notices: mpsc::Receiver<Notice>, cluster: ApiServer, shutdown: CancellationToken) {
-    let (mut buckets, mut dropped, mut failing) = (Buckets::new(Instant::now()), 0_u64, false);
+    let mut failing = false;
     loop {
         let notice = tokio::select! {
             () = shutdown.cancelled() => return,
             notice = notices.recv() => match notice { Some(notice) => notice, None => return },
         };
         let (pod, reason) = (&notice.pod, notice.reason);
-        if !buckets.take(&pod.namespace, Instant::now()) {
-            dropped += 1;
-            debug!(%pod, reason, dropped, "no Event of this, there are too many");
-            continue;
-        }
         let before = failing;
         failing = match cluster.tell(&notice).await {
             // It was told, or the namespace goes.
@@ -128,7 +147,8 @@ impl Buckets {
         }
         let own = || Bucket::new(Self::OF_NAMESPACE, now);
         let own = self.by_namespace.entry(namespace.clone()).or_insert_with(own);
-        own.take(now) && self.node.take(now)
+        // What is not had of the node is not used up of the namespace.
+        own.has_one(now) && self.node.take(now) && own.take(now)
     }
 }
 
@@ -157,9 +177,13 @@ impl Bucket {
         self.left >= self.most
     }
 
-    fn take(&mut self, now: Instant) -> bool {
+    fn has_one(&mut self, now: Instant) -> bool {
         self.fill(now);
-        let one = self.left >= 1.0;
+        self.left >= 1.0
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let one = self.has_one(now);
         if one {
             self.left -= 1.0;
         }
@@ -183,6 +207,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_much_takes_nobody_s_place_in_the_queue() {
+        let (notices, mut noticed) = queue();
+        let refused = |namespace: &str| {
+            let pod = ObjectName::new(namespace, "p");
+            Notice::refused(pod, "uid".into(), "client".into(), 80, "p".into(), "because")
+        };
+        for _ in 0..2 * WAITING {
+            notices.put(refused("shop"));
+        }
+        notices.put(refused("bank"));
+        let waiting = std::iter::from_fn(|| noticed.try_recv().ok());
+        let waiting: Vec<_> = waiting.map(|notice| notice.pod.namespace.to_string()).collect();
+        assert_eq!((waiting.len(), waiting.last().map(String::as_str)), (11, Some("bank")));
+    }
+
+    #[test]
     fn one_namespace_leaves_room_for_others_and_all_have_a_bound() {
         let start = Instant::now();
         let mut buckets = Buckets::new(start);
@@ -191,6 +231,8 @@ mod tests {
         assert_eq!((taken("shop", start), taken("bank", start)), (10, 10));
         assert_eq!((taken("shop", start), taken("pay", start)), (0, 5), "the node's are used up");
         assert_eq!(taken("shop", start + Duration::from_secs(6)), 2);
+        // "pay" still has five of its own, which the node had no room for.
+        assert_eq!(taken("pay", start + Duration::from_secs(11)), 8);
         let later = start + Duration::from_secs(3600);
         for number in 0..1000 {
             taken(&number.to_string(), later);

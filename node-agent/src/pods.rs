@@ -19,14 +19,14 @@ use std::time::Duration;
 use mesh_core::pod_link::{Link, LinkError, Listener};
 use mesh_core::pod_protocol;
 use mesh_core::proto::pods::{self as proto, from_agent, from_ztunnel};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::index::event::ObjectName;
-use crate::notices::Notice;
+use crate::notices::{self, Notice, Notices};
 pub use served::{InvalidDescriptors, Served};
 use state::{BadAck, LinkId, Next, Progress, State};
 
@@ -40,7 +40,7 @@ pub struct Pods {
 struct Shared {
     state: Mutex<State>,
     changed: watch::Sender<()>,
-    notices: mpsc::Sender<Notice>,
+    notices: Notices,
     versions: RangeInclusive<u32>,
 }
 
@@ -64,11 +64,11 @@ impl Pods {
     /// No pods, no proxies yet; pods that a proxy reports are taken over until [`Self::settle`].
     /// What there is to tell of them is told nobody.
     pub fn new() -> Self {
-        Self::telling(mpsc::channel(1).0, &pod_protocol::Config::default())
+        Self::telling(notices::queue().0, &pod_protocol::Config::default())
     }
 
     /// The same; what there is to tell of them goes to `notices`, and proxies are spoken to as `protocol` says.
-    pub fn telling(notices: mpsc::Sender<Notice>, protocol: &pod_protocol::Config) -> Self {
+    pub fn telling(notices: Notices, protocol: &pod_protocol::Config) -> Self {
         let (state, changed) = (Mutex::new(State::new()), watch::channel(()).0);
         let shared = Shared { state, changed, notices, versions: protocol.versions() };
         Self { shared: Arc::new(shared) }
@@ -271,7 +271,8 @@ impl Pods {
         let Some(pod) = state.find(&denied.uid).map(|served| served.pod()) else { return };
         let (client, policy) = (denied.client.clone(), denied.policy.clone());
         let pod = ObjectName::new(&pod.namespace, &pod.name);
-        self.notice(Notice::refused(pod, denied.uid.clone(), client, denied.port, policy, &denied.reason));
+        let uid = denied.uid.clone();
+        self.shared.notices.put(Notice::refused(pod, uid, client, denied.port, policy, &denied.reason));
     }
 
     fn expiring(&self, expiring: &proto::Expiring) {
@@ -283,13 +284,8 @@ impl Pods {
         for pod in state.all().map(|served| served.pod()).filter(whose).take(MOST_TOLD) {
             let name = ObjectName::new(&pod.namespace, &pod.name);
             let proto::Expiring { percent, not_after, reason, .. } = expiring;
-            self.notice(Notice::expiring(name, pod.uid.clone(), *percent, *not_after, reason));
+            self.shared.notices.put(Notice::expiring(name, pod.uid.clone(), *percent, *not_after, reason));
         }
-    }
-
-    fn notice(&self, notice: Notice) {
-        // Where Events cannot be written some are lost.
-        let _ = self.shared.notices.try_send(notice);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
