@@ -306,10 +306,15 @@ impl Renewal {
         tokio::pin!(due);
         loop {
             let bundle = self.roots.borrow_and_update().clone();
-            let (cert, taken) = cert.trusting(&bundle).unwrap_or_else(|error| {
-                tracing::error!(identity = %self.identity, %error, "the mesh's roots cannot be used");
-                (cert.clone(), true)
-            });
+            let (cert, taken) = match cert.trusting(&bundle) {
+                Ok(trusting) => trusting,
+                Err(error) => {
+                    // The roots that it came with may be what the file took away.
+                    tracing::error!(identity = %self.identity, %error, "the mesh's roots cannot be used");
+                    self.state.send_replace(State { cert: None, error: Some(error.into()) });
+                    return Ended::Distrusted;
+                }
+            };
             self.state.send_replace(State { cert: Some(Arc::new(cert)), error: None });
             if !taken {
                 return Ended::Distrusted;

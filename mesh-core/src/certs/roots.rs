@@ -52,12 +52,12 @@ pub struct Roots(Option<Arc<watch::Sender<Arc<Bundle>>>>);
 impl Roots {
     async fn follow(path: &Path) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (roots, mut file) = (Self(Some(Arc::default())), Followed::begin(path).await);
-        roots.take_over(&file).await;
+        roots.take_over(&mut file).await;
         let kept = roots.clone();
         let follow = async move {
             loop {
                 file.changed().await;
-                kept.take_over(&file).await;
+                kept.take_over(&mut file).await;
             }
         };
         (roots, follow)
@@ -71,9 +71,10 @@ impl Roots {
         (roots, follow.boxed())
     }
 
-    async fn take_over(&self, file: &Followed) {
+    async fn take_over(&self, file: &mut Followed) {
+        let bytes = file.read().await;
         let path = file.path().display();
-        match file.read().await.map(|bytes| parse(&bytes.unwrap_or_default())) {
+        match bytes.map(|bytes| parse(&bytes.unwrap_or_default())) {
             Ok(Some(there)) => {
                 tracing::info!(%path, roots = there.len(), "the mesh's roots are as this file has them");
                 self.replace(there);

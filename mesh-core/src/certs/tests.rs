@@ -191,6 +191,23 @@ async fn a_certificate_whose_root_is_trusted_no_more_is_renewed_at_once() {
     }
 }
 
+/// The roots that it came with may be those that the file took away.
+#[tokio::test]
+async fn roots_that_cannot_be_used_leave_nobody_trusted() {
+    let ca = Fickle::new(3600);
+    let roots = Roots::of(vec![ca.ca.root()]);
+    let certificates = Certificates::new(ca.clone(), Revocations::default(), roots.clone());
+    certificates.get(&id(PAYMENTS)).await.unwrap();
+    roots.replace(vec![vec![1, 2, 3].into()]);
+    while certificates.get(&id(PAYMENTS)).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    roots.replace(vec![ca.ca.root()]);
+    while certificates.get(&id(PAYMENTS)).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn forgets() {
     let ca = Fickle::new(3600);

@@ -11,8 +11,8 @@ use crate::tls::crl::Lists;
 
 /// Takes over what is there. To be awaited before the first connection.
 pub async fn load(revocations: &Revocations, path: &Path) -> Follow {
-    let file = Followed::begin(path).await;
-    take_over(revocations, &file).await;
+    let mut file = Followed::begin(path).await;
+    take_over(revocations, &mut file).await;
     Follow(file)
 }
 
@@ -25,14 +25,15 @@ impl Follow {
     pub async fn run(mut self, revocations: &Revocations) -> std::convert::Infallible {
         loop {
             self.0.changed().await;
-            take_over(revocations, &self.0).await;
+            take_over(revocations, &mut self.0).await;
         }
     }
 }
 
-async fn take_over(revocations: &Revocations, file: &Followed) {
+async fn take_over(revocations: &Revocations, file: &mut Followed) {
+    let read = file.read().await;
     let path = file.path().display();
-    let lists = match file.read().await {
+    let lists = match read {
         Ok(None) => {
             tracing::info!(%path, "no file with revocation lists: no certificate is revoked");
             return revocations.replace(Lists::default());
