@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 
-use crate::world::{CLIENT, SERVER, World, behind};
+use crate::world::{CLIENT, SERVER, TestPod, World, behind};
 
 /// Longer than the proxy waits for a server.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -38,9 +38,13 @@ impl Resolver {
 }
 
 fn resolver(world: &World) -> Resolver {
-    let socket = UdpSocket::bind((world.pod_ip(CLIENT), 0)).unwrap();
+    resolver_of(world, CLIENT)
+}
+
+fn resolver_of(world: &World, pod: TestPod) -> Resolver {
+    let socket = UdpSocket::bind((world.pod_ip(pod), 0)).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    Resolver { socket, server: world.nameserver(CLIENT) }
+    Resolver { socket, server: world.nameserver(pod) }
 }
 
 /// The server that forwarded queries reach.
@@ -169,7 +173,17 @@ async fn who_asks_too_much_waits() {
     for id in 0..asked {
         resolver.send(&query(id, "server.local."));
     }
-    for _ in 0..asked {
+    let other = resolver_of(&world, SERVER);
+    other.send(&query(7, "server.local."));
+    assert_eq!(Message::from_vec(&other.receive()).unwrap().metadata.id, 7);
+    resolver.socket.set_nonblocking(true).unwrap();
+    let mut answered = 0;
+    while resolver.socket.recv(&mut [0; 1500]).is_ok() {
+        answered += 1;
+    }
+    assert!(answered < asked, "another pod has its answer first");
+    resolver.socket.set_nonblocking(false).unwrap();
+    for _ in answered..asked {
         resolver.receive();
     }
     let took = begun.elapsed();

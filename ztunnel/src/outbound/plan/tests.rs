@@ -445,6 +445,16 @@ fn every_address_of_a_host_name_has_its_turn() {
     }
 }
 
+#[test]
+fn of_a_host_with_many_addresses_the_first_few_are_tried() {
+    let many = (1..=20).map(|last| IpAddr::from([192, 0, 2, last]));
+    for (random, first) in [(0, 1), (15 << 32, 16)] {
+        let tried = in_turn(many.clone(), [10, 96, 0, 2].into(), &Choose { random, ..ANY });
+        let expect: Vec<_> = many.clone().cycle().skip(first - 1).take(8).collect();
+        assert_eq!(tried, expect);
+    }
+}
+
 /// Only then another one is worth a try.
 #[test]
 fn it_is_told_whether_the_endpoint_is_at_fault() {
