@@ -23,6 +23,7 @@ pub mod kind {
 /// What an error code of GOAWAY says to a flood (RFC 9113 7).
 pub const ENHANCE_YOUR_CALM: u32 = 11;
 
+const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
@@ -50,29 +51,48 @@ pub struct Attack {
     /// For people.
     pub name: &'static str,
     /// Before it.
-    once: fn() -> Vec<u8>,
+    once: fn(&str) -> Vec<u8>,
     /// Whether stream 1 is opened then.
     open: bool,
     /// The n-th time, from 0.
     again: fn(u32, &str) -> Vec<u8>,
     /// Payload of DATA each time; it needs the server's window.
     data: i64,
+    /// Whether each is a request that waits until fewer than the server takes are unanswered.
+    pub patient: bool,
     /// Whether the server has to end it.
     pub ends: bool,
 }
 
-const PLAIN: Attack =
-    Attack { name: "", open: false, once: Vec::new, again: |_, _| Vec::new(), data: 0, ends: true };
+const PLAIN: Attack = Attack {
+    name: "",
+    open: false,
+    once: |_| Vec::new(),
+    again: |_, _| Vec::new(),
+    data: 0,
+    patient: false,
+    ends: true,
+};
+
+/// Asks for what policy denies.
+pub const DENIED: Attack = Attack {
+    name: "requests that policy denies",
+    again: |n, at| ended(request(odd(n), "CONNECT", at, &[])),
+    patient: true,
+    ends: false,
+    ..PLAIN
+};
 
 /// Asks an echo server for bytes that it never lets come: it ends by waiting for ever.
 pub const STALLED: Attack = Attack {
     name: "a window that never opens",
     // SETTINGS_INITIAL_WINDOW_SIZE.
-    once: || frame(kind::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]),
+    once: |_| frame(kind::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]),
     open: true,
     again: |_, _| frame(kind::DATA, 0, 1, &[7; 8192]),
     data: 8192,
     ends: false,
+    ..PLAIN
 };
 
 /// All that a stranger may think of.
@@ -107,7 +127,7 @@ pub const ATTACKS: &[Attack] = &[
     Attack { name: "empty DATA", open: true, again: |_, _| frame(kind::DATA, 0, 1, &[]), ..PLAIN },
     Attack {
         name: "CONTINUATION",
-        once: || frame(kind::HEADERS, 0, 1, b"\x02\x07CONNECT"),
+        once: |_| frame(kind::HEADERS, 0, 1, b"\x02\x07CONNECT"),
         again: |_, _| frame(kind::CONTINUATION, 0, 1, b"\x00\x01a\x01b"),
         ..PLAIN
     },
@@ -128,7 +148,42 @@ pub const ATTACKS: &[Attack] = &[
         ends: false,
         ..PLAIN
     },
+    Attack {
+        name: "one byte on many streams",
+        once: |at| {
+            // All answers are taken: the largest windows of streams (SETTINGS_INITIAL_WINDOW_SIZE) and connection.
+            let streams = frame(kind::SETTINGS, 0, 0, &[0, 4, 0x7F, 0xFF, 0xFF, 0xFF]);
+            let connection = frame(kind::WINDOW_UPDATE, 0, 0, &0x7FFF_0000u32.to_be_bytes());
+            let requests = (0..STREAMS).flat_map(|n| request(odd(n), "CONNECT", at, &[]));
+            [streams, connection].concat().into_iter().chain(requests).collect()
+        },
+        again: |n, _| frame(kind::DATA, 0, odd(n % STREAMS), b"x"),
+        ends: false,
+        ..PLAIN
+    },
+    Attack {
+        name: "requests for another's address",
+        again: |n, _| ended(request(odd(n), "CONNECT", "203.0.113.9:80", &[])),
+        patient: true,
+        ..PLAIN
+    },
+    Attack {
+        name: "requests for no service",
+        again: |n, _| ended(request(odd(n), "CONNECT", "nobody.example:80", &[])),
+        patient: true,
+        ends: false,
+        ..PLAIN
+    },
 ];
+
+/// As many as a server takes.
+const STREAMS: u32 = 200;
+
+/// A request that has no body.
+fn ended(mut request: Vec<u8>) -> Vec<u8> {
+    request[4] |= END_STREAM;
+    request
+}
 
 fn odd(n: u32) -> u32 {
     2 * n + 1
@@ -157,23 +212,41 @@ pub async fn flood(
     times: u32,
 ) -> io::Result<End> {
     let (mut reader, mut writer) = tokio::io::split(io);
-    let (answers, mut answer) = mpsc::unbounded_channel::<Vec<u8>>();
-    let (window, more) = (AtomicI64::new(0), Notify::new());
+    // With what the window has grown by once it is said.
+    let (answers, mut answer) = mpsc::unbounded_channel::<(Vec<u8>, i64)>();
+    // Bytes that stream 1 may send, or requests that may be sent.
+    let mut initial = 65_535;
+    let may = if attack.patient { STREAMS.into() } else { initial };
+    let (window, more) = (AtomicI64::new(may), Notify::new());
+    let connection = AtomicI64::new(65_535);
+    let each = if attack.patient { 1 } else { attack.data };
     let hear = async {
         loop {
             let Ok(heard) = next(&mut reader).await else { return End::Closed };
             match heard {
                 (kind::GOAWAY, _, _, payload) => return End::GoAway(number(&payload[4..8])),
                 (kind::SETTINGS, 0, _, payload) => {
-                    // SETTINGS_INITIAL_WINDOW_SIZE; it is told once here.
-                    let initial = payload.chunks(6).find(|setting| setting[..2] == [0, 4]);
-                    window.store(initial.map_or(65_535, |s| number(&s[2..]).into()), Ordering::SeqCst);
-                    let _ = answers.send(frame(kind::SETTINGS, ACK, 0, &[]));
+                    // SETTINGS_INITIAL_WINDOW_SIZE; a change is one of what may still be sent (RFC 9113 6.9.2).
+                    let told = payload.chunks(6).find(|setting| setting[..2] == [0, 4]);
+                    let now = told.map_or(initial, |setting| number(&setting[2..]).into());
+                    let grown = if attack.patient { 0 } else { now - initial };
+                    initial = now;
+                    let _ = answers.send((frame(kind::SETTINGS, ACK, 0, &[]), grown));
+                    more.notify_one();
                 }
                 (kind::PING, 0, _, payload) => {
-                    let _ = answers.send(frame(kind::PING, ACK, 0, &payload));
+                    let _ = answers.send((frame(kind::PING, ACK, 0, &payload), 0));
+                    more.notify_one();
                 }
-                (kind::WINDOW_UPDATE, _, 1, payload) => {
+                (kind::HEADERS, flags, ..) if attack.patient && flags & END_STREAM != 0 => {
+                    window.fetch_add(1, Ordering::SeqCst);
+                    more.notify_one();
+                }
+                (kind::WINDOW_UPDATE, _, 0, payload) => {
+                    connection.fetch_add(number(&payload).into(), Ordering::SeqCst);
+                    more.notify_one();
+                }
+                (kind::WINDOW_UPDATE, _, 1, payload) if !attack.patient => {
                     window.fetch_add(number(&payload).into(), Ordering::SeqCst);
                     more.notify_one();
                 }
@@ -184,22 +257,29 @@ pub async fn flood(
     let say = async {
         writer.write_all(&preface(&[])).await?;
         writer.flush().await?;
-        let settled = answer.recv().await.unwrap_or_default();
+        let (settled, grown) = answer.recv().await.unwrap_or_default();
+        window.fetch_add(grown, Ordering::SeqCst);
         writer.write_all(&settled).await?;
-        writer.write_all(&(attack.once)()).await?;
+        writer.write_all(&(attack.once)(authority)).await?;
         if attack.open {
             writer.write_all(&request(1, "CONNECT", authority, &[])).await?;
         }
         for n in 0..times {
-            while window.load(Ordering::SeqCst) < attack.data {
+            loop {
+                while let Ok((answer, grown)) = answer.try_recv() {
+                    window.fetch_add(grown, Ordering::SeqCst);
+                    writer.write_all(&answer).await?;
+                }
+                let has = |window: &AtomicI64, bytes| window.load(Ordering::SeqCst) >= bytes;
+                if has(&window, each) && has(&connection, attack.data) {
+                    break;
+                }
                 writer.flush().await?;
                 more.notified().await;
             }
-            window.fetch_sub(attack.data, Ordering::SeqCst);
+            window.fetch_sub(each, Ordering::SeqCst);
+            connection.fetch_sub(attack.data, Ordering::SeqCst);
             writer.write_all(&(attack.again)(n, authority)).await?;
-            while let Ok(answer) = answer.try_recv() {
-                writer.write_all(&answer).await?;
-            }
         }
         writer.flush().await
     };

@@ -17,6 +17,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -95,6 +96,13 @@ impl<IO> Stream<IO> {
     /// What the peer proved itself with, if that may be revoked while the stream is open.
     pub fn presented(&self) -> Option<Presented> {
         self.presented.clone()
+    }
+
+    /// What is left of the time of the peer's certificate.
+    pub fn proved_for(&self) -> Duration {
+        let leaf = self.inner.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let until = leaf.and_then(verify::not_after);
+        until.and_then(|until| until.duration_since(SystemTime::now()).ok()).unwrap_or_default()
     }
 
     /// What the handshake settled on, for logs and tests: cipher suite and key exchange group.

@@ -37,6 +37,9 @@ pub struct Config {
     /// Only attacks with this in their name.
     #[arg(long, default_value = "")]
     only: String,
+    /// Fail where p99 is more than so many times what it is beside a busy thread.
+    #[arg(long)]
+    at_most: Option<f64>,
     /// Print the result as one JSON object; progress goes to stderr.
     #[arg(long)]
     json: bool,
@@ -141,7 +144,13 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     } else {
         print(&rows);
     }
-    Ok(ExitCode::SUCCESS)
+    let most = config.at_most.unwrap_or(f64::INFINITY);
+    let mut over = rows.iter().skip(2).filter(|row| row.ratio > most).peekable();
+    if over.peek().is_none() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    over.for_each(|row| eprintln!("{}: {:.2} times, more than {most}", row.attack, row.ratio));
+    Ok(ExitCode::FAILURE)
 }
 
 fn print(rows: &[Row]) {

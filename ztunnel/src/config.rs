@@ -9,7 +9,7 @@ use mesh_core::identity::TrustDomain;
 use mesh_core::pod_protocol;
 use mesh_core::telemetry;
 
-use crate::budget;
+use crate::{budget, pace};
 
 /// Carries the TCP connections of this node's pods to their peers over HBONE, with mutual TLS.
 ///
@@ -74,6 +74,9 @@ pub struct Config {
     #[command(flatten)]
     #[allow(missing_docs, reason = "a doc comment would replace the help's introduction")]
     pub budget: budget::Config,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment would replace the help's introduction")]
+    pub pace: pace::Config,
     #[command(flatten)]
     #[allow(missing_docs, reason = "a doc comment would replace the help's introduction")]
     pub telemetry: telemetry::Config,

@@ -20,6 +20,7 @@ use mesh_core::workload::{Membership, Workload};
 use tokio::net::TcpStream;
 
 use self::admit::{Admitted, admit, exhausted};
+use self::authority::Refusal;
 use crate::metrics::Security;
 use crate::pace::OfClient;
 use crate::proxy::{Carrying, Pod, baggage, carrying, in_two_parts};
@@ -80,7 +81,12 @@ async fn accept(
     pace: &OfClient,
     stream: TcpStream,
 ) -> Result<server::Tunnel<TcpStream>, ProxyError> {
-    let mut config = server::Config { wasted: pace.wasted.clone(), ..server::Config::default() };
+    let mut config = server::Config {
+        wasted: pace.wasted.clone(),
+        given_up: pace.given_up.clone(),
+        frames: Some(pace.frames.clone()),
+        ..server::Config::default()
+    };
     tokio::time::timeout(config.handshake_timeout, pace.handshake())
         .await
         .map_err(|_| ProxyError::new(Phase::Handshake, Side::Downstream, Cause::TooFast))?;
@@ -150,6 +156,7 @@ impl Arrival {
                 Err(_) => ProxyError::new(Phase::Connect, Side::Downstream, Cause::Abandoned),
             },
             Err(error) => {
+                self.paced(&mut incoming, &error).await;
                 let policy = error.denial().and_then(|denial| denial.policy());
                 incoming.refuse(error.status(), &error.cause.to_string(), policy.map(|policy| &**policy));
                 error
@@ -157,6 +164,24 @@ impl Arrival {
         };
         report.finish(&Err(error));
         None
+    }
+
+    /// A client that is refused much waits for it: each refusal is a decision, a count and a line in the log.
+    async fn paced(&self, incoming: &mut Incoming, error: &ProxyError) {
+        match &*error.cause {
+            // Nobody who means well asks a pod for another's address.
+            Cause::Refusal(Refusal::OtherAddress { .. }) => incoming.makes_no_sense(),
+            // These are what an honest client may come upon, since its mesh is older, or its policy.
+            Cause::Refusal(_) | Cause::Denied(_) => {
+                let Some(wait) = self.pod.proxy.pace.of(self.client.ip()).refused.charge(1) else { return };
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = incoming.abandoned() => {}
+                    () = self.drain.closing() => {}
+                }
+            }
+            _ => {}
+        }
     }
 
     async fn dial(

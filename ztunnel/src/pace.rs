@@ -1,29 +1,47 @@
-//! How fast one client may cost the process what only a handshake or a refused request costs: work that the client pays
-//! little for, and gets nothing by.
+//! How fast one client may cost the process what it pays little for itself: handshakes, requests that come to nothing, and
+//! frames, however small.
 //!
 //! **Invariant:** a client that is too fast waits by itself. What is remembered of a client is forgotten when it has kept
 //! quiet for as long as would make no difference.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use mesh_core::hbone::allowance::Allowance;
 
 /// Handshakes of one client with all pods of this node, at once and a second; each takes about a millisecond. A tunnel
 /// has room for a hundred connections, and all clients behind one gateway are one.
 const HANDSHAKES: (u32, u32) = (500, 100);
-/// Requests of one client that it gives up before they are answered, or that make no sense.
+/// Requests of one client that make no sense, or that it gives up before anybody has looked at them: more end its tunnel.
 const WASTED: (u32, u32) = (1000, 100);
-/// A client whose tunnel was ended for abuse shakes hands again after so long, and after that much at most.
+/// Requests that it gives up later, before they are answered: more hold up its others.
+const GIVEN_UP: (u32, u32) = (1000, 500);
+/// Requests that are refused: more wait for their answer.
+const REFUSED: (u32, u32) = (1000, 500);
+/// A client whose tunnel was ended for abuse shakes hands again after so long, and twice as long each time up to so much.
 const FINE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
+/// After so long without, the first fine is the next one.
+const FORGIVEN: Duration = Duration::from_secs(60);
 /// Clients before those are looked for that can be forgotten.
 const MANY: usize = 1024;
 
+/// Limits of each client.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[group(skip)]
+pub struct Config {
+    /// HTTP/2 frames that are read of one client in a second, over all its tunnels to this node's pods, and as many at
+    /// once; more wait. What is sent in large frames does not count
+    #[arg(long, env = "ZTUNNEL_MAX_CLIENT_FRAMES", default_value_t = 25_000,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_client_frames: u32,
+}
+
 /// The process's; clones are the same.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Pace {
+    config: Config,
     clients: Arc<Mutex<Clients>>,
 }
 
@@ -39,24 +57,31 @@ struct Clients {
 pub struct OfClient {
     /// TLS handshakes.
     pub handshakes: Allowance,
-    /// Requests that come to nothing by the client's doing.
+    /// Requests that make no sense or are given up at once.
     pub wasted: Allowance,
+    /// Requests that are given up before they are answered.
+    pub given_up: Allowance,
+    /// Requests that are refused.
+    pub refused: Allowance,
+    /// Frames in its tunnels.
+    pub frames: Allowance,
+    fines: Arc<Mutex<Fines>>,
 }
 
-impl Default for OfClient {
-    fn default() -> Self {
-        Self {
-            handshakes: Allowance::new(HANDSHAKES.0, HANDSHAKES.1),
-            wasted: Allowance::new(WASTED.0, WASTED.1),
-        }
-    }
-}
+/// How long the last one was, and when.
+#[derive(Debug, Default)]
+struct Fines(Option<(Duration, Instant)>);
 
 impl Pace {
+    /// Nobody has come yet.
+    pub fn new(config: Config) -> Self {
+        Self { config, clients: Arc::default() }
+    }
+
     /// What `client` may do; the same for all that ask.
     pub fn of(&self, client: IpAddr) -> OfClient {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = clients.by_address.entry(client).or_default().clone();
+        let found = clients.by_address.entry(client).or_insert_with(|| OfClient::new(self.config)).clone();
         if clients.by_address.len() > MANY.max(2 * clients.before) {
             clients.by_address.retain(|at, of| *at == client || !of.is_whole());
             clients.before = clients.by_address.len();
@@ -66,6 +91,17 @@ impl Pace {
 }
 
 impl OfClient {
+    fn new(Config { max_client_frames: frames }: Config) -> Self {
+        Self {
+            handshakes: Allowance::new(HANDSHAKES.0, HANDSHAKES.1),
+            wasted: Allowance::new(WASTED.0, WASTED.1),
+            given_up: Allowance::new(GIVEN_UP.0, GIVEN_UP.1),
+            refused: Allowance::new(REFUSED.0, REFUSED.1),
+            frames: Allowance::new(frames, frames),
+            fines: Arc::default(),
+        }
+    }
+
     /// Waits until the client may shake hands once more.
     pub async fn handshake(&self) {
         while let Err(later) = self.handshakes.take(1) {
@@ -75,11 +111,31 @@ impl OfClient {
 
     /// A tunnel of the client's was abused: what it would do in the next one can wait.
     pub fn fine(&self) {
-        self.handshakes.fine(FINE.0, FINE.1);
+        let next = self.fines().next(Instant::now());
+        self.handshakes.fine(next, FINE.1);
+    }
+
+    fn fines(&self) -> MutexGuard<'_, Fines> {
+        self.fines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_whole(&self) -> bool {
-        self.handshakes.is_whole() && self.wasted.is_whole()
+        let Self { handshakes, wasted, given_up, refused, frames, .. } = self;
+        let whole = [handshakes, wasted, given_up, refused, frames].into_iter().all(Allowance::is_whole);
+        whole && self.fines().are_forgiven(Instant::now())
+    }
+}
+
+impl Fines {
+    fn are_forgiven(&self, now: Instant) -> bool {
+        self.0.is_none_or(|(last, at)| now.saturating_duration_since(at) >= last + FORGIVEN)
+    }
+
+    fn next(&mut self, now: Instant) -> Duration {
+        let again = self.0.filter(|_| !self.are_forgiven(now));
+        let fine = again.map_or(FINE.0, |(last, _)| (2 * last).min(FINE.1));
+        self.0 = Some((fine, now));
+        fine
     }
 }
 
@@ -87,13 +143,17 @@ impl OfClient {
 mod tests {
     use super::*;
 
+    fn pace() -> Pace {
+        Pace::new(Config { max_client_frames: 1 })
+    }
+
     fn client(number: u32) -> IpAddr {
         IpAddr::from(number.to_be_bytes())
     }
 
     #[test]
     fn a_client_uses_up_its_own_only() {
-        let pace = Pace::default();
+        let pace = pace();
         pace.of(client(1)).handshakes.take(HANDSHAKES.0).unwrap();
         assert!(pace.of(client(1)).handshakes.take(HANDSHAKES.0).is_err());
         assert!(pace.of(client(2)).handshakes.take(HANDSHAKES.0).is_ok());
@@ -101,15 +161,35 @@ mod tests {
 
     #[test]
     fn who_is_fined_waits_wherever_it_comes_next() {
-        let pace = Pace::default();
+        let pace = pace();
         pace.of(client(1)).fine();
         assert!(pace.of(client(1)).handshakes.take(1).is_err());
         assert!(pace.of(client(2)).handshakes.take(1).is_ok());
     }
 
+    /// Also where each fine is over before the next one.
+    #[test]
+    fn who_is_fined_again_waits_longer_until_it_is_forgiven() {
+        let (mut fines, mut now) = (Fines::default(), Instant::now());
+        for seconds in [1, 2, 4, 8, 8] {
+            assert_eq!(fines.next(now), Duration::from_secs(seconds));
+            now += Duration::from_secs(seconds) + FORGIVEN / 2;
+            assert!(!fines.are_forgiven(now));
+        }
+        now += FORGIVEN / 2;
+        assert!(fines.are_forgiven(now));
+        assert_eq!(fines.next(now), FINE.0);
+        let pace = pace();
+        for _ in 0..2 {
+            pace.of(client(1)).fine();
+        }
+        let wait = pace.of(client(1)).handshakes.take(1).unwrap_err();
+        assert!(wait > 2 * FINE.0, "{wait:?}");
+    }
+
     #[test]
     fn only_those_who_did_much_are_remembered() {
-        let pace = Pace::default();
+        let pace = pace();
         pace.of(client(1)).wasted.take(WASTED.0).unwrap();
         for number in 2..20_000 {
             pace.of(client(number));

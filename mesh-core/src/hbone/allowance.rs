@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// The longest that one has to wait for what was used in any case.
+pub const MOST_OWED: Duration = Duration::from_secs(5);
+
 /// A token bucket, kept as the time until which it is used up; clones are the same.
 #[derive(Clone, Debug)]
 pub struct Allowance {
@@ -37,6 +40,27 @@ impl Allowance {
         }
         *used_until = then;
         Ok(())
+    }
+
+    /// Uses it `times` in any case, and says how long to wait then: until it is within what may be done at once. Nothing
+    /// beyond [`MOST_OWED`] is remembered.
+    pub fn charge(&self, times: u32) -> Option<Duration> {
+        self.charge_at(Instant::now(), times)
+    }
+
+    fn charge_at(&self, now: Instant, times: u32) -> Option<Duration> {
+        let mut used_until = self.used_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let within = now + self.burst;
+        *used_until = ((*used_until).max(now) + self.each * times).min((*used_until).max(within + MOST_OWED));
+        let wait = used_until.saturating_duration_since(within);
+        (!wait.is_zero()).then_some(wait)
+    }
+
+    /// How long to wait until what was used is within what may be done at once.
+    pub fn due(&self) -> Option<Duration> {
+        let used_until = *self.used_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = used_until.saturating_duration_since(Instant::now() + self.burst);
+        (!wait.is_zero()).then_some(wait)
     }
 
     /// Uses up what may be done at once, and `time` of what comes after that: the next use is possible when it is over.
@@ -78,6 +102,24 @@ mod tests {
         }
         assert_eq!(allowance.take_at(start, 1), Err(3 * second + each));
         assert_eq!(allowance.take_at(start + 3 * second + each, 1), Ok(()));
+    }
+
+    #[test]
+    fn what_is_used_in_any_case_is_waited_for_in_turn_and_up_to_a_bound() {
+        let allowance = Allowance::new(10, 4);
+        let start = Instant::now();
+        let charge =
+            |milliseconds, times| allowance.charge_at(start + Duration::from_millis(milliseconds), times);
+        let milliseconds = |number| Some(Duration::from_millis(number));
+        assert_eq!(charge(0, 10), None);
+        assert_eq!((charge(0, 2), charge(0, 1)), (milliseconds(500), milliseconds(750)), "in turn");
+        assert!(allowance.take_at(start + Duration::from_millis(750), 1).is_err());
+        assert_eq!(charge(750, 1), milliseconds(250));
+        assert_eq!(charge(1000, 1_000_000), Some(MOST_OWED));
+        assert_eq!(charge(1000, 1), Some(MOST_OWED));
+        assert_eq!(charge(60_000, 10), None, "no more is saved than the burst");
+        allowance.fine_at(start, 20 * MOST_OWED, 20 * MOST_OWED);
+        assert_eq!(charge(0, 1), Some(20 * MOST_OWED), "a fine is not shortened");
     }
 
     #[test]

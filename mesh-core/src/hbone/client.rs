@@ -113,7 +113,7 @@ pub async fn handshake<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         let (broken, presented) = (io.broken(), io.presented());
         // A server's answers waste nothing: we asked.
         let conduct = Conduct::new(Allowance::new(0, 1));
-        let io = Watched::new(io, Frames::of_server(), conduct.clone());
+        let io = Watched::new(io, Frames::of_server(), conduct.clone(), None);
         let (requests, connection) = settings::client(&window)
             .handshake::<_, Bytes>(io)
             .await

@@ -3,7 +3,7 @@
 //! Accepting is two steps: [`handshake`] proves who the client is within a deadline, [`Tunnel::serve`] runs its
 //! streams until the client leaves or the drain says so.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -41,8 +41,13 @@ pub struct Config {
     pub keep_alive: KeepAlive,
     /// What one stream may hold.
     pub window: Window,
-    /// Requests that the client may give up before they are answered, or that make no sense.
+    /// Requests that the client may give up before anybody has looked at them, or that make no sense; more end the tunnel.
     pub wasted: Allowance,
+    /// Requests that it may give up later, before they are answered, as clients do whose application is too slow; while
+    /// this is used up, no others are looked at.
+    pub given_up: Allowance,
+    /// Frames that are read of the client, if not as many as it sends; more wait.
+    pub frames: Option<Allowance>,
     /// A tunnel without a connection for so long is closed. Istio's clients keep one for five minutes.
     pub idle: Duration,
 }
@@ -55,6 +60,8 @@ impl Default for Config {
             keep_alive: KeepAlive::default(),
             window: Window::default(),
             wasted: Allowance::new(1000, 100),
+            given_up: Allowance::new(1000, 500),
+            frames: None,
             idle: Duration::from_secs(900),
         }
     }
@@ -128,6 +135,8 @@ pub struct Tunnel<IO> {
     resizing: Resizing,
     broken: tls::Broken,
     presented: Option<Presented>,
+    /// What is left of the client's certificate's time.
+    proved_for: Duration,
     conduct: Conduct,
 }
 
@@ -143,10 +152,10 @@ pub async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(
     let timeout = config.handshake_timeout;
     let handshake = async {
         let (io, client) = tls::server::accept(io, certificate).await?;
-        let (broken, presented) = (io.broken(), io.presented());
+        let (broken, presented, proved_for) = (io.broken(), io.presented(), io.proved_for());
         let resizing = Resizing::new(config.window.clone(), config.window.now());
         let conduct = Conduct::new(config.wasted.clone());
-        let io = Watched::new(io, Frames::of_client(), conduct.clone());
+        let io = Watched::new(io, Frames::of_client(), conduct.clone(), config.frames.clone());
         let connection =
             settings::server(config.max_streams, &config.window).handshake(io).await.map_err(|error| {
                 match broken.reason() {
@@ -154,7 +163,7 @@ pub async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(
                     None => HandshakeError::Http2(error.to_string()),
                 }
             })?;
-        Ok(Tunnel { connection, client, config, resizing, broken, presented, conduct })
+        Ok(Tunnel { connection, client, config, resizing, broken, presented, proved_for, conduct })
     };
     tokio::time::timeout(timeout, handshake).await.unwrap_or(Err(HandshakeError::Timeout(timeout)))
 }
@@ -177,8 +186,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
         let _ = tokio::time::timeout(CLOSE_GRACE, told).await;
     }
 
-    /// Runs the tunnel until it is over. When `drain` starts, the client is asked to open no more streams (GOAWAY), and
-    /// those that are open go on until they end or `drain` says to close.
+    /// Runs the tunnel until it is over. When `drain` starts, or the time of the client's certificate is over, the client
+    /// is asked to open no more streams (GOAWAY), and those that are open go on until they end or `drain` says to close.
     ///
     /// # Errors
     /// When it ends otherwise than by the client closing or by the drain.
@@ -188,15 +197,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
         let conduct = self.conduct.clone();
         let dead = settings::until_dead(self.connection.ping_pong(), keep_alive, &conduct);
         let (asked_to_drain, asked_to_close) = (drain.draining(), drain.closing());
+        let expired = tokio::time::sleep(self.proved_for);
         let revoked = revocation::revoked(self.presented.take());
         let idle = tokio::time::sleep(self.config.idle);
-        tokio::pin!(dead, asked_to_drain, asked_to_close, revoked, idle);
+        tokio::pin!(dead, asked_to_drain, asked_to_close, expired, revoked, idle);
         let mut streams = JoinSet::new();
         let mut draining = false;
         let result = loop {
             tokio::select! {
                 // While this is polled all streams of the tunnel make progress.
-                accepted = self.connection.accept() => match accepted {
+                accepted = next(&mut self.connection, &self.config.given_up) => match accepted {
                     Some(Ok((request, respond))) => {
                         self.answer(request, respond, &handler, &mut streams);
                     }
@@ -208,6 +218,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
                     None => break Ok(()),
                 },
                 () = &mut asked_to_drain, if !draining => {
+                    draining = true;
+                    self.connection.graceful_shutdown();
+                }
+                // The client comes again with what it has by now.
+                () = &mut expired, if !draining => {
                     draining = true;
                     self.connection.graceful_shutdown();
                 }
@@ -271,6 +286,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
                     window: self.config.window.clone(),
                     broken: self.broken.clone(),
                     conduct: self.conduct.clone(),
+                    given_up: self.config.given_up.clone(),
                 };
                 streams.spawn(handler.clone().connect(incoming));
             }
@@ -281,6 +297,23 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Tunnel<IO> {
             }
         }
     }
+}
+
+/// The connection's next request, when the client has not given up more than it may. May be dropped while waiting.
+async fn next<IO: AsyncRead + AsyncWrite + Unpin>(
+    connection: &mut h2::server::Connection<Watched<tls::Stream<IO>>, Bytes>,
+    given_up: &Allowance,
+) -> Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>> {
+    while let Some(wait) = given_up.due() {
+        // Its streams make progress meanwhile.
+        let over = poll_fn(|cx| connection.poll_closed(cx));
+        match tokio::time::timeout(wait, over).await {
+            Ok(Ok(())) => return None,
+            Ok(Err(error)) => return Some(Err(error)),
+            Err(_) => {}
+        }
+    }
+    connection.accept().await
 }
 
 /// Without the streams that are over already.
@@ -323,6 +356,7 @@ pub struct Incoming {
     window: Window,
     broken: tls::Broken,
     conduct: Conduct,
+    given_up: Allowance,
 }
 
 impl Incoming {
@@ -347,9 +381,15 @@ impl Incoming {
         refuse(self.respond, status, reason, policy);
     }
 
-    /// Completes when the client gives up before it is answered.
-    pub async fn abandoned(&mut self) {
-        let _ = std::future::poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    /// Notes that nobody who means well asks for this.
+    pub fn makes_no_sense(&self) {
         self.conduct.wasted();
+    }
+
+    /// Completes when the client gives up before it is answered, or its tunnel has ended.
+    pub async fn abandoned(&mut self) {
+        if poll_fn(|cx| self.respond.poll_reset(cx)).await.is_ok() {
+            self.given_up.charge(1);
+        }
     }
 }

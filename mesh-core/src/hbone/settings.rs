@@ -21,10 +21,11 @@ const MAX_FRAME: u32 = 1 << 20;
 const CLIENT_HEADER_LIST: u32 = 16 * 1024;
 /// Istio's servers take as much.
 const SERVER_HEADER_LIST: u32 = 64 * 1024;
-/// What unread frames may cost beside their bytes before h2 closes the connection as abuse, in bytes, at least; it
-/// counts up to 256 for a frame that is shorter, which is about what it takes. Streams whose other side takes nothing
-/// do not leave them there (`HboneStream::settle`), so this is about those that come within one turn.
-const DATA_FRAME_BUDGET: u32 = 256 << 10;
+/// What unread frames may cost beside their bytes before h2 closes the connection as abuse, in bytes, however small the
+/// window; it counts up to 256 for a frame that is shorter, which is about what it takes. Streams whose other side takes
+/// nothing do not leave them there (`HboneStream::settle`), so this is about those that come before one's task has its
+/// turn: a burst of small writes is no abuse.
+const DATA_FRAME_BUDGET: usize = 1 << 20;
 /// Clients that give up before they are answered are no attack as long as each holds a stream.
 const PENDING_RESETS: usize = MAX_STREAMS as usize;
 /// Streams that we reset and still know, so that what was under way for them is ignored.
@@ -61,7 +62,7 @@ pub(super) fn client(window: &Window) -> h2::client::Builder {
         .max_send_buffer_size(window.queued())
         .max_concurrent_reset_streams(RESET_STREAMS)
         .max_local_error_reset_streams(Some(LOCAL_ERRORS))
-        .data_frame_budget(window.now().max(DATA_FRAME_BUDGET) as usize);
+        .data_frame_budget(DATA_FRAME_BUDGET);
     builder
 }
 
@@ -77,7 +78,7 @@ pub(super) fn server(max_streams: u32, window: &Window) -> h2::server::Builder {
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_concurrent_reset_streams(RESET_STREAMS)
         .max_local_error_reset_streams(Some(LOCAL_ERRORS))
-        .data_frame_budget(window.now().max(DATA_FRAME_BUDGET) as usize);
+        .data_frame_budget(DATA_FRAME_BUDGET);
     builder
 }
 

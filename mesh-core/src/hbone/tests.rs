@@ -13,7 +13,7 @@ use super::pool::{Config, Dial, Key, Pool};
 use super::server::{HandshakeError, Incoming, TunnelError};
 use super::settings::KeepAlive;
 use super::*;
-use crate::certs::{Certificates, Roots};
+use crate::certs::{Certificates, Roots, WorkloadCert};
 use crate::drain::{self, Drain};
 use crate::test_ca::TestCa;
 use crate::tls::revocation::Revocations;
@@ -98,6 +98,13 @@ impl Dial for Tcp {
     async fn dial(&self, key: &Key) -> std::io::Result<TcpStream> {
         TcpStream::connect(key.destination).await
     }
+}
+
+/// TLS to the server, without HTTP/2.
+async fn tls_to(server: &Server, certificate: &WorkloadCert) -> crate::tls::Stream<TcpStream> {
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let expected = [SERVER.parse().unwrap()];
+    crate::tls::client::connect(stream, certificate, &expected).await.unwrap().0
 }
 
 fn key(address: SocketAddr) -> Key {

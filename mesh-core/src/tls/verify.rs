@@ -3,6 +3,7 @@
 //! **Invariant:** a name is read only from a certificate whose chain, validity and purpose were verified before.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -41,6 +42,13 @@ pub fn identity(certificate: &CertificateDer<'_>) -> Result<Identity, Certificat
         (Some(uri), 0) => uri.parse().map_err(CertificateFault::BadIdentity),
         (Some(_), more) => Err(CertificateFault::SeveralNames(more + 1)),
     }
+}
+
+/// When the time of a certificate is over, if that can be said.
+pub fn not_after(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 /// Verifies that `chain` (leaf first) leads to one of `roots` now and may serve; says nothing about names.

@@ -3,9 +3,6 @@
 //! The writer publishes; each client's response stream pulls what its session has to tell, at the pace of the client.
 //! **Invariant:** the one lock is never held across an await.
 
-mod conversation;
-mod unsent;
-
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::io;
@@ -30,13 +27,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{self, server::Connected};
 use tonic::{Request, Response, Status, Streaming};
-use tower::util::MapResponseLayer;
-use tracing::info;
+use tracing::{debug, info, warn};
 
-use self::conversation::{Conversation, Membership, Stranger};
-use self::unsent::Unsent;
 use super::scope::Scope;
-use super::session::Session;
+use super::session::{Received, Session};
 use super::snapshot::{Name, Served, Snapshot, Type};
 
 /// What the writer of the resources holds. There is one.
@@ -156,6 +150,61 @@ impl Shared {
     }
 }
 
+/// A client's place among those that are woken; left on drop.
+#[derive(Debug)]
+struct Membership {
+    id: u64,
+    wake: Arc<Notify>,
+    shared: Arc<Shared>,
+}
+
+impl Membership {
+    fn next(&self) -> Option<DeltaDiscoveryResponse> {
+        let mut state = self.shared.lock();
+        let State { snapshot, complete, clients, .. } = &mut *state;
+        if !*complete {
+            return None;
+        }
+        clients.get_mut(&self.id)?.session.next(snapshot)
+    }
+
+    fn receive(&self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+        let mut state = self.shared.lock();
+        let State { snapshot, complete, clients, .. } = &mut *state;
+        let Some(client) = clients.get_mut(&self.id) else { return Ok(()) };
+        if !*complete && client.session.is_a_stranger_s() {
+            // What it says could only be kept, as there is nothing to compare it with.
+            return Err(Status::unavailable("this agent does not know the mesh yet"));
+        }
+        match client.session.receive(request, snapshot) {
+            Ok(Received::Nacked { r#type, names, message }) => {
+                state.nacks += 1;
+                let more = if names.len() < super::session::NACK_NAMES { "" } else { " and perhaps more" };
+                warn!(
+                    client = self.id, r#type = r#type.url(), resources = ?names,
+                    "xDS: the client refused resources of an update{more}, and keeps what it had: {message}",
+                );
+                Ok(())
+            }
+            Ok(received) => {
+                debug!(client = self.id, ?received, "xDS request");
+                Ok(())
+            }
+            Err(bad) => {
+                warn!(client = self.id, "xDS: {bad}");
+                Err(Status::invalid_argument(bad.to_string()))
+            }
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.shared.lock().clients.remove(&self.id);
+        info!(client = self.id, "xDS client disconnected");
+    }
+}
+
 /// Decides about each stream before it begins.
 pub trait Admission: Send + Sync + 'static {
     /// What is held for as long as the stream lasts.
@@ -249,11 +298,11 @@ pub(super) async fn serve_to<IO>(
 where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
-    let service = Server { feed, admission, unsent: Unsent::default(), shutdown: shutdown.clone() };
-    let service = AggregatedDiscoveryServiceServer::new(service).max_decoding_message_size(max_request);
+    let service =
+        AggregatedDiscoveryServiceServer::new(Server { feed, admission, shutdown: shutdown.clone() })
+            .max_decoding_message_size(max_request);
     server
         .http2_keepalive_interval(Some(KEEPALIVE))
-        .layer(MapResponseLayer::new(unsent::counted))
         .add_service(service)
         .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
         .await
@@ -263,7 +312,6 @@ where
 struct Server<A> {
     feed: Feed,
     admission: A,
-    unsent: Unsent,
     shutdown: CancellationToken,
 }
 
@@ -277,10 +325,6 @@ impl<A: Admission> AggregatedDiscoveryService for Server<A> {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let admitted = self.admission.admit(request.metadata(), request.extensions()).await?;
         let Admitted { who, scope, place, until } = admitted;
-        let account = match &scope {
-            Scope::Everything => None,
-            Scope::Namespace { own, .. } => Some(self.unsent.account(own)),
-        };
         let membership = self.feed.0.join(scope);
         info!(client = membership.id, who, "xDS client connected");
         let conversation = Conversation {
@@ -288,23 +332,52 @@ impl<A: Admission> AggregatedDiscoveryService for Server<A> {
             requests: request.into_inner(),
             until,
             shutdown: self.shutdown.clone(),
-            stranger: account.clone().map(Stranger::new),
             _place: place,
         };
-        let responses: Self::DeltaAggregatedResourcesStream =
-            Box::pin(stream::unfold(Some(conversation), |conversation| async {
-                let mut conversation = conversation?;
-                match conversation.next().await {
-                    Ok(Some(response)) => Some((Ok(response), Some(conversation))),
-                    Ok(None) => None,
-                    Err(status) => Some((Err(status), None)),
-                }
-            }));
-        let mut response = Response::new(responses);
-        if let Some(account) = account {
-            response.extensions_mut().insert(account);
+        Ok(Response::new(Box::pin(stream::unfold(Some(conversation), |conversation| async {
+            let mut conversation = conversation?;
+            match conversation.next().await {
+                Ok(Some(response)) => Some((Ok(response), Some(conversation))),
+                Ok(None) => None,
+                Err(status) => Some((Err(status), None)),
+            }
+        }))))
+    }
+}
+
+struct Conversation<P> {
+    membership: Membership,
+    requests: Streaming<DeltaDiscoveryRequest>,
+    until: Option<Instant>,
+    shutdown: CancellationToken,
+    _place: P,
+}
+
+impl<P> Conversation<P> {
+    /// The next response; none at the end of the conversation.
+    async fn next(&mut self) -> Result<Option<DeltaDiscoveryResponse>, Status> {
+        let until = self.until;
+        let ended = async {
+            match until {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(ended);
+        loop {
+            if let Some(response) = self.membership.next() {
+                return Ok(Some(response));
+            }
+            tokio::select! {
+                () = self.shutdown.cancelled() => return Ok(None),
+                () = &mut ended => return Ok(None),
+                () = self.membership.wake.notified() => {}
+                request = self.requests.message() => match request? {
+                    Some(request) => self.membership.receive(request)?,
+                    None => return Ok(None),
+                },
+            }
         }
-        Ok(response)
     }
 }
 

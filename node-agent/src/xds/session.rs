@@ -3,8 +3,7 @@
 //! A step machine without I/O: requests and changes go in, responses come out of `next`. Changes that come while an
 //! answer is awaited are collected by name, so a slow client costs one name per resource however often it changes,
 //! and is brought up to date by one response, or by parts of it where it understands that. Of what a stranger says it
-//! holds only what there is for it is remembered; names of which there is nothing are kept until they are answered, in
-//! bounds. **Invariant:** one response without ACK or NACK per type.
+//! holds only what there is for it is remembered. **Invariant:** one response without ACK or NACK per type.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -21,15 +20,9 @@ pub enum BadRequest {
     /// Subscribed to single resources.
     #[error("subscription to {0:?}: only wildcard subscriptions are served here (no names, or \"*\")")]
     Names(String),
-    /// Names more than any client could hold.
-    #[error(
-        "names more than {MOST_NAMES} in a request, or, of which there is nothing here, without an answer more than \
-         {MOST_GONE} or {MOST_GONE_BYTES} bytes"
-    )]
-    TooMany,
-    /// A name of so many bytes.
-    #[error("a name of {0} bytes: no resource has one of more than {LONGEST_NAME}")]
-    TooLong(usize),
+    /// Names more that there is nothing of than any client could hold.
+    #[error("{0} names, of which there is nothing here: at most {MOST_GONE} are answered")]
+    TooMany(usize),
 }
 
 /// What a request amounted to, for the log and the metrics.
@@ -55,14 +48,8 @@ pub enum Received {
 /// How many resource names of a refused response are told.
 pub const NACK_NAMES: usize = 10;
 
-/// Names of one type that wait to be answered, since there is no such thing (any more).
+/// Names that a stranger may say it holds although there is no such thing (any more).
 pub const MOST_GONE: usize = 10_000;
-/// Their bytes, of all types.
-pub const MOST_GONE_BYTES: usize = 1 << 20;
-/// Names that one request may ask about.
-const MOST_NAMES: usize = MOST_GONE;
-/// Bytes of a name: the cluster's, an object's, and the host name of an endpoint.
-const LONGEST_NAME: usize = 1024;
 
 /// State of one client.
 #[derive(Debug, Default)]
@@ -80,33 +67,12 @@ pub struct Session {
 struct Subscription {
     /// What the client was sent, or said it holds.
     held: HashMap<Name, Held>,
-    gone: Gone,
+    /// Names that it asked about and that nothing has: to be answered so.
+    gone: Vec<String>,
     pending: Pending,
     /// The last response was a part.
     continued: bool,
     outstanding: Option<Outstanding>,
-}
-
-/// Names that a client asked about and that nothing has: to be answered so.
-#[derive(Debug, Default)]
-struct Gone {
-    names: Vec<String>,
-    bytes: usize,
-}
-
-impl Gone {
-    /// One more, if all have no more than `most` bytes.
-    fn add(&mut self, name: &str, most: usize) -> Result<(), BadRequest> {
-        if name.len() > LONGEST_NAME {
-            return Err(BadRequest::TooLong(name.len()));
-        }
-        if self.names.len() >= MOST_GONE || self.bytes + name.len() > most {
-            return Err(BadRequest::TooMany);
-        }
-        self.bytes += name.len();
-        self.names.push(name.to_owned());
-        Ok(())
-    }
 }
 
 /// What a client has under a name.
@@ -154,11 +120,6 @@ impl Session {
         self.scope != Scope::Everything
     }
 
-    /// Bytes of names that there is nothing of, kept until the client is told so: at most [`MOST_GONE_BYTES`].
-    pub fn kept(&self) -> usize {
-        self.subscriptions.values().map(|subscription| subscription.gone.bytes).sum()
-    }
-
     /// Takes a request in.
     ///
     /// # Errors
@@ -175,22 +136,17 @@ impl Session {
         self.in_parts |= knows(IN_PARTS);
         let view = View { snapshot, scope: &self.scope };
         let names = &request.resource_names_subscribe;
-        if names.len() > MOST_NAMES {
-            return Err(BadRequest::TooMany);
-        }
-        let of_type = self.subscriptions.get(&r#type).map_or(0, |subscription| subscription.gone.bytes);
-        let most = (MOST_GONE_BYTES + of_type).saturating_sub(self.kept());
         let asked_for_addresses = self.subscriptions.contains_key(&Type::Address);
         let Some(subscription) = self.subscriptions.get_mut(&r#type) else {
             if let Some(name) = names.first().filter(|_| !names.iter().any(|name| name == "*")) {
                 return Err(BadRequest::Names(name.chars().take(253).collect()));
             }
-            let mut subscription = Subscription::new(r#type, request.initial_resource_versions, view, most)?;
-            subscription.asked_about(r#type, names, view, most)?;
+            let mut subscription = Subscription::new(r#type, request.initial_resource_versions, view)?;
+            subscription.asked_about(r#type, names, view)?;
             self.subscriptions.insert(r#type, subscription);
             return Ok(Received::Subscribed(r#type));
         };
-        subscription.asked_about(r#type, names, view, most)?;
+        subscription.asked_about(r#type, names, view)?;
         let answers = |outstanding: &mut Outstanding| outstanding.nonce == request.response_nonce;
         let Some(outstanding) = subscription.outstanding.take_if(answers) else {
             return Ok(Received::Ignored);
@@ -224,13 +180,7 @@ impl Session {
     pub fn next(&mut self, snapshot: &Snapshot) -> Option<DeltaDiscoveryResponse> {
         let Self { subscriptions, nonces, policies_alone, in_parts, scope } = self;
         let view = View { snapshot, scope };
-        // A client that does not know of parts would take the first of them for the whole mesh, and what is not in it for
-        // plain addresses of nobody.
-        let most = match (*in_parts, &*scope) {
-            (true, Scope::Everything) => PART,
-            (true, Scope::Namespace { .. }) => STRANGER_S_PART,
-            (false, _) => usize::MAX,
-        };
+        let most = if *in_parts { PART } else { usize::MAX };
         let [addresses, policies] = [Type::Address, Type::Authorization];
         // A client that comes back asks for policies first, and may have had others than these with its workloads.
         let naming = subscriptions.get(&addresses).map_or(!*policies_alone, Subscription::is_pending);
@@ -252,35 +202,30 @@ impl Subscription {
         r#type: Type,
         initial: impl IntoIterator<Item = (String, String)>,
         view: View<'_>,
-        most: usize,
     ) -> Result<Self, BadRequest> {
-        let (mut held, mut gone) = (HashMap::new(), Gone::default());
+        let (mut held, mut gone) = (HashMap::new(), Vec::new());
         for (name, version) in initial {
             let version = Held { version: Version::parse(&version), named: false };
             match view.name(r#type, &name) {
                 Some(name) => drop(held.insert(Name::clone(name), version)),
                 None if *view.scope == Scope::Everything => drop(held.insert(Name::from(name), version)),
-                None => gone.add(&name, most)?,
+                None => gone.push(name),
             }
         }
-        Ok(Self { held, gone, pending: Pending::Start, continued: false, outstanding: None })
+        let many = gone.len();
+        let new = Self { held, gone, pending: Pending::Start, continued: false, outstanding: None };
+        if many > MOST_GONE { Err(BadRequest::TooMany(many)) } else { Ok(new) }
     }
 
     /// All are told everything: of single names there is to say only that there is nothing.
-    fn asked_about(
-        &mut self,
-        r#type: Type,
-        names: &[String],
-        view: View<'_>,
-        most: usize,
-    ) -> Result<(), BadRequest> {
-        for name in names {
-            let known = name == "*" || self.held.contains_key(name.as_str());
-            if !known && view.find(r#type, name).is_none() {
-                self.gone.add(name, most)?;
-            }
-        }
-        Ok(())
+    fn asked_about(&mut self, r#type: Type, names: &[String], view: View<'_>) -> Result<(), BadRequest> {
+        let unknown = |name: &&String| {
+            *name != "*" && !self.held.contains_key(name.as_str()) && view.find(r#type, name).is_none()
+        };
+        let unknown: Vec<String> = names.iter().filter(unknown).cloned().collect();
+        self.gone.extend(unknown);
+        let many = self.gone.len();
+        if many > MOST_GONE { Err(BadRequest::TooMany(many)) } else { Ok(()) }
     }
 
     fn next(
@@ -307,7 +252,7 @@ impl Subscription {
             self.pending = Pending::Names(later);
         }
         let Difference { resources, mut removed, rest } = self.difference(r#type, names, view, most);
-        removed.extend(std::mem::take(&mut self.gone).names);
+        removed.extend(std::mem::take(&mut self.gone));
         self.continued = !rest.is_empty();
         if let Pending::Names(pending) = &mut self.pending {
             pending.extend(rest);
@@ -389,8 +334,6 @@ struct Difference {
 
 /// Bytes of one part of a response: a mesh of some size is never in memory once more for a client.
 const PART: usize = 4 << 20;
-/// The same of one for a stranger, who may be slow to take it.
-const STRANGER_S_PART: usize = 512 << 10;
 
 #[cfg(test)]
 mod tests;

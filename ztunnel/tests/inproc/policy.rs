@@ -40,7 +40,12 @@ fn strict() -> mesh_core::proto::discovery::Resource {
 
 /// One that denies the client.
 pub(crate) fn no_client(name: &str) -> mesh_core::proto::discovery::Resource {
-    let principals = vec![text(MatchType::Exact(CLIENT.identity().replace("spiffe://", "")))];
+    denies(name, &CLIENT.identity())
+}
+
+/// One that denies this identity.
+pub(crate) fn denies(name: &str, identity: &str) -> mesh_core::proto::discovery::Resource {
+    let principals = vec![text(MatchType::Exact(identity.replace("spiffe://", "")))];
     deny(name, security::Match { principals, ..Default::default() })
 }
 
@@ -52,7 +57,7 @@ pub(crate) fn subject(world: &World, policies: &[&str]) -> mesh_core::proto::dis
 }
 
 /// Waits until ztunnel knows that the server is subject to a policy.
-async fn is_subject(world: &World, policy: &str) {
+pub(crate) async fn is_subject(world: &World, policy: &str) {
     eventually("the pod is subject to it", async || {
         let dump = world.dump().await;
         let workloads = dump["workloads"].as_array().unwrap();
@@ -174,6 +179,7 @@ async fn what_policies_did_is_counted_by_their_names_at_both_ends() {
     world
         .logged(&[
             "connection complete",
+            "audit=policy shop/",
             "policy shop/noted, rule 0",
             "policy shop/also, rule 0",
             "dry_run=policy shop/trial",
@@ -192,7 +198,9 @@ async fn what_policies_did_is_counted_by_their_names_at_both_ends() {
         .logged(&[
             "policy shop/only does not allow it",
             "nearest=rule 0 of policy shop/only, but for principals",
-            "policy shop/noted",
+            "audit=policy shop/",
+            "policy shop/noted, rule 0",
+            "policy shop/also, rule 0",
             "dry_run=policy shop/trial",
             "direction=\"inbound\"",
         ])

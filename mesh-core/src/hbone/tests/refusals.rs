@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::hbone::window::Window;
-use crate::identity::Identity;
 
 async fn refuse(incoming: Incoming) {
     match incoming.request().authority.port {
@@ -67,9 +66,7 @@ async fn a_refusal_says_why_and_leaves_the_tunnel_alone() {
 async fn malformed_requests_get_400() {
     let ca = TestCa::new();
     let server = Server::echo(&ca).await;
-    let stream = TcpStream::connect(server.address).await.unwrap();
-    let expected: [Identity; 1] = [SERVER.parse().unwrap()];
-    let (stream, _) = crate::tls::client::connect(stream, &ca.issue(CLIENT), &expected).await.unwrap();
+    let stream = tls_to(&server, &ca.issue(CLIENT)).await;
     let (requests, connection) = h2::client::handshake(stream).await.unwrap();
     let driver = tokio::spawn(connection);
     for (method, uri) in [
@@ -172,13 +169,10 @@ async fn whoever_does_nothing_or_speaks_something_else_is_closed() {
     assert!(matches!(error, HandshakeError::Tls(TlsError::NotTls(_))), "{error}");
 
     // TLS, but no HTTP/2 in it: silence, then garbage.
-    let expected: [Identity; 1] = [SERVER.parse().unwrap()];
     let certificate = ca.issue(CLIENT);
-    let stream = TcpStream::connect(server.address).await.unwrap();
-    let _silent = crate::tls::client::connect(stream, &certificate, &expected).await.unwrap();
+    let _silent = tls_to(&server, &certificate).await;
     assert_eq!(server.ends.recv().await.unwrap().unwrap_err(), HandshakeError::Timeout(handshake_timeout));
-    let stream = TcpStream::connect(server.address).await.unwrap();
-    let (mut stream, _) = crate::tls::client::connect(stream, &certificate, &expected).await.unwrap();
+    let mut stream = tls_to(&server, &certificate).await;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     stream.flush().await.unwrap();
     let error = server.ends.recv().await.unwrap().unwrap_err();

@@ -1,17 +1,10 @@
 //! Clients that begin something and do not go on with it.
 
 use crate::test_http2::{self as http2, kind};
-use crate::tls::Stream;
 
 use super::*;
 
 const SOON: Duration = Duration::from_millis(100);
-
-async fn tunnel(ca: &TestCa, server: &Server) -> Stream<TcpStream> {
-    let stream = TcpStream::connect(server.address).await.unwrap();
-    let expected = [SERVER.parse().unwrap()];
-    crate::tls::client::connect(stream, &ca.issue(CLIENT), &expected).await.unwrap().0
-}
 
 fn keep_alive(timeout: Duration) -> server::Config {
     let keep_alive = KeepAlive { interval: SOON, timeout };
@@ -40,7 +33,7 @@ async fn a_handshake_byte_by_byte_is_no_progress() {
 async fn a_request_that_is_not_finished_ends_the_tunnel() {
     let ca = TestCa::new();
     let mut server = Server::start(&ca, keep_alive(2 * SOON), echo).await;
-    let mut slow = tunnel(&ca, &server).await;
+    let mut slow = tls_to(&server, &ca.issue(CLIENT)).await;
     // A head that promises thousands of bytes: nothing else may come in between, so no ping is answered.
     let settled = http2::frame(kind::SETTINGS, 1, 0, &[]);
     let unfinished = http2::frame(kind::HEADERS, 0, 1, &[0; 8000]);
@@ -62,7 +55,7 @@ async fn a_request_that_is_not_finished_ends_the_tunnel() {
 async fn who_answers_pings_but_never_settings_is_given_up() {
     let ca = TestCa::new();
     let mut server = Server::start(&ca, keep_alive(Duration::from_secs(60)), echo).await;
-    let mut odd = tunnel(&ca, &server).await;
+    let mut odd = tls_to(&server, &ca.issue(CLIENT)).await;
     odd.write_all(&http2::preface(&[])).await.unwrap();
     odd.flush().await.unwrap();
     let ended = loop {
@@ -87,9 +80,7 @@ async fn a_tunnel_without_connections_is_closed_and_one_with_is_not() {
     let key = key(server.address);
     let mut used = pool.connect(&key, &request()).await.unwrap();
     // The other one is closed after as long a time: this one had as much.
-    let stream = TcpStream::connect(server.address).await.unwrap();
-    let expected = [SERVER.parse().unwrap()];
-    let (stream, _) = crate::tls::client::connect(stream, &ca.issue(CLIENT), &expected).await.unwrap();
+    let stream = tls_to(&server, &ca.issue(CLIENT)).await;
     let (requests, connection): (h2::client::SendRequest<bytes::Bytes>, _) =
         h2::client::handshake(stream).await.unwrap();
     let _ended = connection.await;

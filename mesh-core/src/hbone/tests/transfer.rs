@@ -1,6 +1,13 @@
 //! Bytes: unchanged, in both directions, whatever their size and whoever is slow.
 
 use super::*;
+use crate::hbone::window::{LARGEST, SMALLEST, Window};
+
+/// Each stream of the server has this.
+fn with_window(bytes: u32) -> server::Config {
+    let (_, window) = tokio::sync::watch::channel(bytes);
+    server::Config { window: Window::following(window), ..server::Config::default() }
+}
 
 #[tokio::test]
 async fn each_direction_ends_on_its_own() {
@@ -122,14 +129,56 @@ async fn bulk_is_unchanged() {
 #[tokio::test]
 async fn a_flood_of_tiny_writes_does_not_end_the_tunnel() {
     let ca = Arc::new(TestCa::new());
-    let server = Server::echo(&ca).await;
-    let pool = pool(&ca);
-    let key = key(server.address);
-    let stream = pool.connect(&key, &request()).await.unwrap().stream;
-    // Three times the frames that h2's default budget allows to lie unread.
-    round_trip(stream, 300_000, 1).await;
+    // Many times the frames that h2's budget allows to lie unread.
+    for (window, bytes) in [(LARGEST, 300_000), (SMALLEST, 100_000)] {
+        let server = Server::start(&ca, with_window(window), echo).await;
+        let pool = pool(&ca);
+        let key = key(server.address);
+        let stream = pool.connect(&key, &request()).await.unwrap().stream;
+        round_trip(stream, bytes, 1).await;
+        let mut stream = pool.connect(&key, &request()).await.unwrap().stream;
+        assert_eq!(ask(&mut stream, b"x").await.unwrap(), b"x");
+        assert_eq!(server.tunnels(), 1);
+    }
+}
+
+/// Nor does a burst before anybody has come to take it.
+#[tokio::test]
+async fn a_burst_of_tiny_writes_may_wait_for_its_reader() {
+    let ca = Arc::new(TestCa::new());
+    let reading = Arc::new(tokio::sync::Notify::new());
+    let waiting = reading.clone();
+    let handler = move |incoming: Incoming| {
+        let waiting = waiting.clone();
+        async move {
+            if incoming.request().authority.port == 1 {
+                let mut stream = incoming.accept(&Baggage::default()).unwrap();
+                waiting.notified().await;
+                let mut all = Vec::new();
+                stream.read_to_end(&mut all).await.unwrap();
+                stream.write_all(&all).await.unwrap();
+                return stream.shutdown().await.unwrap();
+            }
+            echo(incoming).await;
+        }
+    };
+    let server = Server::start(&ca, with_window(SMALLEST), handler).await;
+    let (pool, key) = (pool(&ca), key(server.address));
+    let other = ConnectRequest::new("10.2.0.9:1".parse().unwrap());
+    let mut burst = pool.connect(&key, &other).await.unwrap().stream;
+    let sent = vec![7; 3000];
+    for byte in &sent {
+        burst.write_all(&[*byte]).await.unwrap();
+        burst.flush().await.unwrap();
+    }
+    burst.shutdown().await.unwrap();
+    // All of it has come when this is answered.
     let mut stream = pool.connect(&key, &request()).await.unwrap().stream;
     assert_eq!(ask(&mut stream, b"x").await.unwrap(), b"x");
+    reading.notify_one();
+    let mut received = Vec::new();
+    burst.read_to_end(&mut received).await.unwrap();
+    assert!(received == sent);
     assert_eq!(server.tunnels(), 1);
 }
 
@@ -150,30 +199,31 @@ async fn tiny_frames_that_nobody_reads_do_not_end_the_tunnel() {
             _ => carry_nowhere(incoming).await,
         }
     };
-    let server = Server::start(&ca, server::Config::default(), handler).await;
-    let pool = pool(&ca);
-    let key = key(server.address);
-    let other = ConnectRequest::new("10.2.0.9:1".parse().unwrap());
-    let mut unread = pool.connect(&key, &other).await.unwrap().stream;
-    let written = Arc::new(AtomicUsize::new(0));
-    let flood = tokio::spawn({
-        let written = written.clone();
-        async move {
-            while unread.write_all(b"x").await.is_ok() && unread.flush().await.is_ok() {
-                written.fetch_add(1, Ordering::SeqCst);
+    for window in [LARGEST, SMALLEST] {
+        let server = Server::start(&ca, with_window(window), handler).await;
+        let (pool, key) = (pool(&ca), key(server.address));
+        let other = ConnectRequest::new("10.2.0.9:1".parse().unwrap());
+        let mut unread = pool.connect(&key, &other).await.unwrap().stream;
+        let written = Arc::new(AtomicUsize::new(0));
+        let flood = tokio::spawn({
+            let written = written.clone();
+            async move {
+                while unread.write_all(b"x").await.is_ok() && unread.flush().await.is_ok() {
+                    written.fetch_add(1, Ordering::SeqCst);
+                }
             }
+        });
+        // All that the window of one stream allows.
+        while written.load(Ordering::SeqCst) < window as usize {
+            assert!(!flood.is_finished(), "the tunnel broke after {written:?} frames");
+            tokio::task::yield_now().await;
         }
-    });
-    // All that the window of one stream allows.
-    while written.load(Ordering::SeqCst) < 1 << 20 {
+        let mut stream = pool.connect(&key, &request()).await.unwrap().stream;
+        assert_eq!(ask(&mut stream, b"x").await.unwrap(), b"x");
         assert!(!flood.is_finished(), "the tunnel broke after {written:?} frames");
-        tokio::task::yield_now().await;
+        assert_eq!(server.tunnels(), 1);
+        flood.abort();
     }
-    let mut stream = pool.connect(&key, &request()).await.unwrap().stream;
-    assert_eq!(ask(&mut stream, b"x").await.unwrap(), b"x");
-    assert!(!flood.is_finished(), "the tunnel broke after {written:?} frames");
-    assert_eq!(server.tunnels(), 1);
-    flood.abort();
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Tunnels: shared, limited, replaced, closed.
 
 use super::*;
+use crate::hbone::window::Window;
 
 #[tokio::test]
 async fn connections_share_a_tunnel() {
@@ -228,4 +229,32 @@ impl Drop for Wire {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+#[tokio::test]
+async fn a_tunnel_takes_nothing_new_when_its_client_s_certificate_has_expired() {
+    let ca = Arc::new(TestCa::new());
+    let mut server = Server::echo(&ca).await;
+    let certificate = ca.leaf(CLIENT).valid(-3600, 3).issue();
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let expected = [SERVER.parse().unwrap()];
+    let (tunnel, driver) =
+        client::handshake(stream, &certificate, &expected, KeepAlive::default(), Window::default())
+            .await
+            .unwrap();
+    let driver = tokio::spawn(driver);
+    let connect = async || tunnel.connect(&request(), tunnel.lease(10).unwrap()).await;
+    let mut open = connect().await.unwrap().stream;
+    let refused = async {
+        while connect().await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), refused).await.expect("it takes new ones");
+    assert!(certificate.not_after() <= std::time::SystemTime::now());
+    assert_eq!(ask(&mut open, b"x").await.unwrap(), b"x");
+    open.shutdown().await.unwrap();
+    drop(open);
+    assert_eq!(server.ends.recv().await.unwrap().unwrap(), Ok(()));
+    driver.await.unwrap();
 }

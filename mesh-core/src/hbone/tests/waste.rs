@@ -10,9 +10,7 @@ const AT_ONCE: u32 = 10;
 
 /// Opens a tunnel and sends all of it in one piece, then a ping.
 async fn send(ca: &TestCa, server: &Server, frames: &[Vec<u8>]) -> Stream<TcpStream> {
-    let stream = TcpStream::connect(server.address).await.unwrap();
-    let expected = [SERVER.parse().unwrap()];
-    let (mut tunnel, _) = crate::tls::client::connect(stream, &ca.issue(CLIENT), &expected).await.unwrap();
+    let mut tunnel = tls_to(server, &ca.issue(CLIENT)).await;
     let settled = http2::frame(kind::SETTINGS, 1, 0, &[]);
     let ping = http2::frame(kind::PING, 0, 0, &[7; 8]);
     tunnel.write_all(&[http2::preface(&[]), settled, frames.concat(), ping].concat()).await.unwrap();
@@ -64,4 +62,58 @@ async fn requests_given_up_before_they_are_looked_at() {
         [request, reset].concat()
     })
     .await;
+}
+
+/// A server that answers requests for one port only, tells of those that it has looked at, and waits for what becomes of
+/// the others.
+async fn slow_application(ca: &TestCa, given_up: &Allowance) -> (Server, mpsc::UnboundedReceiver<()>) {
+    let (sender, seen) = mpsc::unbounded_channel();
+    let handler = move |mut incoming: Incoming| {
+        let sender = sender.clone();
+        async move {
+            if incoming.request().authority.port == 8080 {
+                return echo(incoming).await;
+            }
+            sender.send(()).unwrap();
+            incoming.abandoned().await;
+        }
+    };
+    let wasted = Allowance::new(AT_ONCE, 1);
+    let config = server::Config { wasted, given_up: given_up.clone(), ..server::Config::default() };
+    (Server::start(ca, config, handler).await, seen)
+}
+
+#[tokio::test]
+async fn who_gives_up_what_takes_too_long_is_held_up_and_keeps_its_connections() {
+    let ca = Arc::new(TestCa::new());
+    let (mut server, mut seen) = slow_application(&ca, &Allowance::new(AT_ONCE, 20)).await;
+    let (pool, key) = (pool(&ca), key(server.address));
+    let mut open = pool.connect(&key, &request()).await.unwrap().stream;
+    let slow = ConnectRequest::new(Authority { port: 1, ..request().authority });
+    let begun = std::time::Instant::now();
+    for _ in 0..3 * AT_ONCE {
+        tokio::select! {
+            answered = pool.connect(&key, &slow) => panic!("{answered:?}"),
+            looked_at = seen.recv() => looked_at.unwrap(),
+        }
+        assert_eq!(ask(&mut open, b"x").await.unwrap(), b"x");
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
+    assert_eq!(server.tunnels(), 1);
+    assert!(server.ends.try_recv().is_err(), "the tunnel has ended");
+}
+
+#[tokio::test]
+async fn requests_whose_tunnel_has_ended_are_not_given_up() {
+    let ca = TestCa::new();
+    let given_up = Allowance::new(1, 1);
+    let (mut server, mut seen) = slow_application(&ca, &given_up).await;
+    let some: Vec<_> = (0..5).map(|n| http2::request(2 * n + 1, "CONNECT", "10.0.0.1:1", &[])).collect();
+    let tunnel = send(&ca, &server, &some).await;
+    for _ in 0..5 {
+        seen.recv().await.unwrap();
+    }
+    drop(tunnel);
+    let _broken = server.ends.recv().await.unwrap().unwrap();
+    assert!(given_up.is_whole());
 }

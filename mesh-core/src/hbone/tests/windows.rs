@@ -24,9 +24,7 @@ impl Stalled {
             std::future::pending().await
         };
         let server = Server::start(&ca, config, handler).await;
-        let stream = TcpStream::connect(server.address).await.unwrap();
-        let expected = [SERVER.parse().unwrap()];
-        let (stream, _) = crate::tls::client::connect(stream, &ca.issue(CLIENT), &expected).await.unwrap();
+        let stream = tls_to(&server, &ca.issue(CLIENT)).await;
         let (requests, connection) = h2::client::handshake(stream).await.unwrap();
         let driver = tokio::spawn(async move {
             let _ = connection.await;

@@ -147,24 +147,15 @@ impl World {
     }
 
     async fn client(&self, token: &str) -> Result<Client, Status> {
-        self.client_with(token, |endpoint| endpoint).await
-    }
-
-    /// With other settings of HTTP/2.
-    async fn client_with(
-        &self,
-        token: &str,
-        settings: impl FnOnce(Endpoint) -> Endpoint,
-    ) -> Result<Client, Status> {
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&self.roots)).domain_name(NAME);
         let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).unwrap();
-        let channel = settings(endpoint).tls_config(tls).unwrap().connect().await.unwrap();
+        let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
         let (requests, stream) = mpsc::channel(4);
         let mut request = Request::new(ReceiverStream::new(stream));
         if !token.is_empty() {
             request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
         }
-        let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(usize::MAX);
+        let mut client = AggregatedDiscoveryServiceClient::new(channel);
         let responses = client.delta_aggregated_resources(request).await?.into_inner();
         Ok(Client { requests, responses })
     }
@@ -275,87 +266,6 @@ async fn a_stranger_that_says_much() {
     client.requests.send(whole).await.unwrap();
     let (told, removed) = client.receive().await;
     assert_eq!((told, removed.len()), (vec!["shop".to_owned()], 8000));
-    // Nor of what it asks about without an answer to what it was told.
-    let asking = |names: Vec<String>| DeltaDiscoveryRequest {
-        type_url: ADDRESS_TYPE.to_owned(),
-        resource_names_subscribe: names,
-        ..Default::default()
-    };
-    let mut client = world.client("shop").await.unwrap();
-    client.requests.send(asking(vec!["*".to_owned()])).await.unwrap();
-    client.responses.message().await.unwrap().unwrap();
-    let thousand: Vec<String> = (0..1000).map(|number| format!("{number:0900}")).collect();
-    // As many as are taken.
-    while client.requests.send(asking(thousand.clone())).await.is_ok() {}
-    assert_eq!(client.responses.message().await.unwrap_err().code(), Code::InvalidArgument);
-}
-
-/// It is answered in its turn.
-#[tokio::test]
-async fn a_stranger_that_asks_very_often_waits() {
-    let world = world("often").await;
-    let mut client = world.client("shop").await.unwrap();
-    client.send("").await;
-    client.receive().await;
-    let begun = std::time::Instant::now();
-    // Fifty at once, ten each second.
-    for _ in 0..55 {
-        client.send("").await;
-    }
-    let names = vec!["unknown".to_owned()];
-    let last = DeltaDiscoveryRequest {
-        type_url: ADDRESS_TYPE.to_owned(),
-        resource_names_subscribe: names.clone(),
-        ..Default::default()
-    };
-    client.requests.send(last).await.unwrap();
-    assert_eq!(client.receive().await, (vec![], names));
-    assert!(begun.elapsed() > Duration::from_millis(400), "{:?}", begun.elapsed());
-}
-
-/// What it does not take is in the agent's memory.
-#[tokio::test]
-async fn a_stranger_that_takes_nothing() {
-    let world = world("slow").await;
-    for number in 0..20 {
-        let workload = Workload {
-            uid: number.to_string(),
-            name: "n".repeat(1 << 20),
-            namespace: "shop".to_owned(),
-            ..Default::default()
-        };
-        let resource = Resource { r#type: Some(address::Type::Workload(workload)) };
-        world.publisher.publish([(number.to_string(), Some(resource))], []);
-    }
-    let slow = || async {
-        let client =
-            world.client_with("shop", |endpoint| endpoint.initial_stream_window_size(1)).await.unwrap();
-        client.send("").await;
-        client
-    };
-    // It has taken nothing of its first response, and goes on being told so little.
-    let mut first = slow().await;
-    let still = tokio::time::timeout(Duration::from_millis(300), first.responses.message()).await;
-    assert!(still.is_err(), "{still:?}");
-    let mut second = slow().await;
-    let status = second.responses.message().await.unwrap_err();
-    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
-    // Others are told what is theirs; and so is this one, once there is room.
-    let mut gateway = world.client("gateway").await.unwrap();
-    gateway.send("").await;
-    assert_eq!(gateway.receive().await.0.len(), 23);
-    drop(first);
-    let again = async {
-        // Each try is a round trip.
-        loop {
-            let mut client = world.client("shop").await.unwrap();
-            client.send("").await;
-            if let Ok(response) = client.responses.message().await {
-                break response.unwrap().resources.len();
-            }
-        }
-    };
-    assert_eq!(tokio::time::timeout(Duration::from_secs(20), again).await, Ok(21));
 }
 
 /// Before that everything that it has would seem to be gone.
