@@ -95,7 +95,7 @@ pub async fn run(
         denials,
         limits: config.budget,
         descriptors: surroundings.descriptors,
-        pace: Pace::new(config.pace),
+        pace: Pace::new(config.pace.frames(config.worker_threads())),
         neighbours: Neighbours::default(),
         pool_idle: config.pool_idle,
         same_node_mtls: config.same_node_mtls,

@@ -32,16 +32,26 @@ const MANY: usize = 1024;
 #[group(skip)]
 pub struct Config {
     /// HTTP/2 frames that are read of one client in a second, over all its tunnels to this node's pods, and as many at
-    /// once; more wait. What is sent in large frames does not count
-    #[arg(long, env = "ZTUNNEL_MAX_CLIENT_FRAMES", default_value_t = 25_000,
-        value_parser = clap::value_parser!(u32).range(1..))]
+    /// once; more wait. What is sent in large frames does not count. 0: 12,500 for each thread that carries connections
+    #[arg(long, env = "ZTUNNEL_MAX_CLIENT_FRAMES", default_value_t = 0)]
     pub max_client_frames: u32,
+}
+
+/// Frames a second that leave a thread half of its time for others.
+const FRAMES_OF_A_THREAD: u32 = 12_500;
+
+impl Config {
+    /// Frames a second of one client, where so many threads carry connections.
+    pub fn frames(self, threads: usize) -> u32 {
+        let by_threads = u32::try_from(threads).unwrap_or(u32::MAX).saturating_mul(FRAMES_OF_A_THREAD);
+        if self.max_client_frames > 0 { self.max_client_frames } else { by_threads.max(1) }
+    }
 }
 
 /// The process's; clones are the same.
 #[derive(Clone, Debug)]
 pub struct Pace {
-    config: Config,
+    frames: u32,
     clients: Arc<Mutex<Clients>>,
 }
 
@@ -73,15 +83,15 @@ pub struct OfClient {
 struct Fines(Option<(Duration, Instant)>);
 
 impl Pace {
-    /// Nobody has come yet.
-    pub fn new(config: Config) -> Self {
-        Self { config, clients: Arc::default() }
+    /// Nobody has come yet. Of each client so many frames are read in a second.
+    pub fn new(frames: u32) -> Self {
+        Self { frames, clients: Arc::default() }
     }
 
     /// What `client` may do; the same for all that ask.
     pub fn of(&self, client: IpAddr) -> OfClient {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = clients.by_address.entry(client).or_insert_with(|| OfClient::new(self.config)).clone();
+        let found = clients.by_address.entry(client).or_insert_with(|| OfClient::new(self.frames)).clone();
         if clients.by_address.len() > MANY.max(2 * clients.before) {
             clients.by_address.retain(|at, of| *at == client || !of.is_whole());
             clients.before = clients.by_address.len();
@@ -91,7 +101,7 @@ impl Pace {
 }
 
 impl OfClient {
-    fn new(Config { max_client_frames: frames }: Config) -> Self {
+    fn new(frames: u32) -> Self {
         Self {
             handshakes: Allowance::new(HANDSHAKES.0, HANDSHAKES.1),
             wasted: Allowance::new(WASTED.0, WASTED.1),
@@ -144,11 +154,17 @@ mod tests {
     use super::*;
 
     fn pace() -> Pace {
-        Pace::new(Config { max_client_frames: 1 })
+        Pace::new(1)
     }
 
     fn client(number: u32) -> IpAddr {
         IpAddr::from(number.to_be_bytes())
+    }
+
+    #[test]
+    fn frames_by_threads_unless_told() {
+        let frames = |max_client_frames, threads| Config { max_client_frames }.frames(threads);
+        assert_eq!([frames(0, 2), frames(0, 16), frames(7, 16)], [25_000, 200_000, 7]);
     }
 
     #[test]
