@@ -17,7 +17,7 @@ use crate::captured::{repair, wrong};
 use crate::family::{Family, over_both};
 use crate::lifecycle::{Traces, nothing_pinned};
 use crate::packets::{FIN, SYN, Sniffer, segment};
-use crate::world::{PATIENCE, PORT, World, accept, converse, enrol};
+use crate::world::{PATIENCE, PORT, World, accept, converse, enrol, into_stream, proxy_socket};
 use crate::xdp_socket;
 
 /// Whether the node's ends of links are guarded here; said where they are not.
@@ -270,6 +270,52 @@ fn the_guard_on_the_node_is_missed_and_put_back() -> Result<()> {
         repair(&mut datapath, &world.a, &listeners[0])?;
         check(&datapath, true)?;
     }
+    Ok(())
+}
+
+/// By an XDP program at the node's end packets lose their sockets: the proxy's pass all the same, and it is told of. Once it
+/// is gone the guard is back.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_xdp_program_on_the_node_is_told_of_and_cuts_nothing() -> Result<()> {
+    let world = World::new()?;
+    if !guarded(&world, "an_xdp_program_on_the_node_is_told_of_and_cuts_nothing")? {
+        return Ok(());
+    }
+    let passes = raw_bpf::load(Kind::Xdp, "passes_all", &[0xb7 | 2 << 32, 0x95])?;
+    let v1 = interface(&world.router, "v1")?.0;
+    let attach = || world.router.run(|| Ok(raw_bpf::attach_xdp(&passes, v1)?));
+    let told = |datapath: &mut Datapath| -> Result<Vec<String>> {
+        let mut foreign = datapath.foreign()?.remove(&world.a.uid).unwrap_or_default();
+        foreign.retain(|one| one.hook == "xdp");
+        Ok(foreign.into_iter().map(|one| one.name).collect())
+    };
+    let first = attach()?;
+    let (mut datapath, listeners) = world.enrolled(&[&world.a])?;
+    let app = world.b.serve()?;
+    let proxied = world.a.run(|| {
+        let socket = proxy_socket(&datapath, Domain::IPV4)?;
+        socket.connect_timeout(&world.b.at(PORT).into(), PATIENCE)?;
+        Ok(into_stream(socket))
+    })?;
+    let (served, _) = app.accept()?;
+    let mut attached = Some(first);
+    for round in 0..2 {
+        let found = wrong(&datapath, &world.a, false)?;
+        ensure!(found.is_empty() && !end_pin(&world)?.exists(), "{round}: {found:?}");
+        ensure!(told(&mut datapath)? == ["passes_all"], "{round}: {:?}", told(&mut datapath)?);
+        converse(&proxied, &served).context("with XDP")?;
+        drop(attached.take());
+        ensure!(wrong(&datapath, &world.a, false)? == [Part::Guard].into(), "{round}: not missed");
+        repair(&mut datapath, &world.a, &listeners[0])?;
+        ensure!(wrong(&datapath, &world.a, false)?.is_empty() && told(&mut datapath)?.is_empty());
+        ensure!(arrived(&world, || past_traffic_control(&world, "eth0", "v1"))? == 0, "{round}");
+        converse(&proxied, &served).context("without XDP")?;
+        attached = Some(attach()?);
+        ensure!(wrong(&datapath, &world.a, false)? == [Part::Guard].into(), "{round}: not noticed");
+        repair(&mut datapath, &world.a, &listeners[0])?;
+    }
+    drop(attached);
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use nix::sys::socket::{
 use node_agent::datapath::{Datapath, GuardHook};
 
 use crate::family::Family;
+use crate::kinds;
 use crate::lifecycle::{Traces, nothing_pinned};
 use crate::packets::{SYN, Sniffer, segment, send_raw};
 use crate::world::{PATIENCE, PORT, Pod, World, accept, converse, enrol};
@@ -229,6 +230,33 @@ fn a_pod_of_an_earlier_agent_is_let_go_where_it_is() -> Result<()> {
         // What another version recorded of the settings inside is not read.
         ensure!(another_version || Traces::of(&world.a)? == before);
         nothing_pinned(&world)?;
+    }
+    Ok(())
+}
+
+/// Also from an interface that others come before: as many as are looked at.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn filters_go_from_behind_many_interfaces() -> Result<()> {
+    for another_version in [false, true] {
+        let world = world(Family::V4)?;
+        kinds::eth0_behind(&world)?;
+        let (mut datapath, _listeners) = world.enrolled(&[&world.a])?;
+        if another_version {
+            drop(datapath);
+            fs::rename(world.version(), world.version().with_file_name("v0"))?;
+            datapath = world.open()?;
+        }
+        kinds::before_eth0(&world.a)?;
+        match another_version {
+            false => datapath.leave(&world.a.uid)?,
+            true => datapath.clear(&world.a.uid, Some(world.a.netns.descriptor()?))?,
+        }
+        let left = [filters(&world.a, "egress")?, filters(&world.a, "ingress")?].concat();
+        ensure!(left.is_empty(), "of another version: {another_version}: {left:?}");
+        nothing_pinned(&world)?;
+        let app = world.b.serve()?;
+        converse(&world.a.dial(world.b.at(PORT), PATIENCE)?, &app.accept()?.0)?;
     }
     Ok(())
 }

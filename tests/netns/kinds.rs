@@ -1,8 +1,11 @@
 //! Pods of uncommon kinds: with users of their own (`hostUsers: false`), with several interfaces.
 
+use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use mesh_ebpf_abi::event::Counter;
@@ -25,7 +28,7 @@ impl Owner {
         let owner = Self(command.spawn().context("unshare")?);
         let namespace = owner.netns();
         eventually("it has namespaces of its own", PATIENCE, || {
-            let (own, its) = (std::fs::read_link("/proc/self/ns/net")?, std::fs::read_link(&namespace)?);
+            let (own, its) = (fs::read_link("/proc/self/ns/net")?, fs::read_link(&namespace)?);
             ensure!(own != its, "it is in {}", its.display());
             Ok(())
         })?;
@@ -81,8 +84,7 @@ fn a_pod_with_many_interfaces_is_told_of_and_costs_no_more_than_others() -> Resu
         let lines = (begin..begin + MANY).map(|number| format!("link add d{number} group 7 type bridge\n"));
         pod.netns.ip(&lines.collect::<String>())
     };
-    let unmake = |pod: &Pod| shell::run("ip", ["-n", pod.netns.name(), "link", "del", "group", "7"]);
-    let pins = || -> Result<usize> { Ok(std::fs::read_dir(world.pod_pins(&world.a))?.count()) };
+    let pins = || -> Result<usize> { Ok(fs::read_dir(world.pod_pins(&world.a))?.count()) };
     make(&world.b, 0)?;
     let (mut datapath, _listeners) = world.enrolled(&[&world.a])?;
     datapath.prepare(&world.b.spec()?, None)?;
@@ -90,12 +92,11 @@ fn a_pod_with_many_interfaces_is_told_of_and_costs_no_more_than_others() -> Resu
     ensure!(error.source.to_string().contains("more than 16 interfaces"), "{error:?}");
     ensure!(!world.pod_pins(&world.b).exists(), "something of it is attached");
     let few = pins()?;
-    let mut most = few;
     for round in 0..2 {
         make(&world.a, round * MANY)?;
         datapath.upkeep();
-        most = most.max(pins()?);
-        ensure!(most > few && most <= few + 2 * 16, "{most} pins, {few} before");
+        let now = pins()?;
+        ensure!(now > few && now <= few + 2 * 16, "{now} pins in round {round}, {few} before");
         ensure!(wrong(&datapath, &world.a, false)? == [Part::Guard].into());
         unmake(&world.a)?;
         eventually("all of it is gone", PATIENCE, || {
@@ -108,6 +109,105 @@ fn a_pod_with_many_interfaces_is_told_of_and_costs_no_more_than_others() -> Resu
     unmake(&world.b)?;
     datapath.capture(&world.b.uid)?;
     Ok(())
+}
+
+/// Interfaces that come and go all the while, also while they are looked at, are no failure and leave nothing behind.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn what_is_kept_for_interfaces_goes_with_them() -> Result<()> {
+    const MANY: usize = 15;
+    const LONG: Duration = Duration::from_secs(6);
+    let world = World::new()?;
+    let (mut datapath, _listeners) = world.enrolled(&[&world.a])?;
+    let pins = || -> Result<usize> { Ok(fs::read_dir(world.pod_pins(&world.a))?.count()) };
+    let links = || -> Result<usize> {
+        let all = fs::read_dir("/proc/self/fd")?.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+        // As a new link is called, and one that was opened by its pin.
+        let names = ["anon_inode:bpf_link", "anon_inode:bpf-link"].map(Path::new);
+        Ok(all.filter(|to| names.contains(&to.as_path())).count())
+    };
+    let (few, held, begin) = (pins()?, links()?, Instant::now());
+    ensure!(held > 0);
+    let come_and_go = || -> Result<()> {
+        let add: String = (0..MANY).map(|one| format!("link add d{one} group 7 type bridge\n")).collect();
+        while begin.elapsed() < LONG {
+            world.a.netns.ip(&add)?;
+            shell::run("ip", ["-n", world.a.netns.name(), "link", "del", "group", "7"])?;
+        }
+        Ok(())
+    };
+    let mut most = (0, 0);
+    thread::scope(|scope| {
+        let others = scope.spawn(come_and_go);
+        while !others.is_finished() {
+            datapath.upkeep();
+            let now = (pins()?, links()?);
+            most = most.max(now);
+            let bounded = now.0 <= few + 2 * MANY && now.1 <= held + 2 * MANY;
+            ensure!(bounded, "{now:?} pins and links, {:?} before", (few, held));
+        }
+        others.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
+    })?;
+    ensure!(most.0 > few, "none was guarded");
+    eventually("nothing is kept", PATIENCE, || {
+        datapath.upkeep();
+        ensure!((pins()?, links()?) == (few, held), "{:?}, {:?} before", (pins()?, links()?), (few, held));
+        Ok(())
+    })
+}
+
+/// Has eth0 of pod a made again, so that there are numbers free before its own.
+pub(crate) fn eth0_behind(world: &World) -> Result<()> {
+    let used: String = (0..BEFORE).map(|one| format!("link add d{one} group 7 type bridge\n")).collect();
+    world.a.netns.ip(&format!("{used}link del eth0\n"))?;
+    world.wire(&world.a, 1)?;
+    unmake(&world.a)
+}
+
+/// Makes interfaces that the kernel tells of before eth0, more than are looked at.
+pub(crate) fn before_eth0(pod: &Pod) -> Result<()> {
+    let line = shell::run("ip", ["-n", pod.netns.name(), "-o", "link", "show", "eth0"])?;
+    let eth0: usize = line.split_once(':').context("ip link show")?.0.parse()?;
+    let add = (1..=BEFORE).map(|one| format!("link add d{one} index {} group 7 type bridge\n", eth0 - one));
+    pod.netns.ip(&add.collect::<String>())
+}
+
+const BEFORE: usize = 17;
+
+fn unmake(pod: &Pod) -> Result<()> {
+    shell::run("ip", ["-n", pod.netns.name(), "link", "del", "group", "7"]).map(drop)
+}
+
+/// What another version guards stays guarded by it, while this one could not guard all.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pod_with_many_interfaces_is_not_taken_over() -> Result<()> {
+    let world = World::new()?;
+    eth0_behind(&world)?;
+    let (datapath, mut listeners) = world.enrolled(&[&world.a])?;
+    drop(datapath);
+    fs::rename(world.version(), world.version().with_file_name("v0"))?;
+    before_eth0(&world.a)?;
+    let mut datapath = world.open()?;
+    let mut sniffer = Sniffer::new(&world)?;
+    let mut guarded = |when: &str| -> Result<()> {
+        send_raw(&world.a, &segment(world.a.at(5000), world.b.at(PORT), SYN), 0)?;
+        let seen = sniffer.tcp_from(&world.a, world.b.address)?;
+        ensure!(seen.is_empty(), "{when}: {seen:?}");
+        Ok(())
+    };
+    let kept = datapath.prepare(&world.a.spec()?, listeners.pop())?;
+    for _ in 0..2 {
+        let error = datapath.capture(&world.a.uid).expect_err("taken over");
+        ensure!(error.source.to_string().contains("more than 16 interfaces"), "{error:?}");
+        guarded("not taken over")?;
+        ensure!(datapath.surviving().len() == 1, "{:?}", datapath.surviving());
+    }
+    unmake(&world.a)?;
+    datapath.capture(&world.a.uid)?;
+    ensure!(!world.version().with_file_name("v0").exists(), "the other version is still there");
+    guarded("taken over")?;
+    converse(&world.a.dial(world.b.at(PORT), PATIENCE)?, &accept(&kept.outbound_v4)?)
 }
 
 /// Connections by any of them are captured, and none lets out what is not the proxy's; also one that came later, once

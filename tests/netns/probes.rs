@@ -6,13 +6,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use mesh_ebpf_abi::event::Counter;
 use mesh_ebpf_abi::probe::Tuple;
 use mesh_ebpf_abi::{ABI_VERSION, map};
 use mesh_tests::{kernel, shell};
-use node_agent::datapath::{Config, Datapath, KubeletConfig};
+use node_agent::datapath::{Config, Datapath, KubeletConfig, Listeners};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::family::over_both;
@@ -277,16 +278,22 @@ fn a_probed_socket_that_is_used_again_is_captured() -> Result<()> {
     Ok(())
 }
 
-/// Kubelet and pods below one cgroup: a pod on the node's network is not the kubelet.
-#[test]
-#[ignore = "needs root: cargo xtask test"]
-fn pods_below_the_kubelets_cgroup_do_not_pass_for_it() -> Result<()> {
-    let world = World::new()?;
+/// Pods' cgroup, below the kubelet's, and pod a enrolled there.
+fn below_the_kubelet(world: &World) -> Result<(PathBuf, Datapath, Listeners)> {
     let pods = world.kubelet.join("kubepods");
     fs::create_dir(&pods)?;
     let config = Config { cgroup_root: Some(pods.clone()), ..world.config() };
     let mut datapath = world.router.run(|| Ok(Datapath::open(&config)?))?;
     let listeners = enrol(&mut datapath, &world.a)?;
+    Ok((pods, datapath, listeners))
+}
+
+/// Kubelet and pods below one cgroup: a pod on the node's network is not the kubelet.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn pods_below_the_kubelets_cgroup_do_not_pass_for_it() -> Result<()> {
+    let world = World::new()?;
+    let (pods, _datapath, listeners) = below_the_kubelet(&world)?;
     let app = world.a.listen("0.0.0.0:7000")?;
     let client = world.within(&pods, || dial_from_node(&world, world.a.at(PORT)))?;
     converse(&client, &accept(&listeners.inbound_v4).context("not the proxy")?)?;
@@ -305,11 +312,7 @@ fn a_pod_whose_socket_cannot_be_flagged_does_not_pass_for_the_kubelet() -> Resul
         kernel::skipped(test, "a limit of sockets' own memory for each network namespace (Linux 6.9)");
         return Ok(());
     }
-    let pods = world.kubelet.join("kubepods");
-    fs::create_dir(&pods)?;
-    let config = Config { cgroup_root: Some(pods.clone()), ..world.config() };
-    let mut datapath = world.router.run(|| Ok(Datapath::open(&config)?))?;
-    let listeners = enrol(&mut datapath, &world.a)?;
+    let (pods, _datapath, listeners) = below_the_kubelet(&world)?;
     let app = world.a.listen("0.0.0.0:7000")?;
     world.router.sysctl(limit, "0")?;
     for _ in 0..2 {

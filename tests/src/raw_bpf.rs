@@ -15,6 +15,7 @@ pub enum Kind {
     Connect6,
     SkLookup,
     Tcx,
+    Xdp,
 }
 
 /// A link, and what it runs.
@@ -77,6 +78,7 @@ pub fn load(kind: Kind, name: &str, instructions: &[u64]) -> io::Result<OwnedFd>
         Kind::Connect4 | Kind::Connect6 => 18,
         Kind::SkLookup => 30,
         Kind::Tcx => 3,
+        Kind::Xdp => 6,
     };
     let licence = c"Apache-2.0";
     let mut padded = [0; 16];
@@ -125,6 +127,14 @@ pub fn attach_to_ingress_before_all(program: &OwnedFd, interface: u32) -> io::Re
     attach_tcx(program, interface, TCX_INGRESS, BPF_F_BEFORE)
 }
 
+/// Attaches a program to an interface of the calling thread's network namespace, where the kernel runs it for each packet
+/// that the driver has given it (generic XDP).
+pub fn attach_xdp(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
+    const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+    Ok(owned(call(LINK_CREATE, [program.as_raw_fd() as u32, interface, XDP, XDP_FLAGS_SKB_MODE])?))
+}
+
+const XDP: u32 = 37;
 const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
 const BPF_F_BEFORE: u32 = 1 << 3;
@@ -162,6 +172,7 @@ impl Kind {
             Self::Connect6 => 11,
             Self::SkLookup => 36,
             Self::Tcx => 0,
+            Self::Xdp => XDP,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! **Invariant:** the pins are the attach state; what is held open beside them (`held`) is pinned, so nothing is detached
 //! when the agent ends.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -12,6 +13,7 @@ use std::{fs, io};
 
 use super::bpf::{self, Extent, Hook, Target};
 use super::clsact::{self, Side};
+use super::guards;
 use super::hook::Chosen;
 use super::load::Programs;
 use super::pins::{Pins, remove, replace};
@@ -59,7 +61,7 @@ pub(super) fn connect(pins: &Pins, programs: &Programs, root: &Path) -> io::Resu
 }
 
 /// Attaches the guard, and what refuses, to each of these interfaces of the calling thread's network namespace that has
-/// none; pins are in `directory`.
+/// none; pins are in `directory`. One that has gone meanwhile needs none.
 ///
 /// # Errors
 /// When the kernel refuses: the first one, with what it was about. The others are attached.
@@ -75,6 +77,7 @@ pub(super) fn guard(
         for (name, side) in sides {
             let program = programs.on_interface(name).ok_or(io::ErrorKind::NotFound)?;
             let attached = on_interface(directory, program.as_fd(), name, interface, side, hook);
+            let attached = rules::unless(attached, libc::ENODEV);
             let attached = attached.map_err(|error| {
                 io::Error::new(error.kind(), format!("{name} on interface {}: {error}", interface.index))
             });
@@ -175,15 +178,17 @@ pub(super) fn alive(path: &Path) -> io::Result<bool> {
     Ok(bpf::link_info(link.as_fd())?.target != 0)
 }
 
-/// Removes the pins of interfaces that are gone; `there` are those of the pod, none where not all are known.
+/// Removes the pins of interfaces that are gone; for those of filters in the calling thread's network namespace.
 ///
 /// # Errors
-/// When bpffs refuses.
-pub(super) fn prune(directory: &Path, links: &[String], there: Option<&[Interface]>) -> io::Result<()> {
+/// When bpffs refuses, or netlink fails.
+pub(super) fn prune(directory: &Path, links: &[String]) -> io::Result<()> {
+    let filtered = filtered(links);
+    let there = if filtered.is_empty() { BTreeMap::new() } else { guards::links(filtered)? };
     for name in links {
         let Some(index) = index(name) else { continue };
         let gone = if is_filter(name) {
-            there.is_some_and(|there| !there.iter().any(|interface| interface.index == index))
+            !there.contains_key(&index)
         } else {
             matches!(alive(&directory.join(name)), Ok(false))
         };
@@ -195,7 +200,7 @@ pub(super) fn prune(directory: &Path, links: &[String], there: Option<&[Interfac
 }
 
 /// The interface that a pin is of.
-fn index(name: &str) -> Option<u32> {
+pub(super) fn index(name: &str) -> Option<u32> {
     name.strip_suffix(FILTER).unwrap_or(name).split_once('-')?.1.parse().ok()
 }
 
@@ -241,6 +246,11 @@ pub(super) fn is_filter(name: &str) -> bool {
     name.ends_with(FILTER)
 }
 
+/// The interfaces that have filters, as their pins among these tell.
+pub(super) fn filtered(links: &[String]) -> BTreeSet<u32> {
+    links.iter().filter(|name| is_filter(name)).filter_map(|name| index(name)).collect()
+}
+
 /// Which guard fits an interface.
 pub(super) fn guard_program(interface: Interface) -> &'static str {
     if interface.ethernet { mesh_ebpf_abi::program::GUARD } else { mesh_ebpf_abi::program::GUARD_L3 }
@@ -284,6 +294,8 @@ mod tests {
             ["guard-2-clsact", "guard_l3-7", "steer", "guard_node-x"].map(index),
             [Some(2), Some(7), None, None]
         );
+        let pins = ["guard-2-clsact", "refuse-2-clsact", "guard-3", "guard-40-clsact", "steer"];
+        assert_eq!(filtered(&pins.map(str::to_owned)), [2, 40].into());
         assert!(
             is_guard("guard_node-12")
                 && is_guard("guard-2")

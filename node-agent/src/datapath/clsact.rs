@@ -5,6 +5,7 @@
 //! one finds the filter and puts its own program into it: the kernel swaps them at once (cls_bpf_change()).
 //! All calls are about the calling thread's network namespace.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -135,15 +136,17 @@ pub(super) fn detach(interface: u32, side: Side) -> io::Result<()> {
     })
 }
 
-/// Takes our filters off every interface.
+/// Takes our filters off these interfaces, which pins tell of, and all others that are looked at.
 ///
 /// # Errors
 /// The first one; the others are taken off.
-pub(super) fn detach_all() -> io::Result<()> {
+pub(super) fn detach_all(pinned: &BTreeSet<u32>) -> io::Result<()> {
+    let seen: BTreeSet<u32> =
+        rules::interfaces()?.seen.into_iter().map(|interface| interface.index).collect();
     let mut result = Ok(());
-    for interface in rules::interfaces()?.seen {
+    for interface in pinned.union(&seen) {
         for side in [Side::Egress, Side::Ingress] {
-            result = result.and(detach(interface.index, side));
+            result = result.and(detach(*interface, side));
         }
     }
     result

@@ -26,7 +26,7 @@ use super::{Datapath, attach, cgroup};
 /// A program of somebody else.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Foreign {
-    /// Where it is: `connect4`, `connect6` or `sk_lookup`.
+    /// Where it is: `connect4`, `connect6`, `sk_lookup`, or `xdp` at the node's end of the pod's link.
     pub hook: &'static str,
     /// The kernel's number of it, as `bpftool prog show id` takes it.
     pub id: u32,
@@ -41,16 +41,21 @@ impl fmt::Display for Foreign {
         let Self { hook, id, name, harmless } = self;
         let name = if name.is_empty() { "without a name" } else { name };
         write!(f, "{hook} program {name} (id {id})")?;
-        f.write_str(match (*hook == SK_LOOKUP, *harmless) {
-            (true, true) => ", which Ambit's overrules while a proxy listens",
-            (true, false) => ", which may give the pod's connections to another socket than the proxy's",
-            (false, true) => ", whose changes of a destination are undone",
-            (false, false) => ", which may hide from the proxy which service is meant",
+        f.write_str(match (*hook, *harmless) {
+            (XDP, _) => {
+                " at the node's end of the pod's link, which leaves no guard there: who has CAP_NET_RAW in the pod can \
+                 send past the proxy"
+            }
+            (SK_LOOKUP, true) => ", which Ambit's overrules while a proxy listens",
+            (SK_LOOKUP, false) => ", which may give the pod's connections to another socket than the proxy's",
+            (_, true) => ", whose changes of a destination are undone",
+            (_, false) => ", which may hide from the proxy which service is meant",
         })
     }
 }
 
 const SK_LOOKUP: &str = "sk_lookup";
+const XDP: &str = "xdp";
 
 /// What is known of others' programs.
 #[derive(Debug)]
@@ -143,10 +148,17 @@ impl Datapath {
         }
         let mut found = BTreeMap::new();
         let captured = self.pods.iter().filter(|(_, pod)| pod.captured());
-        let captured: Vec<_> =
-            captured.filter_map(|(uid, pod)| Some((uid.clone(), pod.netns().ok()?))).collect();
-        for (uid, netns) in captured {
+        let captured: Vec<_> = captured
+            .filter_map(|(uid, pod)| Some((uid.clone(), pod.netns().ok()?, pod.ends.clone())))
+            .collect();
+        for (uid, netns, ends) in captured {
             let mut all = everywhere.clone();
+            all.extend(ends.iter().filter_map(|end| end.xdp).map(|id| Foreign {
+                hook: XDP,
+                id,
+                name: names.of(id).unwrap_or_default(),
+                harmless: false,
+            }));
             all.extend(own.remove(&uid).unwrap_or_default());
             match self.overrule(&uid, netns.as_fd(), &mut names) {
                 Ok(foreign) => all.extend(foreign),

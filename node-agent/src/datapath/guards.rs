@@ -17,14 +17,14 @@ use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached};
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::bpf::{self, Extent, Hook, Target};
 use super::hook::Chosen;
 use super::load::Programs;
 use super::pins::Pins;
 use super::pod::{Failed, Pod, step};
-use super::rules::{self, Interface, MAX_INTERFACES, kernel, peer, talk};
+use super::rules::{self, Interface, MAX_INTERFACES, kernel, peer, talk, unless};
 use super::upkeep::Watch;
 use super::{Datapath, attach, maps, netns};
 
@@ -70,14 +70,15 @@ impl Pod {
                 self.pending.watch = Some(Watch::open(guards.hook)?);
             }
             let found = rules::interfaces()?;
-            if found.more && !self.captured() && !self.taken_over {
+            // Also where another version captures it: that one's guard stays, on all that it had.
+            if found.more && !self.captured() {
                 let error = format!("it has more than {MAX_INTERFACES} interfaces");
                 return Err(io::Error::new(io::ErrorKind::QuotaExceeded, error));
             }
             interfaces = found.seen;
-            attach::guard(&directory, guards.programs, guards.hook, &interfaces)?;
+            let attached = attach::guard(&directory, guards.programs, guards.hook, &interfaces);
             let pinned = guards.pins.pod_links(&maps::uid(&self.record))?;
-            attach::prune(&directory, &pinned, (!found.more).then_some(&interfaces))
+            attach::prune(&directory, &pinned).and(attached)
         };
         let result = step("attach the guard", attach());
         self.pending.unguarded = result.is_err();
@@ -103,25 +104,47 @@ impl Pod {
         let (netns, uid) = (self.netns()?, maps::uid(&self.record));
         let directory = guards.pins.pod(&uid);
         let program = guards.programs.guard_node.as_fd();
-        self.ends = netns::here_or_within(guards.node, || {
+        let found = netns::here_or_within(guards.node, || {
             let ends = ends(netns.as_fd(), interfaces)?;
-            for end in &ends {
-                let pin = directory.join(pin(*end));
-                attach::ensure(&pin, program, Target::Interface(*end), Hook::TcxIngress)?;
+            for End { index, xdp } in ends.iter().copied() {
+                let pin = directory.join(pin(index));
+                if xdp.is_some() {
+                    attach::detach(&pin)?;
+                    continue;
+                }
+                let attached = attach::ensure(&pin, program, Target::Interface(index), Hook::TcxIngress);
+                unless(attached.map(drop), libc::ENODEV)?;
             }
             Ok(ends)
         })?;
+        for end in found.iter().filter(|end| end.xdp.is_some() && !self.ends.contains(end)) {
+            warn!(pod = uid, end = end.index, "not guarded on the node: its link has an XDP program there");
+        }
+        self.ends = found;
         debug!(pod = uid, ends = ?self.ends, "guarded on the node");
         Ok(())
     }
 }
 
+/// The node's end of a pod's link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct End {
+    /// Its index there.
+    pub index: u32,
+    /// The XDP program that takes packets from it, 0 for several: they may lose their sockets by that, and the guard would
+    /// drop what is the proxy's. So it is not guarded.
+    pub xdp: Option<u32>,
+}
+
 impl Datapath {
-    /// Those of the pods' links whose ends on the node, by their indices there, are not guarded as they have to be.
-    pub(super) fn open_ends<'a>(
+    /// What of the ends of pods' links on the node is not as it has to be, in words.
+    ///
+    /// # Errors
+    /// When netlink fails.
+    pub(super) fn wrong_ends<'a>(
         &self,
         uids: impl IntoIterator<Item = &'a String>,
-    ) -> io::Result<BTreeMap<&'a str, Vec<u32>>> {
+    ) -> io::Result<BTreeMap<&'a str, Vec<String>>> {
         let pods = uids.into_iter().filter_map(|uid| Some((uid.as_str(), self.pods.get(uid)?)));
         let pods: Vec<_> = pods.filter(|(_, pod)| !pod.ends.is_empty()).collect();
         if pods.is_empty() {
@@ -137,17 +160,27 @@ impl Datapath {
             Err(error) => error.raw_os_error() != Some(libc::ENODEV),
         };
         netns::here_or_within(self.node.as_fd(), || {
-            let open = |pod: &Pod| pod.ends.iter().copied().filter(|end| is_open(*end)).collect();
-            Ok(pods.iter().map(|(uid, pod)| (*uid, open(pod))).collect())
+            let links = links(pods.iter().flat_map(|(_, pod)| &pod.ends).map(|end| end.index))?;
+            let wrong = |end: &End| match (end.xdp, xdp(links.get(&end.index)?)) {
+                (None, Some(_)) => Some("has got an XDP program, by which packets lose their sockets"),
+                (_, None) => is_open(end.index).then_some("is not guarded"),
+                (Some(_), Some(_)) => None,
+            };
+            let told = |end: &End| {
+                Some(format!("the node's end of its link, interface {} there, {}", end.index, wrong(end)?))
+            };
+            Ok(pods.iter().map(|(uid, pod)| (*uid, pod.ends.iter().filter_map(told).collect())).collect())
         })
     }
 
     /// Puts the guards at the ends of a pod's links before programs of others that have come since.
-    pub(super) fn ends_first(&self, directory: &Path, ends: &[u32]) -> io::Result<()> {
-        let first = |end: &u32| {
-            attach::make_first(&directory.join(pin(*end)), &self.programs.guard_node, *end, Hook::TcxIngress)
+    pub(super) fn ends_first(&self, directory: &Path, ends: &[End]) -> io::Result<()> {
+        let first = |end: &End| {
+            let pin = directory.join(pin(end.index));
+            attach::make_first(&pin, &self.programs.guard_node, end.index, Hook::TcxIngress)
         };
-        netns::here_or_within(self.node.as_fd(), || ends.iter().try_for_each(first))
+        let mut guarded = ends.iter().filter(|end| end.xdp.is_none());
+        netns::here_or_within(self.node.as_fd(), || guarded.try_for_each(first))
     }
 }
 
@@ -155,36 +188,58 @@ fn pin(end: u32) -> String {
     attach::interface_pin(program::GUARD_NODE, end)
 }
 
-/// The other ends of a pod's interfaces in the calling thread's network namespace: those that have theirs in the pod's,
-/// and that no XDP program takes packets from, which may lose their sockets by that.
+/// The other ends of a pod's interfaces in the calling thread's network namespace: those that have theirs in the pod's.
 ///
 /// # Errors
 /// When netlink fails.
-fn ends(netns: BorrowedFd<'_>, interfaces: &[Interface]) -> io::Result<Vec<u32>> {
+fn ends(netns: BorrowedFd<'_>, interfaces: &[Interface]) -> io::Result<Vec<End>> {
     talk(async |handle| {
         let (mut found, mut number) = (Vec::new(), None);
         for (index, end) in interfaces.iter().filter_map(|one| Some((one.index, one.peer?))) {
-            let link = match handle.link().get().match_index(end).execute().try_next().await.map_err(kernel) {
-                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => continue,
-                link => link?,
-            };
+            let Some(link) = link(&handle, end).await? else { continue };
             // After the first link: the kernel gives the pod's namespace its number, once, when it is asked about one.
             if number.is_none() {
                 number = number_of(&handle, netns).await?;
             }
-            let is_other_end =
-                |link: &LinkMessage| number.is_some_and(|netns| peer(link) == Some((index, netns)));
-            if link.is_some_and(|link| is_other_end(&link) && !has_xdp(&link)) {
-                found.push(end);
+            if number.is_some_and(|netns| peer(&link) == Some((index, netns))) {
+                found.push(End { index: end, xdp: xdp(&link) });
             }
         }
         Ok(found)
     })
 }
 
-fn has_xdp(link: &LinkMessage) -> bool {
+/// Those of these interfaces of the calling thread's network namespace that are there.
+///
+/// # Errors
+/// When netlink fails.
+pub(super) fn links(indices: impl IntoIterator<Item = u32>) -> io::Result<BTreeMap<u32, LinkMessage>> {
+    talk(async |handle| {
+        let mut found = BTreeMap::new();
+        for index in indices {
+            found.extend(link(&handle, index).await?.map(|link| (index, link)));
+        }
+        Ok(found)
+    })
+}
+
+async fn link(handle: &Handle, index: u32) -> io::Result<Option<LinkMessage>> {
+    match handle.link().get().match_index(index).execute().try_next().await.map_err(kernel) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        link => link,
+    }
+}
+
+fn of_xdp(attribute: &LinkAttribute) -> &[LinkXdp] {
+    if let LinkAttribute::Xdp(all) = attribute { all } else { &[] }
+}
+
+/// The XDP program on an interface; 0 for several.
+fn xdp(link: &LinkMessage) -> Option<u32> {
+    let all = || link.attributes.iter().flat_map(of_xdp);
     let attached = |one: &LinkXdp| matches!(one, LinkXdp::Attached(how) if *how != XdpAttached::None);
-    link.attributes.iter().any(|one| matches!(one, LinkAttribute::Xdp(all) if all.iter().any(attached)))
+    let id = |one: &LinkXdp| if let LinkXdp::ProgId(id) = one { Some(*id) } else { None };
+    all().any(attached).then(|| all().find_map(id).unwrap_or_default())
 }
 
 /// The number that another network namespace has in the calling thread's (RTM_GETNSID).

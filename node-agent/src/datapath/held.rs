@@ -40,12 +40,13 @@ impl Held {
     }
 
     /// Holds what is pinned at this path now, in the place of what was. A link that is not pinned there any more is held
-    /// while it is attached.
+    /// while it is attached, and none whose interface is gone: there may be any number of these.
     ///
     /// # Errors
     /// When the pin cannot be opened.
     pub(super) fn hold(&mut self, path: &Path) -> io::Result<()> {
         match bpf::open(path) {
+            Ok(object) if of_interface(path) && !is_attached(path, &object) => drop(self.0.remove(path)),
             Ok(object) => drop(self.0.insert(path.to_owned(), object)),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Err(_) => {
@@ -85,8 +86,17 @@ impl Held {
     }
 }
 
+/// Whether the pin is that of a link on an interface.
+fn of_interface(path: &Path) -> bool {
+    name(path).is_some_and(|name| attach::index(name).is_some() && !attach::is_filter(name))
+}
+
+fn name(path: &Path) -> Option<&str> {
+    path.file_name()?.to_str()
+}
+
 /// Whether a link is; what stands for a filter is none.
 fn is_attached(path: &Path, object: &OwnedFd) -> bool {
-    let filter = path.file_name().and_then(|name| name.to_str()).is_some_and(attach::is_filter);
-    !filter && bpf::link_info(object.as_fd()).is_ok_and(|link| link.target != 0)
+    !name(path).is_some_and(attach::is_filter)
+        && bpf::link_info(object.as_fd()).is_ok_and(|link| link.target != 0)
 }

@@ -42,7 +42,8 @@ impl Datapath {
         if !self.versions.has_filters(uid) {
             return Ok(());
         }
-        step(FILTERS, netns::within(netns.as_fd(), clsact::detach_all))
+        let pinned = self.versions.filters(uid);
+        step(FILTERS, netns::within(netns.as_fd(), || clsact::detach_all(&pinned)))
     }
 
     /// Switches capture off and restores what was there; works for a pod whose network namespace is gone, and does
@@ -54,7 +55,8 @@ impl Datapath {
     pub fn leave(&mut self, uid: &str) -> Result<(), PodError> {
         if self.versions.has_filters(uid) {
             let unknown = || Err(io::Error::other("its network namespace is not known"));
-            let off = self.pods.get(uid).map_or_else(unknown, |pod| pod.detach_filters(|| false));
+            let pinned = self.versions.filters(uid);
+            let off = self.pods.get(uid).map_or_else(unknown, |pod| pod.detach_filters(&pinned, || false));
             step(FILTERS, off).map_err(|failed| failed.of(uid))?;
         }
         self.let_go(uid)

@@ -19,7 +19,7 @@ use mesh_ebpf_abi::{
 use tracing::warn;
 
 use super::bpf::{Hook, Target};
-use super::guards::Guards;
+use super::guards::{End, Guards};
 use super::load::Programs;
 use super::maps::{self, Maps};
 use super::pins::Pins;
@@ -62,8 +62,8 @@ pub(super) struct Pod {
     pub taken_over: bool,
     /// This agent guards it by filters, which only netlink takes off.
     pub filtered: bool,
-    /// The other ends of its links that are guarded, by their indices on the node.
-    pub ends: Vec<u32>,
+    /// The other ends of its links, on the node.
+    pub ends: Vec<End>,
     /// What is left to do after its capture.
     pub pending: Pending,
     /// Where the connections that it opens come from, at most one address of each family; empty until `furnish`.
@@ -260,7 +260,7 @@ impl Pod {
         let directory = pins.pod(&uid);
         if self.filtered || !filters.is_empty() {
             let gone = || matches!(attach::alive(&directory.join(STEER)), Ok(false));
-            step(FILTERS, self.detach_filters(gone))?;
+            step(FILTERS, self.detach_filters(&attach::filtered(&filters), gone))?;
         }
         (self.filtered, self.record.captured) = (false, 0);
         let dns = step("stop capturing its DNS queries", self.release_dns(numbers));
@@ -278,16 +278,16 @@ impl Pod {
         netns::within(netns.as_fd(), || rules::capture_dns(numbers, &self.primaries(), false))
     }
 
-    /// Takes the filters off its interfaces. They go with their network namespace; else it has to be known, and the pins
+    /// Takes the filters off its interfaces, of which pins tell. They go with their network namespace; else it has to be known, and the pins
     /// that tell of them stay for whoever knows it.
     ///
     /// # Errors
     /// When its network namespace is not known, or as of RTM_DELTFILTER.
-    pub(super) fn detach_filters(&self, gone: impl Fn() -> bool) -> io::Result<()> {
+    pub(super) fn detach_filters(&self, pinned: &BTreeSet<u32>, gone: impl Fn() -> bool) -> io::Result<()> {
         match &self.netns {
             Some(netns) => {
                 // Once more, since no pin that is removed takes them off.
-                let detach = || netns::within(netns.as_fd(), clsact::detach_all);
+                let detach = || netns::within(netns.as_fd(), || clsact::detach_all(pinned));
                 detach().or_else(|_| detach())
             }
             None if self.gone || gone() => Ok(()),

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use mesh_ebpf_abi::program;
-use tracing::warn;
 
 use super::bpf::{self, Extent, Hook, Target};
 use super::canary::{self, Landed, Outcome, Way};
@@ -121,16 +120,12 @@ impl Datapath {
         for (uid, path) in cgroup::of_pods(&self.root, |uid| uids.contains(uid)) {
             cgroups.entry(uid).or_default().push(path);
         }
-        let open = self.open_ends(uids).unwrap_or_else(|error| {
-            warn!(%error, "cannot look whether pods are guarded on the node");
-            BTreeMap::new()
-        });
+        let ends = self.wrong_ends(uids);
         let proofs = uids.iter().filter_map(|uid| {
             let pod = self.pods.get(uid).filter(|pod| pod.captured() && !pod.sources.is_empty())?;
             let mut flaws = self.flaws(uid, pod, cgroups.get(uid).map_or(&[], Vec::as_slice));
-            for end in open.get(uid.as_str()).into_iter().flatten() {
-                let detail = format!("the node's end of its link, interface {end} there, is not guarded");
-                flaws.push(Flaw::certain(Part::Guard, detail));
+            if !pod.ends.is_empty() {
+                flaws.extend(on_the_node(uid, &ends));
             }
             let subject = Subject {
                 netns: pod.netns().ok()?,
@@ -185,6 +180,15 @@ impl Datapath {
             Err(_) => !cgroup.exists(),
         }
     }
+}
+
+/// Of a pod whose links end on the node, what was found wrong there: all, where that could not be looked at.
+fn on_the_node(uid: &str, found: &io::Result<BTreeMap<&str, Vec<String>>>) -> Vec<Flaw> {
+    let details = match found {
+        Ok(wrong) => wrong.get(uid).cloned().unwrap_or_default(),
+        Err(error) => vec![format!("it cannot be told whether it is guarded on the node: {error}")],
+    };
+    details.into_iter().map(|detail| Flaw::certain(Part::Guard, detail)).collect()
 }
 
 /// Whether ours is among these programs; by its name where its pin is gone.

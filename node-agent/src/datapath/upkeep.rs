@@ -19,6 +19,7 @@ use super::{Datapath, maps, netns, older};
 /// How soon a new interface is noticed. What is captured is bound to lo and does not leave by it in the meantime.
 const IDLE: Duration = Duration::from_secs(1);
 /// A look at a pod's interfaces that takes longer is followed by a rest that is so many times as long: others wait for it.
+/// After so long whoever waits for the datapath has a turn before the next look.
 const LONG: Duration = Duration::from_millis(100);
 const SHARE: u32 = 2;
 /// While handshakes are under way.
@@ -75,57 +76,126 @@ pub(super) struct Pending {
     pub unguarded: bool,
     /// Its interfaces are left alone until then: they could not be guarded, or took long.
     pub rest: Option<Instant>,
+    /// When they were looked at last.
+    looked: Option<Instant>,
     /// Handshakes were under way; until then they are looked for.
     pub handshakes: Option<Instant>,
 }
 
 impl Datapath {
-    /// Does what has become necessary for captured pods without anybody asking. Returns how soon to call it again.
+    /// Does what has become necessary for captured pods without anybody asking. Returns how soon to call it again: at
+    /// once where whoever waits should have a turn first.
     pub fn upkeep(&mut self) -> Duration {
-        let mut next = IDLE;
         // Without a hook nothing can be put back: what an earlier agent captured keeps what it has.
-        let Ok(hook) = self.hook else { return next };
+        let Ok(hook) = self.hook else { return IDLE };
+        let guards = Guards::of(&self.pins, &self.programs, hook, &self.node);
+        let mut handshakes = false;
         for (uid, pod) in self.pods.iter_mut().filter(|(_, pod)| pod.captured()) {
-            let directory = self.pins.pod(uid);
-            let guards = Guards::of(&self.pins, &self.programs, hook, &self.node);
-            let result = match pod.upkeep(&guards) {
-                Ok(true) => step("hold its pins", self.held.refresh(&directory)),
-                other => other.map(drop),
-            };
-            if let Err(failed) = result {
-                warn!(pod = uid, step = failed.step, error = %failed.source, "upkeep failed");
-            }
-            if pod.pending.handshakes.is_some() {
-                next = BUSY;
-            }
+            tell(uid, pod.flag_handshakes(&guards));
+            handshakes |= pod.pending.handshakes.is_some();
         }
-        next
+        let pods = self.pods.iter_mut().filter(|(_, pod)| pod.captured());
+        let all = in_turn(pods.map(|pod| (pod.1.pending.looked, pod)).collect(), |(uid, pod)| {
+            let now = Instant::now();
+            if !pod.pending.changed(now) {
+                return Duration::ZERO;
+            }
+            let guarded = pod.look(&guards, now);
+            // Also of what could not be guarded some may be pinned, and some gone.
+            let held = step("hold its pins", self.held.refresh(&self.pins.pod(uid)));
+            tell(uid, guarded.and(held));
+            now.elapsed()
+        });
+        match (all, handshakes) {
+            (false, _) => Duration::ZERO,
+            (true, true) => BUSY,
+            (true, false) => IDLE,
+        }
+    }
+}
+
+/// Looks at one after another, those first that were looked at longest ago, until that has taken long. Whether it came to
+/// the last one; `look` says how long each took.
+fn in_turn<T>(mut all: Vec<(Option<Instant>, T)>, mut look: impl FnMut(T) -> Duration) -> bool {
+    all.sort_by_key(|(looked, _)| *looked);
+    let mut spent = Duration::ZERO;
+    for (_, one) in all {
+        if spent > LONG {
+            return false;
+        }
+        spent += look(one);
+    }
+    true
+}
+
+fn tell(uid: &str, result: Result<(), Failed>) {
+    if let Err(failed) = result {
+        warn!(pod = uid, step = failed.step, error = %failed.source, "upkeep failed");
+    }
+}
+
+impl Pending {
+    /// Whether the pod's interfaces are to be looked at; what was heard of them is taken for known then.
+    fn changed(&self, now: Instant) -> bool {
+        let rests = self.rest.is_some_and(|until| now < until);
+        !rests && (self.watch.as_ref().is_some_and(Watch::changed) || self.unguarded)
     }
 }
 
 impl Pod {
-    /// Whether its pins may be others now.
-    fn upkeep(&mut self, guards: &Guards<'_>) -> Result<bool, Failed> {
-        let now = Instant::now();
-        let rests = self.pending.rest.is_some_and(|until| now < until);
-        let changed =
-            !rests && (self.pending.watch.as_ref().is_some_and(Watch::changed) || self.pending.unguarded);
-        if changed {
-            debug!(pod = maps::uid(&self.record), "interfaces changed");
-            let guarded = self.guard(guards);
-            let took = now.elapsed();
-            let rest = if guarded.is_err() { IDLE } else { Duration::ZERO };
-            let rest = if took > LONG { rest.max(took * SHARE) } else { rest };
-            self.pending.rest = Some(now + took + rest);
-            guarded?;
-        }
-        let Some(until) = self.pending.handshakes else { return Ok(changed) };
+    /// Looks at its interfaces, and has them guarded.
+    fn look(&mut self, guards: &Guards<'_>, now: Instant) -> Result<(), Failed> {
+        debug!(pod = maps::uid(&self.record), "interfaces changed");
+        let guarded = self.guard(guards);
+        let took = now.elapsed();
+        let rest = if guarded.is_err() { IDLE } else { Duration::ZERO };
+        let rest = if took > LONG { rest.max(took * SHARE) } else { rest };
+        (self.pending.looked, self.pending.rest) = (Some(now), Some(now + took + rest));
+        guarded
+    }
+
+    /// Flags connections whose handshakes were under way.
+    fn flag_handshakes(&mut self, guards: &Guards<'_>) -> Result<(), Failed> {
+        let Some(until) = self.pending.handshakes else { return Ok(()) };
         let netns = step("enter its network namespace", self.netns())?;
         let look = || older::look_again(guards.programs);
         let under_way = step("flag its older connections", netns::within(netns.as_fd(), look))?;
         if !under_way || Instant::now() >= until {
             self.pending.handshakes = None;
         }
-        Ok(changed)
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each call looks at one of those that take long, in turn, and whoever is quiet is looked at as soon as it is not.
+    #[test]
+    fn whoever_takes_long_takes_turns() {
+        const PODS: usize = 4;
+        let (begin, mut clock) = (Instant::now(), Duration::ZERO);
+        let mut looked = [None; PODS];
+        let mut call = |takes: [Duration; PODS]| {
+            let mut met = Vec::new();
+            let all = in_turn(looked.into_iter().zip(0..PODS).collect(), |pod: usize| {
+                if takes[pod].is_zero() {
+                    return takes[pod];
+                }
+                (looked[pod], clock) = (Some(begin + clock), clock + takes[pod]);
+                met.push(pod);
+                takes[pod]
+            });
+            (met, all)
+        };
+        let (long, short, none) = (LONG * 3, LONG / 10, Duration::ZERO);
+        let flapping = [long, long, long, none];
+        let calls: Vec<_> = (0..4).map(|_| call(flapping)).collect();
+        assert_eq!(calls, [(vec![0], false), (vec![1], false), (vec![2], false), (vec![0], false)]);
+        assert_eq!(call([long, long, long, short]), (vec![3, 1], false), "the quiet one waited");
+        assert_eq!(call([short; PODS]), (vec![2, 0, 3, 1], true));
+        assert_eq!(call([none; PODS]), (vec![], true));
+        assert_eq!(call([LONG / 2 + short; PODS]).0.len(), 2, "many that are not long by themselves");
     }
 }

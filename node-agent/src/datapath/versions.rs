@@ -67,6 +67,12 @@ impl Others {
         self.0.iter().any(filters)
     }
 
+    /// The interfaces of the pod that these pins are of.
+    pub(super) fn filters(&self, uid: &str) -> BTreeSet<u32> {
+        let links = |version: &PathBuf| files(&version.join("links").join(uid)).unwrap_or_default();
+        attach::filtered(&self.0.iter().flat_map(links).collect::<Vec<_>>())
+    }
+
     /// Takes a pod's hooks off, the guard first, and what is left when it was the last.
     ///
     /// # Errors

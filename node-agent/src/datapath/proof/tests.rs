@@ -29,6 +29,20 @@ fn what_is_known_explains_what_did_not_come_back() {
 }
 
 #[test]
+fn what_could_not_be_looked_at_on_the_node_is_not_taken_for_guarded() {
+    let details =
+        |found| on_the_node("a", &found).into_iter().map(|flaw| (flaw.part, flaw.detail)).collect::<Vec<_>>();
+    assert_eq!(details(Ok([("a", Vec::new()), ("b", vec!["open".to_owned()])].into())), []);
+    let open = Ok([("a", vec!["open".to_owned()])].into());
+    assert_eq!(details(open), [(Part::Guard, "open".to_owned())]);
+    let failed = details(Err(io::Error::from_raw_os_error(libc::ENOBUFS)));
+    assert!(
+        matches!(&failed[..], [(Part::Guard, detail)] if detail.contains("cannot be told")),
+        "{failed:?}"
+    );
+}
+
+#[test]
 fn each_part_has_a_name_of_its_own() {
     let names: BTreeSet<_> = Part::ALL.iter().map(|part| part.name()).collect();
     assert_eq!(names.len(), Part::ALL.len());
