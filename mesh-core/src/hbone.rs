@@ -4,7 +4,6 @@
 //! tunnels, `stream` is one connection in it as ordinary bytes. `conduct` ends a tunnel whose other end floods it.
 //! Wire-compatible with Istio's ambient mesh.
 
-pub mod allowance;
 pub mod client;
 pub mod pool;
 pub mod request;

@@ -3,6 +3,7 @@
 //! **Invariant:** knows neither Kubernetes nor eBPF.
 
 pub mod addr;
+pub mod allowance;
 pub mod authz;
 pub mod backoff;
 pub mod certs;

@@ -16,7 +16,7 @@ pub mod udp;
 
 use std::time::Duration;
 
-use mesh_core::hbone::allowance::Allowance;
+use mesh_core::allowance::Allowance;
 
 use self::answer::{Answer, Client};
 use self::message::Transport;

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mesh_core::hbone::allowance::Allowance;
+use mesh_core::allowance::Allowance;
 
 /// Handshakes of one client with all pods of this node, at once and a second; each takes about a millisecond. A tunnel
 /// has room for a hundred connections, and all clients behind one gateway are one.

@@ -8,10 +8,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use mesh_core::addr::{ClientAddr, NetworkAddress, Target};
+use mesh_core::allowance::Allowance;
 use mesh_core::certs::Certificates;
 use mesh_core::copy::{self, Carried, Meter, Outcome};
 use mesh_core::drain::Watch;
-use mesh_core::hbone::allowance::Allowance;
 use mesh_core::hbone::pool::{Config as PoolConfig, Pool};
 use mesh_core::hbone::{Baggage, HboneStream};
 use mesh_core::store::Reader;

@@ -13,13 +13,13 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::allowance::Allowance;
 use super::conduct::{Conduct, Watched};
 use super::frames::Frames;
 use super::request::{Baggage, ConnectRequest, MAX_POLICY, MAX_REASON, POLICY, REASON, text_of};
 use super::settings::{self, Dead, HANDSHAKE_TIMEOUT, KeepAlive};
 use super::stream::HboneStream;
 use super::window::{Resizing, Window};
+use crate::allowance::Allowance;
 use crate::certs::{CertError, WorkloadCert};
 use crate::identity::Identity;
 use crate::tls::revocation::{self, Presented};

@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Sleep;
 
-use super::allowance::Allowance;
 use super::frames::Frames;
+use crate::allowance::Allowance;
 
 /// Frames that carry nothing, at once and a second. A peer that pings for keep-alive sends one in ten seconds, one that
 /// opens windows as bytes are taken (and in large steps) none.

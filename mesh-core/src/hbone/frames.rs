@@ -113,10 +113,10 @@ impl Frames {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_http2 as http2;
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+        http2::frame(kind, flags, 1, payload)
     }
 
     fn check(frames: &[Vec<u8>], expected: (u32, u32)) {

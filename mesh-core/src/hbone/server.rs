@@ -14,13 +14,13 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
-use super::allowance::Allowance;
 use super::conduct::{self, Conduct, Watched};
 use super::frames::Frames;
 use super::request::{Baggage, ConnectRequest, InvalidRequest, MAX_POLICY, MAX_REASON, POLICY, REASON};
 use super::settings::{self, Dead, HANDSHAKE_TIMEOUT, KeepAlive, MAX_STREAMS};
 use super::stream::HboneStream;
 use super::window::{Resizing, Window};
+use crate::allowance::Allowance;
 use crate::certs::WorkloadCert;
 use crate::drain::Watch;
 use crate::identity::Identity;

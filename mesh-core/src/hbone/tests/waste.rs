@@ -1,8 +1,8 @@
 //! Clients whose requests come to nothing by their own doing: so many a client, over all its tunnels.
 
-use super::super::allowance::Allowance;
 use super::super::conduct::TOO_MUCH_WASTE;
 use super::*;
+use crate::allowance::Allowance;
 use crate::test_http2::{self as http2, ENHANCE_YOUR_CALM, kind};
 use crate::tls::Stream;
 
