@@ -70,7 +70,8 @@ impl Slice {
 
 impl Endpoint {
     fn read(namespace: &str, object: &api::Endpoint) -> Result<Self, Invalid> {
-        // Of pods those of its own namespace alone: whoever writes slices makes no other's pod a part of a service.
+        // Of pods those of its own namespace alone: whoever writes slices makes no other's pod a part of a service. What
+        // else is named is an address, which is a workload of the slice's own namespace, and found by it by nobody.
         let pod = object.target_ref.as_ref().filter(|target| {
             let own = target.namespace.as_deref().is_none_or(|of| of == namespace);
             own && target.kind.as_deref() == Some("Pod")

@@ -110,7 +110,8 @@ fn endpoints_join_pods_and_services() {
     assert!(workload(&index, "p").unwrap().services.is_empty(), "another pod of that name");
 }
 
-/// Whoever may write slices in one namespace makes no pod of another a part of anything.
+/// Whoever may write slices in one namespace makes no pod of another a part of anything: only its address, as a workload
+/// of the slice's own namespace.
 #[test]
 fn a_slice_has_no_pods_of_other_namespaces() {
     let mut index = index();
@@ -119,8 +120,13 @@ fn a_slice_has_no_pods_of_other_namespaces() {
     apply(&mut index, Kind::Service, foreign(service("cart", "10.96.0.7")));
     let claims = foreign(slice("cart-1", "cart", json!([endpoint("p", true)])));
     let changes = apply(&mut index, Kind::EndpointSlice, claims);
-    assert!(!changes.keys.contains(&pod_key("p")), "{changes:?}");
+    let address = Key::Endpoint(ObjectName::new("evil", "cart-1"), "10.0.0.9".parse().unwrap());
+    assert!(!changes.keys.contains(&pod_key("p")) && changes.keys.contains(&address), "{changes:?}");
     assert!(workload(&index, "p").unwrap().services.is_empty());
+    let Some(proto::address::Type::Workload(endpoint)) = index.resource(&address).unwrap().r#type else {
+        panic!()
+    };
+    assert_eq!((&*endpoint.namespace, endpoint.network_mode()), ("evil", proto::NetworkMode::HostNetwork));
 }
 
 #[test]
