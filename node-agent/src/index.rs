@@ -163,7 +163,10 @@ impl Index {
         let mut changes = Changes::default();
         match event {
             Event::Restarted(kind) => self.relist.start(kind),
-            Event::Applied(object) => self.apply(&object, &mut changes),
+            Event::Applied(object) => {
+                self.apply(&object, &mut changes);
+                self.tell_crowded(&mut changes);
+            }
             Event::Deleted(kind, name) => self.delete(kind, &name, &mut changes),
             Event::Unreadable { kind, name, reason } => {
                 self.relist.saw(kind, &name);

@@ -27,11 +27,6 @@ impl<T> ByNamespace<T> {
         self.0.get(namespace).into_iter().flatten()
     }
 
-    /// How many there are in one namespace.
-    pub(super) fn count(&self, namespace: &str) -> usize {
-        self.0.get(namespace).map_or(0, BTreeMap::len)
-    }
-
     /// What was there before.
     pub(super) fn put(&mut self, name: &ObjectName, one: T) -> Option<T> {
         self.0.entry(name.namespace.clone()).or_default().insert(name.name.clone(), one)

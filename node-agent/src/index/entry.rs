@@ -5,6 +5,7 @@
 //! its own, or the pods and WorkloadEntries of the namespace that it selects. A Service selects WorkloadEntries, too.
 
 mod budget;
+mod claims;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,23 +13,19 @@ use std::sync::Arc;
 
 use mesh_core::proto::workload as proto;
 
-use self::budget::Budget;
-use self::read::{Endpoint, Place, Port, Resolution, ServiceEntry};
+use self::claims::{Claimed, Turn};
+use self::read::{Endpoint, Place, Port, ServiceEntry, WorkloadEntry};
 use super::by_namespace::ByNamespace;
 use super::event::{Custom, Kind, ObjectName};
 use super::pod::{Labels, Pod, canonical, selects};
 use super::wds::{bytes, status, wire_port};
-use super::{Changes, Config, Index, Key};
+use super::{Changes, Config, Index, Key, Problem};
 
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
-    /// As they were read.
-    read: ByNamespace<Arc<ServiceEntry>>,
-    budget: Budget,
-    /// Those that are in force.
-    services: ByNamespace<Arc<ServiceEntry>>,
-    workloads: ByNamespace<Endpoint>,
+    services: Claimed<ServiceEntry>,
+    workloads: Claimed<WorkloadEntry>,
     /// Who names a host, by namespace and host.
     of_host: HashMap<ObjectName, BTreeSet<ObjectName>>,
     /// What Kubernetes' Services select.
@@ -37,7 +34,7 @@ pub(super) struct Entries {
 
 impl Entries {
     pub(super) fn service_names(&self) -> Vec<ObjectName> {
-        self.read.names()
+        self.services.names()
     }
 
     pub(super) fn workload_names(&self) -> Vec<ObjectName> {
@@ -50,24 +47,17 @@ impl Entries {
         namespace: &'a str,
         labels: &'a Labels,
     ) -> impl Iterator<Item = &'a ServiceEntry> {
-        let all = self.services.of(namespace).map(|(_, entry)| &**entry);
+        let all = self.services.of(namespace).map(|(_, entry)| entry);
         all.filter(move |entry| entry.selector.as_ref().is_some_and(|selector| selects(selector, labels)))
     }
 }
 
 /// Addresses of the endpoints that a ServiceEntry lists; one that looks its hosts up has these.
 fn listed(entry: &ServiceEntry) -> Vec<String> {
-    if entry.is_its_own_endpoint() {
+    if entry.is_its_own_endpoint {
         return entry.hosts.iter().filter(|host| !host.starts_with('*')).cloned().collect();
     }
     entry.endpoints.iter().map(|endpoint| endpoint.place.to_string()).collect()
-}
-
-impl ServiceEntry {
-    /// Its hosts are looked up.
-    fn is_its_own_endpoint(&self) -> bool {
-        self.resolution == Resolution::Dns && self.endpoints.is_empty() && self.selector.is_none()
-    }
 }
 
 impl Place {
@@ -90,57 +80,46 @@ impl Index {
     pub(super) fn apply_service_entry(&mut self, name: &ObjectName, object: &Custom, changes: &mut Changes) {
         let (entry, faults) = read::service_entry(&self.config, name, object);
         self.note(Kind::ServiceEntry, name, object, faults, changes);
-        let old = self.entries.read.put(name, Arc::new(entry));
-        self.replace_service_entry(name, old, changes);
+        let turns = self.entries.services.put(name, Some(entry));
+        self.turn_service_entries(turns, changes);
     }
 
     pub(super) fn delete_service_entry(&mut self, name: &ObjectName, changes: &mut Changes) {
         self.readings.remove(&(Kind::ServiceEntry, name.clone()));
-        let old = self.entries.read.remove(name);
-        self.replace_service_entry(name, old, changes);
+        let turns = self.entries.services.put(name, None);
+        self.turn_service_entries(turns, changes);
     }
 
     /// An entry is another, or gone: others may be left out then, or no longer.
-    fn replace_service_entry(
-        &mut self,
-        name: &ObjectName,
-        old: Option<Arc<ServiceEntry>>,
-        changes: &mut Changes,
-    ) {
-        let new = self.entries.read.get(name).cloned();
-        let others = match new != old {
-            true => self.entries.budget.set(name, old.as_deref(), new.as_deref()),
-            false => Vec::new(),
-        };
-        self.enforce_service_entry(name, changes);
-        for other in others {
-            self.enforce_service_entry(
-                &ObjectName { namespace: name.namespace.clone(), name: other },
-                changes,
-            );
+    fn turn_service_entries(&mut self, turns: Vec<Turn<ServiceEntry>>, changes: &mut Changes) {
+        self.note_left_out(Kind::ServiceEntry, &turns, changes);
+        for Turn { name, old, new, .. } in turns.into_iter().filter(|turn| turn.old != turn.new) {
+            if let Some(old) = &old {
+                self.unlink_hosts(&name, old);
+            }
+            for host in new.iter().flat_map(|new| &new.hosts) {
+                self.entries.of_host.entry(host_key(&name, host)).or_default().insert(name.clone());
+            }
+            for entry in old.iter().chain(&new) {
+                self.touch_service_entry(&name, entry, changes);
+            }
         }
     }
 
-    fn enforce_service_entry(&mut self, name: &ObjectName, changes: &mut Changes) {
-        let left_out = self.entries.budget.leaves_out(name);
-        let new = self.entries.read.get(name).filter(|_| !left_out).cloned();
-        let old = match &new {
-            Some(new) => self.entries.services.put(name, Arc::clone(new)),
-            None => self.entries.services.remove(name),
+    /// For their status, each; the log has the first and how many more.
+    fn note_left_out<T>(&mut self, kind: Kind, turns: &[Turn<T>], changes: &mut Changes) {
+        let mut left_out = Vec::new();
+        for Turn { name, left_out: is_left_out, .. } in turns {
+            let is_news = self.amend(kind, name, is_left_out.then_some(budget::LEFT_OUT), changes);
+            left_out.extend((is_news && *is_left_out).then(|| name.clone()));
+        }
+        let more = left_out.len().saturating_sub(1);
+        let reason = match more {
+            0 => budget::LEFT_OUT.to_owned(),
+            more => format!("{}; from now on so it is with {more} more", budget::LEFT_OUT),
         };
-        self.amend(Kind::ServiceEntry, name, left_out.then_some(budget::LEFT_OUT), changes);
-        if old == new {
-            return;
-        }
-        if let Some(old) = &old {
-            self.unlink_hosts(name, old);
-        }
-        for host in new.iter().flat_map(|new| &new.hosts) {
-            self.entries.of_host.entry(host_key(name, host)).or_default().insert(name.clone());
-        }
-        for entry in old.iter().chain(&new) {
-            self.touch_service_entry(name, entry, changes);
-        }
+        let first = left_out.into_iter().next();
+        changes.problems.extend(first.map(|name| Problem { kind, name, skipped: false, reason }));
     }
 
     fn unlink_hosts(&mut self, name: &ObjectName, entry: &ServiceEntry) {
@@ -170,11 +149,9 @@ impl Index {
 
     fn touch_selected_entries(&self, namespace: &Arc<str>, selector: &Labels, changes: &mut Changes) {
         let all = self.entries.workloads.of(namespace);
-        let selected = all.filter(|(_, endpoint)| selects(selector, &endpoint.labels));
-        let key = |name: &Arc<str>| {
-            Key::WorkloadEntry(ObjectName { namespace: namespace.clone(), name: name.clone() })
-        };
-        changes.keys.extend(selected.map(|(name, _)| key(name)));
+        let selected = all.filter(|(_, entry)| selects(selector, &entry.endpoint.labels));
+        let key = |name: &Arc<str>| ObjectName { namespace: namespace.clone(), name: name.clone() };
+        changes.keys.extend(selected.map(|(name, _)| Key::WorkloadEntry(key(name))));
     }
 
     /// Whether a Service selected something else until now.
@@ -199,38 +176,22 @@ impl Index {
     }
 
     pub(super) fn apply_workload_entry(&mut self, name: &ObjectName, object: &Custom, changes: &mut Changes) {
-        let (endpoint, faults) = read::workload_entry(object);
+        let (entry, faults) = read::workload_entry(name, object);
         self.note(Kind::WorkloadEntry, name, object, faults, changes);
-        let old = match endpoint.clone() {
-            Some(endpoint) => self.entries.workloads.put(name, endpoint),
-            None => self.entries.workloads.remove(name),
-        };
-        if old != endpoint {
-            changes.keys.insert(Key::WorkloadEntry(name.clone()));
-            self.share_anew(&name.namespace, old.is_some(), changes);
-        }
+        let turns = self.entries.workloads.put(name, entry);
+        self.turn_workload_entries(&turns, changes);
     }
 
     pub(super) fn delete_workload_entry(&mut self, name: &ObjectName, changes: &mut Changes) {
         self.readings.remove(&(Kind::WorkloadEntry, name.clone()));
-        if self.entries.workloads.remove(name).is_some() {
-            changes.keys.insert(Key::WorkloadEntry(name.clone()));
-            self.share_anew(&name.namespace, true, changes);
-        }
+        let turns = self.entries.workloads.put(name, None);
+        self.turn_workload_entries(&turns, changes);
     }
 
-    /// One of a namespace's WorkloadEntries is another now, new or gone: where there are many, each may name fewer
-    /// services.
-    fn share_anew(&self, namespace: &Arc<str>, existed: bool, changes: &mut Changes) {
-        let count = self.entries.workloads.count(namespace);
-        let before = if existed { count + 1 } else { count.saturating_sub(1) };
-        if budget::allowance(before) != budget::allowance(count) {
-            let all = self.entries.workloads.of(namespace);
-            let key = |name: &Arc<str>| {
-                Key::WorkloadEntry(ObjectName { namespace: namespace.clone(), name: name.clone() })
-            };
-            changes.keys.extend(all.map(|(name, _)| key(name)));
-        }
+    fn turn_workload_entries(&mut self, turns: &[Turn<WorkloadEntry>], changes: &mut Changes) {
+        self.note_left_out(Kind::WorkloadEntry, turns, changes);
+        let turned = turns.iter().filter(|turn| turn.old != turn.new);
+        changes.keys.extend(turned.map(|turn| Key::WorkloadEntry(turn.name.clone())));
     }
 
     /// The service of a host, as the oldest ServiceEntry of those that name it says.
@@ -274,22 +235,55 @@ impl Index {
         let Some(endpoint) = found else {
             // The host itself, and of this host alone.
             listed(entry).into_iter().find(|host| host == place)?;
-            let services = [(host_name(name, place), ports(&entry.ports, &BTreeMap::new()))].into();
+            let services = [(host_name(name, place), ports(&entry.ports, &NO_PORTS))].into();
             return Some(self.entry_workload(uid, name, &Endpoint::named(place), services));
         };
-        let services = services_of(name, [&**entry].into_iter(), endpoint).collect();
+        let services = services_of(name, [entry].into_iter(), &endpoint.ports).collect();
         Some(self.entry_workload(uid, name, endpoint, services))
     }
 
     /// A WorkloadEntry: an endpoint of what selects it.
     pub(super) fn workload_entry(&self, name: &ObjectName) -> Option<proto::Workload> {
-        let endpoint = self.entries.workloads.get(name)?;
+        let endpoint = &self.entries.workloads.get(name)?.endpoint;
+        let (services, _) = self.services_of_workload_entry(name, endpoint);
+        Some(self.entry_workload(workload_entry_uid(&self.config, name), name, endpoint, services))
+    }
+
+    /// Kubernetes' own first: no ServiceEntry takes an endpoint away from them.
+    fn services_of_workload_entry(
+        &self,
+        name: &ObjectName,
+        endpoint: &Endpoint,
+    ) -> (BTreeMap<String, proto::PortList>, bool) {
         let entries = self.entries.selecting(&name.namespace, &endpoint.labels);
-        let services = services_of(name, entries, endpoint).chain(self.services_selecting(name, endpoint));
-        let allowance = budget::allowance(self.entries.workloads.count(&name.namespace));
-        let services = budget::within(allowance, services);
-        let uid = workload_entry_uid(&self.config, name);
-        Some(self.entry_workload(uid, name, endpoint, services))
+        let services = self.services_selecting(name, endpoint);
+        budget::within(
+            budget::MOST_OF_WORKLOAD_ENTRY,
+            services.chain(services_of(name, entries, &endpoint.ports)),
+        )
+    }
+
+    /// Says of what was touched whether it is an endpoint of fewer services than select it: of the first, and how many
+    /// more.
+    pub(super) fn tell_crowded(&self, changes: &mut Changes) {
+        let mut crowded = changes.keys.iter().filter_map(|key| {
+            let (kind, name, (_, all)) = match key {
+                Key::Pod(name) => (Kind::Pod, name, self.services_of_entries(self.pods.get(name)?)),
+                Key::WorkloadEntry(name) => {
+                    let endpoint = &self.entries.workloads.get(name)?.endpoint;
+                    (Kind::WorkloadEntry, name, self.services_of_workload_entry(name, endpoint))
+                }
+                _ => return None,
+            };
+            (!all).then(|| (kind, name.clone()))
+        });
+        let Some((kind, name)) = crowded.next() else { return };
+        let more = crowded.count();
+        let reason = format!(
+            "it is no endpoint of some of the services that select it: so many would cost every proxy too much. So it is \
+             with {more} more"
+        );
+        changes.problems.push(Problem { kind, name, skipped: false, reason });
     }
 
     /// Kubernetes' Services that select a WorkloadEntry.
@@ -299,9 +293,10 @@ impl Index {
         endpoint: &'a Endpoint,
     ) -> impl Iterator<Item = (String, proto::PortList)> + 'a {
         let all = self.entries.selectors.of(&name.namespace);
-        all.filter_map(move |(service, selector)| {
+        let selecting = all.filter(|(_, selector)| selects(selector, &endpoint.labels));
+        selecting.filter_map(move |(service, _)| {
             let service = ObjectName { namespace: name.namespace.clone(), name: service.clone() };
-            let known = self.services.get(&service).filter(|_| selects(selector, &endpoint.labels))?;
+            let known = self.services.get(&service)?;
             let ports = known.ports.iter().filter_map(|port| {
                 let own = endpoint.ports.get(&port.name).copied();
                 let target = own.or(Some(port.target).filter(|target| *target > 0))?;
@@ -349,28 +344,26 @@ impl Index {
         }
     }
 
-    /// The services of ServiceEntries that select a pod.
-    pub(super) fn entry_services_of_pod(&self, pod: &Pod) -> BTreeMap<String, proto::PortList> {
+    /// The services of ServiceEntries that select a pod, and whether these are all.
+    pub(super) fn services_of_entries(&self, pod: &Pod) -> (BTreeMap<String, proto::PortList>, bool) {
         let selecting = self.entries.selecting(&pod.name.namespace, &pod.labels);
-        let services = selecting.flat_map(|entry| {
-            let ports = ports(&entry.ports, &BTreeMap::new());
-            entry.hosts.iter().map(move |host| (host_name(&pod.name, host), ports.clone()))
-        });
-        budget::within(budget::MOST_OF_WORKLOAD, services)
+        budget::within(budget::MOST_OF_POD, services_of(&pod.name, selecting, &NO_PORTS))
     }
 }
 
-/// What an endpoint is a part of: each host of these.
+/// What an endpoint with ports of its own is a part of: each host of these.
 fn services_of<'a>(
     name: &'a ObjectName,
     entries: impl Iterator<Item = &'a ServiceEntry>,
-    endpoint: &'a Endpoint,
+    own: &'a BTreeMap<String, u16>,
 ) -> impl Iterator<Item = (String, proto::PortList)> {
     entries.flat_map(move |entry| {
-        let ports = ports(&entry.ports, &endpoint.ports);
+        let ports = ports(&entry.ports, own);
         entry.hosts.iter().map(move |host| (host_name(name, host), ports.clone()))
     })
 }
+
+static NO_PORTS: BTreeMap<String, u16> = BTreeMap::new();
 
 /// Where an endpoint has the ports of a ServiceEntry.
 fn ports(ports: &[Port], own: &BTreeMap<String, u16>) -> proto::PortList {

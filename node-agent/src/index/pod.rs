@@ -169,7 +169,9 @@ fn reported(status: Option<&api::PodStatus>, of: Condition) -> Option<Reported> 
 
 /// Istio's canonical service and its revision.
 pub(super) fn canonical(labels: &Labels, owner: &str) -> (String, String) {
-    let first = |keys: &[&str]| keys.iter().find_map(|key| label(Some(labels), key));
+    // Labels of other objects than Kubernetes' own may be longer.
+    let short = |value: String| value.chars().take(63).collect::<String>();
+    let first = |keys: &[&str]| keys.iter().find_map(|key| label(Some(labels), key)).map(short);
     let name = first(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
     let revision = first(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
     (name.unwrap_or_else(|| owner.to_owned()), revision.unwrap_or_else(|| "latest".to_owned()))

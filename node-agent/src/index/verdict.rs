@@ -60,7 +60,9 @@ impl Reading {
         let told = self.conditions.iter().find(ours);
         // Agents of two versions may put it in other words: whose are there first stay.
         let says = |told: &&Value, key: &str| told[key] == wanted[key];
-        if told.is_some_and(|told| says(&told, "status") && says(&told, "observedGeneration")) {
+        if told
+            .is_some_and(|told| ["status", "reason", "observedGeneration"].iter().all(|key| says(&told, key)))
+        {
             return None;
         }
         // The time is when the status changed, not the words.
@@ -76,6 +78,7 @@ impl Reading {
             self.left_out.into_iter().chain(self.faults.iter().map(String::as_str)).collect();
         let (status, reason, message) = match faults.is_empty() {
             true => ("True", "Accepted", ACCEPTED.to_owned()),
+            false if self.left_out.is_some() => ("False", "OverBudget", faults.join("; ")),
             false => ("False", "UnsupportedValue", faults.join("; ")),
         };
         json!({
@@ -115,23 +118,19 @@ impl Index {
         }
     }
 
-    /// Notes why nothing of an object is in force, or that it is.
+    /// Notes why nothing of an object is in force, or that it is; whether that is news.
     pub(super) fn amend(
         &mut self,
         kind: Kind,
         name: &ObjectName,
         left_out: Option<&'static str>,
         changes: &mut Changes,
-    ) {
-        let Some(reading) = self.readings.get_mut(&(kind, name.clone())) else { return };
-        if reading.left_out == left_out {
-            return;
-        }
+    ) -> bool {
+        let reading = self.readings.get_mut(&(kind, name.clone()));
+        let Some(reading) = reading.filter(|reading| reading.left_out != left_out) else { return false };
         reading.left_out = left_out;
         changes.verdicts |= reading.verdict().is_some();
-        let problem =
-            |reason: &str| Problem { kind, name: name.clone(), skipped: false, reason: reason.into() };
-        changes.problems.extend(left_out.map(problem));
+        true
     }
 
     /// The policies whose status is to be written. Takes time in proportion to the number of policies.

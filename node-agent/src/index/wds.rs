@@ -116,7 +116,7 @@ impl Index {
                 merge(services.entry(service).or_default(), ports);
             }
         }
-        services.extend(self.entry_services_of_pod(pod));
+        services.extend(self.services_of_entries(pod).0);
         services
     }
 

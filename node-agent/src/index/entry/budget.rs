@@ -2,28 +2,39 @@
 //! namespace, and for being an endpoint of services.
 //!
 //! An object is small where it names many things, and what it is made into is their product: every endpoint names each
-//! port of each host. **Invariant:** what is left out depends on the objects alone, never on the order in which they
-//! came, so that all agents leave out the same.
+//! port of each host. Which objects of a namespace are in force is up to [`super::claims`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::mem;
-use std::sync::Arc;
 
 use mesh_core::proto::workload as proto;
 
 use super::super::event::ObjectName;
-use super::read::{Endpoint, ServiceEntry};
+use super::super::pod::Labels;
+use super::claims::{Claim, Claimant};
+use super::read::{Endpoint, ServiceEntry, WorkloadEntry};
 
 /// Of the services of one ServiceEntry, and as much again of the endpoints that it lists.
 const MOST_OF_OBJECT: usize = 512 << 10;
-/// Of all ServiceEntries of a namespace.
+/// Of all ServiceEntries of a namespace, and as much again of all WorkloadEntries.
 pub(super) const MOST_OF_NAMESPACE: usize = 16 << 20;
-/// Of one workload, for the services of entries that it is an endpoint of.
-pub(super) const MOST_OF_WORKLOAD: usize = 16 << 10;
-/// However many workloads there are: a few services.
-const LEAST_OF_WORKLOAD: usize = 256;
+/// Of one pod, for the services of entries that it is an endpoint of.
+pub(super) const MOST_OF_POD: usize = 16 << 10;
+/// The same of a WorkloadEntry, for Kubernetes' Services as well; each is counted as if it had so many.
+pub(super) const MOST_OF_WORKLOAD_ENTRY: usize = 2 << 10;
+/// What an object is counted as at least: each is looked at when others of its namespace change.
+const LEAST_OF_OBJECT: usize = 4 << 10;
+/// The same of a ServiceEntry that selects, which is looked at for each endpoint.
+const LEAST_OF_SELECTOR: usize = 32 << 10;
+/// Of the labels of a WorkloadEntry.
+const MOST_OF_LABELS: usize = 16 << 10;
 /// Of the names that a service's endpoints may prove.
 const MOST_OF_IDENTITIES: usize = 16 << 10;
+
+/// Of a label's key: a prefix, a slash and a name, as Kubernetes has it.
+const LONGEST_KEY: usize = 253 + 1 + 63;
+/// Of its value.
+const LONGEST_VALUE: usize = 63;
 
 /// A resource's own: its lengths, numbers, timestamps and the mesh's names.
 const RESOURCE: usize = 256;
@@ -47,11 +58,11 @@ pub(super) fn bound(name: &ObjectName, entry: &mut ServiceEntry, faults: &mut Ve
     let of_endpoint = |host: &str| name.namespace.len() + host.len() + TEXT + ports * PORT;
     let mut hosts = mem::take(&mut entry.hosts);
     if entry.selector.is_some() {
-        let mut allowance = MOST_OF_WORKLOAD;
+        let mut allowance = MOST_OF_POD;
         cut(&mut hosts, "spec.hosts", &mut allowance, faults, |host| of_endpoint(host));
     }
     let mut left = MOST_OF_OBJECT;
-    let is_endpoint = entry.is_its_own_endpoint();
+    let is_endpoint = entry.is_its_own_endpoint;
     let itself = |host: &str| if is_endpoint { workload(name, host) + of_endpoint(host) } else { 0 };
     cut(&mut hosts, "spec.hosts", &mut left, faults, |host| service + 2 * host.len() + itself(host));
     entry.hosts = hosts;
@@ -64,6 +75,29 @@ pub(super) fn bound(name: &ObjectName, entry: &mut ServiceEntry, faults: &mut Ve
     entry.cost += MOST_OF_OBJECT - left;
 }
 
+/// Cuts the labels of a WorkloadEntry, says so, and returns what it costs with all of its services.
+pub(super) fn bound_workload(name: &ObjectName, endpoint: &mut Endpoint, faults: &mut Vec<String>) -> usize {
+    let mut labels: Vec<(String, String)> = mem::take(&mut endpoint.labels).into_iter().collect();
+    let mut left = MOST_OF_LABELS;
+    cut(&mut labels, "labels", &mut left, faults, |(key, value)| key.len() + value.len() + TEXT);
+    endpoint.labels = labels.into_iter().collect();
+    workload(name, &endpoint.place.to_string()) + texts(endpoint) + MOST_OF_WORKLOAD_ENTRY
+}
+
+/// Those that could be an object's, whose lengths the API server has seen to: no others can be selected.
+pub(super) fn labels(all: &Labels, address: &str, faults: &mut Vec<String>) -> Labels {
+    let mut labels = all.clone();
+    labels.retain(|key, value| key.len() <= LONGEST_KEY && value.len() <= LONGEST_VALUE);
+    let count = all.len() - labels.len();
+    if count > 0 {
+        faults.push(format!(
+            "{count} labels of the endpoint {address:?} are left out: no value is longer than {LONGEST_VALUE} bytes, no \
+             key than {LONGEST_KEY}"
+        ));
+    }
+    labels
+}
+
 /// Without its services.
 fn workload(name: &ObjectName, place: &str) -> usize {
     RESOURCE + 2 * name.namespace.len() + 4 * name.name.len() + 2 * place.len()
@@ -71,7 +105,7 @@ fn workload(name: &ObjectName, place: &str) -> usize {
 
 fn texts(endpoint: &Endpoint) -> usize {
     let locality = endpoint.locality.iter().map(|all| all.region.len() + all.zone.len() + all.subzone.len());
-    let labels = endpoint.labels.values().map(String::len);
+    let labels = endpoint.labels.iter().map(|(key, value)| key.len() + value.len());
     endpoint.network.len() + endpoint.service_account.len() + locality.chain(labels).sum::<usize>()
 }
 
@@ -92,74 +126,35 @@ fn cut<T>(
     }
 }
 
-/// The first of these services that a workload may be an endpoint of.
+/// The first of these services that a workload may be an endpoint of, and whether that is all of them.
 pub(super) fn within(
     allowance: usize,
     services: impl Iterator<Item = (String, proto::PortList)>,
-) -> BTreeMap<String, proto::PortList> {
-    let mut left = allowance;
-    let mut fits = |key: &str, ports: &proto::PortList| {
-        let rest = left.checked_sub(key.len() + TEXT + ports.ports.len() * PORT);
-        rest.map(|rest| left = rest).is_some()
-    };
-    services.take_while(|(key, ports)| fits(key, ports)).collect()
-}
-
-/// What each of so many WorkloadEntries of a namespace may cost for its services. Changes with every doubling alone.
-pub(super) fn allowance(count: usize) -> usize {
-    (MOST_OF_NAMESPACE / count.next_power_of_two()).clamp(LEAST_OF_WORKLOAD, MOST_OF_WORKLOAD)
-}
-
-/// Which ServiceEntries are left out because others of their namespace, the older first, have used it up.
-#[derive(Debug, Default)]
-pub(super) struct Budget(HashMap<Arc<str>, Account>);
-
-/// Of one namespace.
-#[derive(Debug, Default)]
-struct Account {
-    /// By age.
-    costs: BTreeMap<(i64, Arc<str>), usize>,
-    total: usize,
-    left_out: BTreeSet<Arc<str>>,
-}
-
-impl Budget {
-    /// Whether it is not in force.
-    pub(super) fn leaves_out(&self, name: &ObjectName) -> bool {
-        self.0.get(&name.namespace).is_some_and(|account| account.left_out.contains(&name.name))
+) -> (BTreeMap<String, proto::PortList>, bool) {
+    let (mut left, mut found) = (allowance, BTreeMap::new());
+    for (key, ports) in services {
+        let Some(rest) = left.checked_sub(key.len() + TEXT + ports.ports.len() * PORT) else {
+            return (found, false);
+        };
+        left = rest;
+        found.insert(key, ports);
     }
-
-    /// An entry in place of another; returns those of which it is no longer so, or only now, that they are left out.
-    /// Takes time in proportion to the namespace's entries while they cost too much, else none.
-    pub(super) fn set(
-        &mut self,
-        name: &ObjectName,
-        old: Option<&ServiceEntry>,
-        new: Option<&ServiceEntry>,
-    ) -> Vec<Arc<str>> {
-        let account = self.0.entry(name.namespace.clone()).or_default();
-        let key = |entry: &ServiceEntry| (entry.created, name.name.clone());
-        account.total -= old.and_then(|old| account.costs.remove(&key(old))).unwrap_or_default();
-        if let Some(new) = new {
-            account.costs.insert(key(new), new.cost);
-            account.total += new.cost;
-        }
-        let before = mem::take(&mut account.left_out);
-        if account.total > MOST_OF_NAMESPACE {
-            let mut left = MOST_OF_NAMESPACE;
-            let costs = account.costs.iter();
-            let too_much =
-                costs.filter(|(_, cost)| left.checked_sub(**cost).map(|rest| left = rest).is_none());
-            account.left_out = too_much.map(|((_, name), _)| name.clone()).collect();
-        }
-        let changed = before.symmetric_difference(&account.left_out).cloned().collect();
-        if account.costs.is_empty() {
-            self.0.remove(&name.namespace);
-        }
-        changed
-    }
+    (found, true)
 }
 
-/// What its status says then.
-pub(super) const LEFT_OUT: &str = "the entry is not in force: with it the ServiceEntries of its namespace would cost every \
+/// What an entry's status says that is not in force for this.
+pub(super) const LEFT_OUT: &str = "the entry is not in force: with it the entries of its kind and namespace would cost every \
                                    proxy too much, and others are older";
+
+impl Claimant for ServiceEntry {
+    fn claim(&self) -> Claim {
+        let least = if self.selector.is_some() { LEAST_OF_SELECTOR } else { LEAST_OF_OBJECT };
+        Claim { created: self.created, cost: self.cost.max(least) }
+    }
+}
+
+impl Claimant for WorkloadEntry {
+    fn claim(&self) -> Claim {
+        Claim { created: self.created, cost: self.cost.max(LEAST_OF_OBJECT) }
+    }
+}

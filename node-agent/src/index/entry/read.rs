@@ -29,11 +29,23 @@ pub(in super::super) struct ServiceEntry {
     pub(super) own_namespace_only: bool,
     pub(super) identities: Vec<String>,
     pub(super) balancing: Option<proto::LoadBalancing>,
+    /// Its hosts are looked up: neither are endpoints named, nor selected.
+    pub(super) is_its_own_endpoint: bool,
     /// See [`budget::bound`].
     pub(super) cost: usize,
 }
 
-/// What the model keeps of a WorkloadEntry, or of an endpoint in a ServiceEntry.
+/// What the model keeps of a WorkloadEntry.
+#[derive(Clone, Debug, PartialEq)]
+pub(in super::super) struct WorkloadEntry {
+    /// Seconds since 1970.
+    pub(super) created: i64,
+    pub(super) endpoint: Endpoint,
+    /// See [`budget::bound_workload`].
+    pub(super) cost: usize,
+}
+
+/// A WorkloadEntry's, or one that a ServiceEntry lists.
 #[derive(Clone, Debug, PartialEq)]
 pub(in super::super) struct Endpoint {
     pub(super) place: Place,
@@ -160,19 +172,16 @@ pub(super) fn service_entry(
         faults.push("spec.endpoints is left out, for there is a spec.workloadSelector".to_owned());
         endpoints.clear();
     }
-    match resolution {
-        Resolution::None => endpoints.clear(),
-        Resolution::Dns if spec.endpoints.is_empty() && selector.is_none() => {
-            for host in &hosts {
-                if host.starts_with('*') {
-                    faults.push(format!("{host} cannot be looked up: spec.endpoints has to name hosts"));
-                }
-            }
-        }
-        Resolution::Dns | Resolution::Static => {}
+    if resolution == Resolution::None {
+        endpoints.clear();
+    }
+    let is_its_own_endpoint =
+        resolution == Resolution::Dns && spec.endpoints.is_empty() && selector.is_none();
+    for host in hosts.iter().filter(|host| is_its_own_endpoint && host.starts_with('*')) {
+        faults.push(format!("{host} cannot be looked up: spec.endpoints has to name hosts"));
     }
     let mut entry = ServiceEntry {
-        created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        created: created(object),
         hosts,
         addresses: spec.addresses.iter().filter_map(|text| address(text, &mut faults)).collect(),
         ports,
@@ -182,6 +191,7 @@ pub(super) fn service_entry(
         own_namespace_only: own_namespace_only(&spec.export_to, &name.namespace, &mut faults),
         identities: spec.subject_alt_names,
         balancing: balancing(resolution, object),
+        is_its_own_endpoint,
         cost: 0,
     };
     budget::bound(name, &mut entry, &mut faults);
@@ -189,7 +199,7 @@ pub(super) fn service_entry(
 }
 
 /// The same of a WorkloadEntry. None: it is nowhere.
-pub(super) fn workload_entry(object: &Custom) -> (Option<Endpoint>, Vec<String>) {
+pub(super) fn workload_entry(name: &ObjectName, object: &Custom) -> (Option<WorkloadEntry>, Vec<String>) {
     let mut faults = Vec::new();
     let spec: EndpointSpec = spec(object, &mut faults);
     let annotations = object.metadata.annotations.as_ref();
@@ -197,14 +207,20 @@ pub(super) fn workload_entry(object: &Custom) -> (Option<Endpoint>, Vec<String>)
     let conditions = object.status["conditions"].as_array();
     let sick =
         conditions.into_iter().flatten().any(|one| one["type"] == "Healthy" && one["status"] == "False");
-    let endpoint = read_endpoint(&spec, true, &mut faults).map(|endpoint| {
+    let entry = read_endpoint(&spec, true, &mut faults).map(|endpoint| {
         // Selectors look at those of the object, too.
         let own = object.metadata.labels.clone().unwrap_or_default();
         let labels = own.into_iter().chain(endpoint.labels).collect();
         let captured = captured.is_some_and(|value| value == REDIRECTION_ENABLED);
-        Endpoint { labels, captured, healthy: !sick, ..endpoint }
+        let mut endpoint = Endpoint { labels, captured, healthy: !sick, ..endpoint };
+        let cost = budget::bound_workload(name, &mut endpoint, &mut faults);
+        WorkloadEntry { created: created(object), endpoint, cost }
     });
-    (endpoint, faults)
+    (entry, faults)
+}
+
+fn created(object: &Custom) -> i64 {
+    object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
 }
 
 fn spec<T: serde::de::DeserializeOwned + Default>(object: &Custom, faults: &mut Vec<String>) -> T {
@@ -312,7 +328,7 @@ fn read_endpoint(spec: &EndpointSpec, named: bool, faults: &mut Vec<String>) -> 
     }
     let mut ports = BTreeMap::new();
     for (name, number) in &spec.ports {
-        match port_number(*number) {
+        match port_number(*number).filter(|_| name.len() <= LONGEST_PORT_NAME) {
             Some(number) => drop(ports.insert(name.clone(), number)),
             None => {
                 faults.push(format!("port {name} of the endpoint {address} is left out: {number} is none"))
@@ -322,7 +338,7 @@ fn read_endpoint(spec: &EndpointSpec, named: bool, faults: &mut Vec<String>) -> 
     Some(Endpoint {
         place,
         ports,
-        labels: spec.labels.clone(),
+        labels: budget::labels(&spec.labels, address, faults),
         network: spec.network.clone(),
         locality: locality(&spec.locality),
         weight: spec.weight,
@@ -330,6 +346,9 @@ fn read_endpoint(spec: &EndpointSpec, named: bool, faults: &mut Vec<String>) -> 
         ..Endpoint::named("")
     })
 }
+
+/// As the schema has it for the ports that these refer to.
+const LONGEST_PORT_NAME: usize = 256;
 
 /// Whether there is an identity with it, or it is not said.
 fn may_be_account(name: &str) -> bool {

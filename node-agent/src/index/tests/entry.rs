@@ -1,5 +1,7 @@
 //! ServiceEntry and WorkloadEntry, and what they join to.
 
+mod budget;
+
 use super::verdicts::verdicts;
 use super::*;
 
@@ -324,6 +326,21 @@ fn what_cannot_be_done_is_told_and_the_rest_is() {
             "\"a=b\" is no service account",
             1,
         ),
+        (
+            "no label",
+            spec(
+                "STATIC",
+                json!({"endpoints": [{"address": "192.0.2.1", "labels": {"app": "x".repeat(64)}}]}),
+            ),
+            "1 labels of the endpoint",
+            2,
+        ),
+        (
+            "a port that nothing can name",
+            spec("STATIC", json!({"endpoints": [{"address": "192.0.2.1", "ports": {"p".repeat(257): 1}}]})),
+            "is left out",
+            2,
+        ),
         ("a name", spec("STATIC", json!({"endpoints": [{"address": "a.example"}]})), "a.example", 1),
         ("a wildcard", spec("DNS", json!({"hosts": ["*.example"]})), "*.example", 1),
         ("not supported", spec("DYNAMIC_DNS", json!({})), "DYNAMIC_DNS", 1),
@@ -356,152 +373,4 @@ fn what_cannot_be_done_is_told_and_the_rest_is() {
     assert_eq!(index.resource(&entry_key("vm")), None);
     let udp = spec("STATIC", json!({"ports": [{"number": 53, "protocol": "UDP"}]}));
     assert_eq!(apply(&mut index, Kind::ServiceEntry, service_entry("dns", udp)).problems, []);
-}
-
-/// What the agent tells proxies of these, in bytes.
-fn told(index: &Index, keys: &BTreeSet<Key>) -> usize {
-    let resources = keys.iter().filter_map(|key| index.resource(key));
-    resources.map(|resource| prost::Message::encoded_len(&resource)).sum()
-}
-
-/// The schema allows each of the lists to be long; what all proxies keep is their product.
-#[test]
-fn one_object_costs_no_more_than_so_much() {
-    let ports: Vec<Value> =
-        (1..=256).map(|number| json!({"number": number, "name": format!("p{number}")})).collect();
-    let hosts: Vec<String> = (0..256).map(|number| format!("h{number}.example")).collect();
-    let endpoints: Vec<Value> = (0..4096)
-        .map(|number| json!({"address": format!("10.9.{}.{}", number / 256, number % 256)}))
-        .collect();
-    let addresses: Vec<String> = (0..4096).map(|n| format!("240.0.{}.{}", n / 256, n % 256)).collect();
-    let names = vec!["spiffe://cluster.local/ns/shop/sa/db".to_owned(); 20_000];
-    for (what, resolution, lists, cut) in [
-        (
-            "ports of hosts of endpoints",
-            "STATIC",
-            json!({"hosts": hosts, "ports": ports, "endpoints": endpoints}),
-            &["256 spec.hosts", "4096 spec.endpoints"][..],
-        ),
-        (
-            "hosts of endpoints",
-            "STATIC",
-            json!({"hosts": hosts, "endpoints": endpoints}),
-            &["4096 spec.endpoints"],
-        ),
-        ("addresses of hosts", "NONE", json!({"hosts": hosts, "addresses": addresses}), &["256 spec.hosts"]),
-        (
-            "names of hosts",
-            "NONE",
-            json!({"hosts": hosts, "subjectAltNames": names}),
-            &["20000 spec.subjectAltNames", "256 spec.hosts"],
-        ),
-        (
-            "a long name",
-            "NONE",
-            json!({"subjectAltNames": ["n".repeat(1 << 20)]}),
-            &["1 spec.subjectAltNames"],
-        ),
-        ("hosts that are looked up", "DNS", json!({"hosts": hosts, "ports": ports}), &["256 spec.hosts"]),
-        (
-            "hosts of what is selected",
-            "STATIC",
-            json!({"hosts": hosts, "ports": ports, "workloadSelector": {"labels": {"app": "db"}}}),
-            &["256 spec.hosts"],
-        ),
-        ("much, and not too much", "STATIC", json!({"endpoints": &endpoints[..512]}), &[]),
-    ] {
-        let mut index = index();
-        apply(&mut index, Kind::Pod, with(pod("web", "10.0.0.9"), "/metadata/labels", json!({"app": "db"})));
-        let changes = apply(&mut index, Kind::ServiceEntry, service_entry("db", spec(resolution, lists)));
-        let bytes = told(&index, &changes.keys);
-        assert!(bytes < 1 << 20, "{what}: {bytes}");
-        let said: Vec<&str> = changes.problems.iter().map(|problem| &*problem.reason).collect();
-        assert_eq!(said.len(), cut.len(), "{what}: {said:?}");
-        for (said, expect) in said.iter().zip(cut) {
-            assert!(said.contains(expect), "{what}: {said}");
-        }
-        // So that much of what may be is.
-        assert!(cut.is_empty() || what == "a long name" || bytes > 1 << 13, "{what}: {bytes}");
-    }
-}
-
-/// Whatever is selected names the services, of all entries together.
-#[test]
-fn what_is_selected_names_no_more_services_than_so_many() {
-    let mut index = index();
-    apply(&mut index, Kind::Pod, with(pod("web", "10.0.0.9"), "/metadata/labels", json!({"app": "db"})));
-    let vm = |number: u32| {
-        workload_entry(&format!("vm-{number:04}"), json!({"address": "192.0.2.1", "labels": {"app": "db"}}))
-    };
-    apply(&mut index, Kind::WorkloadEntry, vm(0));
-    for number in 0..6 {
-        let hosts: Vec<String> = (0..250).map(|host| format!("h{host}.s{number}.example")).collect();
-        let all = spec("STATIC", json!({"hosts": hosts, "workloadSelector": {"labels": {"app": "db"}}}));
-        let changes = apply(&mut index, Kind::ServiceEntry, service_entry(&format!("s{number}"), all));
-        assert_eq!(changes.problems, []);
-    }
-    let services = |index: &Index| workload_of(index, &entry_key("vm-0000")).services.len();
-    let count = workload(&index, "web").unwrap().services.len();
-    assert!((250..600).contains(&count) && services(&index) == count, "{count}");
-    // So many WorkloadEntries share what a namespace may cost.
-    for number in 1..1024 {
-        assert_eq!(apply(&mut index, Kind::WorkloadEntry, vm(number)).keys.len(), 1);
-    }
-    assert_eq!(services(&index), count);
-    let changes = apply(&mut index, Kind::WorkloadEntry, vm(1024));
-    assert_eq!(changes.keys.len(), 1025);
-    assert!((100..count).contains(&services(&index)), "{}", services(&index));
-    assert!(told(&index, &changes.keys) < 17 << 20);
-    index.handle(Event::Deleted(Kind::WorkloadEntry, ObjectName::new("shop", "vm-1024")));
-    assert_eq!(services(&index), count);
-}
-
-/// Of many entries the older ones are in force, whichever came first.
-#[test]
-fn a_namespace_costs_no_more_than_so_much() {
-    let hosts: Vec<String> = (0..250).map(|number| format!("h{number}.example")).collect();
-    let names = vec!["spiffe://cluster.local/ns/shop/sa/db".to_owned(); 35];
-    let entry = |number: usize| {
-        let all = spec("NONE", json!({"hosts": hosts, "subjectAltNames": names}));
-        let name = format!("e{number:02}");
-        let created = format!("2026-01-01T00:00:{:02}Z", 59 - number);
-        (name.clone(), with(service_entry(&name, all), "/metadata/creationTimestamp", json!(created)))
-    };
-    let mut index = index();
-    let entries: Vec<_> = (0..40).map(entry).collect();
-    let (mut keys, mut left_out) = (BTreeSet::new(), BTreeSet::new());
-    for (name, object) in &entries {
-        let changes = apply(&mut index, Kind::ServiceEntry, object.clone());
-        // The newest has the smallest number: each that comes is older than all before it, and takes their place.
-        assert!(
-            changes.problems.iter().all(|problem| &*problem.name.name != name.as_str()),
-            "{:?}",
-            changes.problems
-        );
-        left_out.extend(changes.problems.iter().map(|problem| problem.name.name.to_string()));
-        keys.extend(changes.keys);
-    }
-    let count = left_out.len();
-    assert!((1..20).contains(&count), "{left_out:?}");
-    assert_eq!(left_out.first().map(String::as_str), Some("e00"));
-    let statuses = |index: &Index| {
-        let verdicts = verdicts(index);
-        let refused = verdicts.iter().filter(|verdict| verdict.conditions[0]["status"] == "False");
-        refused.map(|verdict| verdict.name.name.to_string()).collect::<BTreeSet<_>>()
-    };
-    assert_eq!(statuses(&index), left_out);
-    // Each has the same hosts: what is in force of those is what the oldest says.
-    assert_eq!(service_of(&index, &host("h0.example")).name, "e39");
-    // Of the entries of another namespace nothing is left out.
-    let elsewhere = with(entries[0].1.clone(), "/metadata/namespace", json!("other"));
-    assert_eq!(apply(&mut index, Kind::ServiceEntry, elsewhere).problems, []);
-    // One that goes makes room, for the oldest of those that had none.
-    index.handle(Event::Deleted(Kind::ServiceEntry, ObjectName::new("shop", "e39")));
-    let left = statuses(&index);
-    assert_eq!((left.len(), left.is_subset(&left_out)), (count - 1, true));
-    assert!(!left.contains(left_out.last().unwrap()), "{left:?}");
-    for (name, _) in &entries {
-        index.handle(Event::Deleted(Kind::ServiceEntry, ObjectName::new("shop", name)));
-    }
-    assert!(keys.iter().all(|key| index.resource(key).is_none()));
 }
