@@ -83,18 +83,23 @@ fn by_xdp(world: &World) -> Result<()> {
 fn changed_after_the_guard(world: &World) -> Result<()> {
     // Protocol or next header of the IP header, behind the Ethernet header.
     let place = world.family.pick(14 + 9, 14 + 6);
-    let mut program = vec![
-        0xbf | 6 << 8 | 1 << 12,                 // r6 = skb
-        0x72 | 10 << 8 | 0xffff << 16 | 6 << 32, // *(u8 *)(r10 - 1) = IPPROTO_TCP
-        0xb7 | 2 << 8 | place << 32,             // r2 = place
-        0xbf | 3 << 8 | 10 << 12,                // r3 = r10
-        0x07 | 3 << 8 | 0xffff_ffff << 32,       // r3 -= 1
-        0xb7 | 4 << 8 | 1 << 32,                 // r4 = 1
-        0xb7 | 5 << 8,                           // r5 = 0
-        0x85 | 9 << 32,                          // bpf_skb_store_bytes(skb, r2, r3, r4, r5)
+    let byte = [
+        0xb7 | 2 << 8 | place << 32,       // r2 = place
+        0xbf | 3 << 8 | 10 << 12,          // r3 = r10
+        0x07 | 3 << 8 | 0xffff_ffff << 32, // r3 -= 1
+        0xb7 | 4 << 8 | 1 << 32,           // r4 = 1
     ];
+    let mut change = vec![
+        0xbf | 1 << 8 | 6 << 12,                 // r1 = skb
+        0x72 | 10 << 8 | 0xffff << 16 | 6 << 32, // *(u8 *)(r10 - 1) = IPPROTO_TCP
+    ];
+    change.extend(byte);
+    change.extend([
+        0xb7 | 5 << 8,  // r5 = 0
+        0x85 | 9 << 32, // bpf_skb_store_bytes(skb, r2, r3, r4, r5)
+    ]);
     if world.family == Family::V4 {
-        program.extend([
+        change.extend([
             0xbf | 1 << 8 | 6 << 12,         // r1 = skb
             0xb7 | 2 << 8 | (14 + 10) << 32, // r2 = the header's checksum
             0xb7 | 3 << 8 | 0x1100 << 32,    // r3 = what was there, the time to live apart
@@ -103,6 +108,15 @@ fn changed_after_the_guard(world: &World) -> Result<()> {
             0x85 | 10 << 32,                 // bpf_l3_csum_replace(skb, r2, r3, r4, r5)
         ]);
     }
+    // Of UDP alone: what the kernel sends to find its neighbours would be counted, too.
+    let mut program = vec![0xbf | 6 << 8 | 1 << 12]; // r6 = skb
+    program.extend(byte);
+    program.extend([
+        0x85 | 26 << 32,                                        // bpf_skb_load_bytes(skb, r2, r3, r4)
+        0x71 | 7 << 8 | 10 << 12 | 0xffff << 16,                // r7 = *(u8 *)(r10 - 1)
+        0x55 | 7 << 8 | (change.len() as u64) << 16 | 17 << 32, // if r7 != IPPROTO_UDP goto the end
+    ]);
+    program.extend(change);
     program.extend([0xb7 | 0xffff_ffff << 32, 0x95]); // return TCX_NEXT
     let program = raw_bpf::load(Kind::Tcx, "makes_tcp", &program)?;
     let (index, _) = interface(&world.a.netns, "eth0")?;

@@ -80,12 +80,8 @@ fn a_pod_with_users_of_its_own_joins_and_leaves() -> Result<()> {
 fn a_pod_with_many_interfaces_is_told_of_and_costs_no_more_than_others() -> Result<()> {
     const MANY: usize = 30;
     let world = World::new()?;
-    let make = |pod: &Pod, begin: usize| {
-        let lines = (begin..begin + MANY).map(|number| format!("link add d{number} group 7 type bridge\n"));
-        pod.netns.ip(&lines.collect::<String>())
-    };
     let pins = || -> Result<usize> { Ok(fs::read_dir(world.pod_pins(&world.a))?.count()) };
-    make(&world.b, 0)?;
+    make(&world.b, 0, MANY)?;
     let (mut datapath, _listeners) = world.enrolled(&[&world.a])?;
     datapath.prepare(&world.b.spec()?, None)?;
     let error = datapath.capture(&world.b.uid).expect_err("captured");
@@ -93,7 +89,7 @@ fn a_pod_with_many_interfaces_is_told_of_and_costs_no_more_than_others() -> Resu
     ensure!(!world.pod_pins(&world.b).exists(), "something of it is attached");
     let few = pins()?;
     for round in 0..2 {
-        make(&world.a, round * MANY)?;
+        make(&world.a, round * MANY, MANY)?;
         datapath.upkeep();
         let now = pins()?;
         ensure!(now > few && now <= few + 2 * 16, "{now} pins in round {round}, {few} before");
@@ -129,26 +125,29 @@ fn what_is_kept_for_interfaces_goes_with_them() -> Result<()> {
     let (few, held, begin) = (pins()?, links()?, Instant::now());
     ensure!(held > 0);
     let come_and_go = || -> Result<()> {
-        let add: String = (0..MANY).map(|one| format!("link add d{one} group 7 type bridge\n")).collect();
         while begin.elapsed() < LONG {
-            world.a.netns.ip(&add)?;
-            shell::run("ip", ["-n", world.a.netns.name(), "link", "del", "group", "7"])?;
+            make(&world.a, 0, MANY)?;
+            unmake(&world.a)?;
         }
         Ok(())
     };
-    let mut most = (0, 0);
     thread::scope(|scope| {
         let others = scope.spawn(come_and_go);
         while !others.is_finished() {
             datapath.upkeep();
             let now = (pins()?, links()?);
-            most = most.max(now);
             let bounded = now.0 <= few + 2 * MANY && now.1 <= held + 2 * MANY;
             ensure!(bounded, "{now:?} pins and links, {:?} before", (few, held));
         }
         others.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
     })?;
-    ensure!(most.0 > few, "none was guarded");
+    make(&world.a, 0, MANY)?;
+    eventually("those that stay are guarded", PATIENCE, || {
+        datapath.upkeep();
+        ensure!(pins()? == few + 2 * MANY, "{} pins, {few} before", pins()?);
+        Ok(())
+    })?;
+    unmake(&world.a)?;
     eventually("nothing is kept", PATIENCE, || {
         datapath.upkeep();
         ensure!((pins()?, links()?) == (few, held), "{:?}, {:?} before", (pins()?, links()?), (few, held));
@@ -173,6 +172,12 @@ pub(crate) fn before_eth0(pod: &Pod) -> Result<()> {
 }
 
 const BEFORE: usize = 17;
+
+/// Makes so many interfaces, whose names begin with this number.
+fn make(pod: &Pod, begin: usize, many: usize) -> Result<()> {
+    let lines = (begin..begin + many).map(|number| format!("link add d{number} group 7 type bridge\n"));
+    pod.netns.ip(&lines.collect::<String>())
+}
 
 fn unmake(pod: &Pod) -> Result<()> {
     shell::run("ip", ["-n", pod.netns.name(), "link", "del", "group", "7"]).map(drop)

@@ -24,8 +24,8 @@ const SERVER_HEADER_LIST: u32 = 64 * 1024;
 /// What unread frames may cost beside their bytes before h2 closes the connection as abuse, in bytes, however small the
 /// window; it counts up to 256 for a frame that is shorter, which is about what it takes. Streams whose other side takes
 /// nothing do not leave them there (`HboneStream::settle`), so this is about those that come before one's task has its
-/// turn: a burst of small writes is no abuse.
-const DATA_FRAME_BUDGET: usize = 1 << 20;
+/// turn: a burst of small writes is no abuse, nor is one on each of a connection's streams where processors are busy.
+const DATA_FRAME_BUDGET: usize = 4 << 20;
 /// Clients that give up before they are answered are no attack as long as each holds a stream.
 const PENDING_RESETS: usize = MAX_STREAMS as usize;
 /// Streams that we reset and still know, so that what was under way for them is ignored.

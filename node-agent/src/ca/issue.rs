@@ -29,7 +29,7 @@ pub struct Times {
 
 /// Shorter ones would be renewed all the time.
 fn lifetime(text: &str) -> Result<Duration, String> {
-    config::seconds_within(text, Duration::from_secs(10), 3650 * DAY)
+    config::seconds_within(text, Duration::from_secs(5), 3650 * DAY)
 }
 
 fn skew(text: &str) -> Result<Duration, String> {

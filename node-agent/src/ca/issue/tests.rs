@@ -125,8 +125,8 @@ fn clocks_may_be_five_minutes_off() {
 fn times_that_nothing_could_be_signed_with_are_refused() {
     for (read, text, expect) in [
         (lifetime as fn(&str) -> Result<Duration, String>, "0", None),
-        (lifetime, "9s", None),
-        (lifetime, "10s", Some(10)),
+        (lifetime, "4s", None),
+        (lifetime, "5s", Some(5)),
         (lifetime, "315360000", Some(315_360_000)),
         (lifetime, "18446744073709551615", None),
         (skew, "0", Some(0)),
