@@ -19,12 +19,12 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::Lab;
 use crate::demo::progress;
 use crate::kubelet::Live;
 use crate::lab::PodRef;
 use crate::peer::{self, Authority, Credentials};
 use crate::workload::Workload;
+use crate::{Lab, eventually};
 
 #[derive(Debug, clap::Args)]
 pub struct Config {
@@ -44,6 +44,9 @@ pub struct Config {
     #[arg(long)]
     json: bool,
 }
+
+/// More than a client waits for its next tunnel after it was sent away.
+const SENT_AWAY: Duration = Duration::from_secs(60);
 
 /// One attack.
 #[derive(Debug, Serialize)]
@@ -172,28 +175,35 @@ fn print(rows: &[Row]) {
 
 impl Scene<'_> {
     fn measure(&self, against: Against, connections: usize) -> anyhow::Result<Row> {
-        let stop = CancellationToken::new();
+        let (stop, begun) = (CancellationToken::new(), Instant::now());
+        self.attacker.opened.store(0, Ordering::Relaxed);
         let thread = {
             let (attacker, stop) = (self.attacker.clone(), stop.clone());
             std::thread::spawn(move || attacker.run(against, &stop))
         };
+        let opened = || self.attacker.opened.load(Ordering::Relaxed);
+        if !matches!(against, Against::Nothing | Against::Nobody) {
+            // Who was sent away for the last attack has to wait.
+            let begins =
+                eventually(&format!("{}: the attacker has a tunnel", against.name()), SENT_AWAY, || {
+                    anyhow::ensure!(opened() > 0, "none was accepted");
+                    Ok(())
+                });
+            if begins.is_err() {
+                stop.cancel();
+            }
+            begins?;
+        }
         let pid = self.lab.daemon("ztunnel", 2).live()?.pid(None).context("ztunnel does not run")?;
         let (began, busy) = (Instant::now(), busy_seconds(pid)?);
-        self.attacker.opened.store(0, Ordering::Relaxed);
         let latency = self.latency(connections);
         let seconds = began.elapsed().as_secs_f64();
         let (cpu, rss_mib) = ((busy_seconds(pid)? - busy) / seconds, resident_mib(pid)?);
         #[expect(clippy::cast_precision_loss, reason = "a count of tunnels")]
-        let opened = self.attacker.opened.load(Ordering::Relaxed) as f64 / seconds;
+        let opened = opened() as f64 / begun.elapsed().as_secs_f64();
         stop.cancel();
         thread.join().map_err(|_| anyhow::anyhow!("the attacker has panicked"))??;
         let latency = latency.with_context(|| format!("under attack: {}", against.name()))?;
-        let attacks = !matches!(against, Against::Nothing | Against::Nobody);
-        anyhow::ensure!(
-            !attacks || opened > 0.0,
-            "{}: no tunnel of the attacker's was accepted",
-            against.name()
-        );
         let time = |name: &str| latency["first_byte"][name].as_f64().context("no percentile");
         Ok(Row {
             attack: against.name(),
