@@ -31,8 +31,8 @@ const MANY: usize = 1024;
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(skip)]
 pub struct Config {
-    /// HTTP/2 frames that are read of one client in a second, over all its tunnels to this node's pods, and as many at
-    /// once; more wait. What is sent in large frames does not count. 0: 12,500 for each thread that carries connections
+    /// HTTP/2 frames that are read of one client in a second, over all its tunnels to this node's pods, and a quarter as
+    /// many at once; more wait. What is sent in large frames does not count. 0: 12,500 for each thread that carries connections
     #[arg(long, env = "ZTUNNEL_MAX_CLIENT_FRAMES", default_value_t = 0)]
     pub max_client_frames: u32,
 }
@@ -107,7 +107,7 @@ impl OfClient {
             wasted: Allowance::new(WASTED.0, WASTED.1),
             given_up: Allowance::new(GIVEN_UP.0, GIVEN_UP.1),
             refused: Allowance::new(REFUSED.0, REFUSED.1),
-            frames: Allowance::new(frames, frames),
+            frames: Allowance::new((frames / 4).max(1), frames),
             fines: Arc::default(),
         }
     }
