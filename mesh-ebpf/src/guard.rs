@@ -103,8 +103,11 @@ fn rule(skb: Skb, packed: u64, place: Place) -> i32 {
         return TCX_NEXT;
     }
     let app = reason == Counter::GuardApp as u32 || reason == Counter::GuardAppListener as u32;
-    if app && answers_kubelet(skb.skb, skb.start, packed) != 0 {
-        return TCX_NEXT;
+    if app {
+        let recorded = probe::recorded(skb.skb, skb.start, packed);
+        if answers_kubelet(skb.skb, skb.start, packed, recorded) != 0 {
+            return TCX_NEXT;
+        }
     }
     crate::debug!(&TcContext::new(skb.skb), "guard drops a packet, reason {}", reason);
     report(&event);
@@ -121,11 +124,8 @@ extern "C" fn verdict(skb: *mut __sk_buff, packed: u64) -> u32 {
 /// Whether a packed [`Packet`] that is not the proxy's answers the kubelet: 1, or 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn answers_kubelet(skb: *mut __sk_buff, start: u32, packed: u64) -> u32 {
-    let packet = Packet::unpack(packed);
-    let Packet::Tcp { ip, tcp, .. } = packet else { return 0 };
-    let ends = packet::endpoints(&Skb { skb, start }, ip, tcp);
-    u32::from(probe::answers(skb, ends, &packet))
+extern "C" fn answers_kubelet(skb: *mut __sk_buff, start: u32, packed: u64, recorded: u32) -> u32 {
+    u32::from(probe::answers(Skb { skb, start }, packed, recorded != 0))
 }
 
 #[inline(always)]

@@ -12,11 +12,12 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_fullsock};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
-use mesh_ebpf_abi::packet::Packet;
+use mesh_ebpf_abi::packet::{self, Packet};
 use mesh_ebpf_abi::probe::{Answer, Answerer, NO_PROBE, ProbePort, Tuple, answer};
 use mesh_ebpf_abi::{Address, SOCKET_BYSTANDER, SOCKET_PROBED};
 
 use crate::maps::{PROBE, PROBEPORT, SKPROXY, slot_of};
+use crate::skb::Skb;
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
@@ -133,24 +134,18 @@ pub(crate) fn probed(ends: &Tuple, slot: u32) -> bool {
     named.is_some() && recorded == Some(&slot)
 }
 
-/// For the guard: whether a packet that is not the proxy's answers the kubelet.
+/// For the guard: whether a packed [`Packet`] that is not the proxy's answers the kubelet, by what `recorded` says of it.
 #[inline(always)]
-pub(crate) fn answers(skb: *const __sk_buff, ends: (Address, Address, [u16; 2]), packet: &Packet) -> bool {
-    let &Packet::Tcp { flags, data, ip, tcp } = packet else { return false };
-    let (source, destination, [source_port, destination_port]) = ends;
-    if source_port == 0 || !matches!(tcp.wrapping_sub(ip), IPV4_HEADER | IPV6_HEADER) {
+pub(crate) fn answers(skb: Skb, packed: u64, recorded: bool) -> bool {
+    let Packet::Tcp { flags, data, ip, tcp } = Packet::unpack(packed) else { return false };
+    let frame = answered(skb, ip, tcp);
+    if frame.destination_port == 0 || !matches!(tcp.wrapping_sub(ip), IPV4_HEADER | IPV6_HEADER) {
         return false;
     }
-    let socket: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
+    let socket: *mut bpf_sock = field!(skb.skb, __bindgen_anon_2.sk);
     if socket.is_null() {
         return false;
     }
-    let frame = Tuple {
-        source: destination,
-        destination: source,
-        source_port: destination_port,
-        destination_port: source_port,
-    };
     // SAFETY: the helper takes any socket and returns null for what is not a full one.
     let full: *mut bpf_sock = unsafe { bpf_sk_fullsock(socket) };
     let answerer = if !full.is_null() {
@@ -163,8 +158,6 @@ pub(crate) fn answers(skb: *const __sk_buff, ends: (Address, Address, [u16; 2]),
     } else {
         return false;
     };
-    // SAFETY: a value of one word.
-    let recorded = unsafe { PROBE.get(frame) }.is_some();
     match answer(flags, data, &answerer, recorded) {
         Answer::No => false,
         Answer::Yes => true,
@@ -176,6 +169,24 @@ pub(crate) fn answers(skb: *const __sk_buff, ends: (Address, Address, [u16; 2]),
             true
         }
     }
+}
+
+/// Whether the connection that a packed [`Packet`] answers is recorded as the kubelet's: 1, or 0. By itself,
+/// see `skb`, and not called by `answers`: the stacks of all that call each other are together 512 bytes at most.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn recorded(skb: *mut __sk_buff, start: u32, packed: u64) -> u32 {
+    let Packet::Tcp { ip, tcp, .. } = Packet::unpack(packed) else { return 0 };
+    // SAFETY: a value of one word.
+    let found = unsafe { PROBE.get(answered(Skb { skb, start }, ip, tcp)) };
+    u32::from(found.is_some_and(|slot| *slot != NO_PROBE))
+}
+
+/// The connection that a packet answers: its receiver opened it.
+#[inline(always)]
+fn answered(skb: Skb, ip: u32, tcp: u32) -> Tuple {
+    let (destination, source, [destination_port, source_port]) = packet::endpoints(&skb, ip, tcp);
+    Tuple { source, destination, source_port, destination_port }
 }
 
 /// Whether a socket accepted this connection: the peer is the source. Without branches, each of which the verifier would

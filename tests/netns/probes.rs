@@ -6,19 +6,19 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use mesh_ebpf_abi::event::Counter;
 use mesh_ebpf_abi::probe::Tuple;
-use mesh_ebpf_abi::{ABI_VERSION, map};
-use mesh_tests::{kernel, shell};
+use mesh_ebpf_abi::{ABI_VERSION, map, program};
+use mesh_tests::{kernel, raw_bpf, shell};
 use node_agent::datapath::{Config, Datapath, KubeletConfig, Listeners};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::family::over_both;
 use crate::packets::{ACK, FIN, SYN, Sniffer, segment, send_raw};
-use crate::world::{PATIENCE, PORT, World, accept, converse, enrol, idle, into_stream};
+use crate::world::{PATIENCE, PORT, REFUSAL, World, accept, converse, enrol, idle, into_stream};
 
 /// The address that whoever is on the node has to pod `a`.
 fn node(world: &World) -> IpAddr {
@@ -301,20 +301,21 @@ fn pods_below_the_kubelets_cgroup_do_not_pass_for_it() -> Result<()> {
     Ok(())
 }
 
+const LIMIT: &str = "core/optmem_max";
+const LIMITED: &str = "a limit of sockets' own memory for each network namespace (Linux 6.9)";
+
 /// What flags a socket is charged to it, and who owns it can use up what it may have.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_pod_whose_socket_cannot_be_flagged_does_not_pass_for_the_kubelet() -> Result<()> {
     let world = World::new()?;
-    let limit = "core/optmem_max";
-    if !world.router.run(|| Ok(std::path::Path::new("/proc/sys/net").join(limit).exists()))? {
-        let test = "a_pod_whose_socket_cannot_be_flagged_does_not_pass_for_the_kubelet";
-        kernel::skipped(test, "a limit of sockets' own memory for each network namespace (Linux 6.9)");
+    if !world.router.run(|| Ok(Path::new("/proc/sys/net").join(LIMIT).exists()))? {
+        kernel::skipped("a_pod_whose_socket_cannot_be_flagged_does_not_pass_for_the_kubelet", LIMITED);
         return Ok(());
     }
     let (pods, _datapath, listeners) = below_the_kubelet(&world)?;
     let app = world.a.listen("0.0.0.0:7000")?;
-    world.router.sysctl(limit, "0")?;
+    world.router.sysctl(LIMIT, "0")?;
     for _ in 0..2 {
         let client = world.within(&pods, || dial_from_node(&world, world.a.at(PORT)))?;
         converse(&client, &accept(&listeners.inbound_v4).context("not the proxy")?)?;
@@ -326,6 +327,26 @@ fn a_pod_whose_socket_cannot_be_flagged_does_not_pass_for_the_kubelet() -> Resul
         })?;
     }
     meets_directly(&app, &probe(&world, world.a.at(PORT))?)?;
+    Ok(())
+}
+
+/// That it is none is noted where probes are, and no app may answer what is noted so, even where it meets it.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_app_does_not_answer_who_is_noted_for_no_kubelet() -> Result<()> {
+    let world = World::new()?;
+    if !world.router.run(|| Ok(Path::new("/proc/sys/net").join(LIMIT).exists()))? {
+        kernel::skipped("an_app_does_not_answer_who_is_noted_for_no_kubelet", LIMITED);
+        return Ok(());
+    }
+    let (pods, datapath, _listeners) = below_the_kubelet(&world)?;
+    let _app = world.a.listen("0.0.0.0:7000")?;
+    world.router.sysctl(LIMIT, "0")?;
+    // Nothing brings it to the proxy.
+    raw_bpf::detach(&world.pod_pins(&world.a).join(program::STEER))?;
+    let dial = || Ok(TcpStream::connect_timeout(&world.a.at(PORT), REFUSAL)?);
+    ensure!(world.within(&pods, || world.router.run(dial)).is_err(), "answered");
+    ensure!(datapath.count(Counter::GuardAppListener)? > 0, "not by the guard");
     Ok(())
 }
 

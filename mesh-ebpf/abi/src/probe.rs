@@ -78,7 +78,7 @@ pub enum Answer {
 }
 
 /// Decides. `flags` and `data` are the segment's; `recorded` says whether its connection, the peer as source, is in
-/// `PROBE`.
+/// `PROBE`, and not as [`NO_PROBE`].
 ///
 /// Neither mark nor ownership counts, only what cannot be forged from inside the pod: a TCP socket that has the two
 /// ends of a connection that the kubelet opened. A raw socket that repeats them is none.
