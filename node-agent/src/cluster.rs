@@ -107,9 +107,12 @@ impl ApiServer {
         for condition in conditions.iter_mut().filter(new) {
             condition["lastTransitionTime"] = now.clone().into();
         }
-        let patch = json!({
-            "metadata": {"resourceVersion": verdict.resource_version}, "status": {"conditions": conditions},
-        });
+        let mut status = json!({"conditions": conditions});
+        if let Some(addresses) = &verdict.addresses {
+            // Of a merge patch null takes the field away.
+            status["addresses"] = if addresses.is_empty() { Value::Null } else { addresses.clone().into() };
+        }
+        let patch = json!({"metadata": {"resourceVersion": verdict.resource_version}, "status": status});
         let (group, version) = verdict.api_version.split_once('/').unwrap_or_default();
         let kind = GroupVersionKind::gvk(group, version, &format!("{:?}", verdict.kind));
         let resource = ApiResource::from_gvk(&kind);

@@ -1,5 +1,7 @@
 //! ServiceEntry and WorkloadEntry as their users write them: what is outside of the mesh, reached by a virtual address.
 
+use std::net::{IpAddr, SocketAddr};
+
 use mesh_tests::fabric::{self, OUTSIDE_NAME};
 use mesh_tests::lab::PodRef;
 use mesh_tests::stack::Family;
@@ -42,6 +44,28 @@ impl<'a> Entries<'a> {
             anyhow::ensure!(all.iter().map(String::as_str).eq(expected.iter().copied()), "{all:?}");
             Ok(())
         })
+    }
+
+    /// The addresses of a host by the status of its entry, once they are so many.
+    fn made_up(&self, entry: &str, host: &str, count: usize) -> anyhow::Result<Vec<IpAddr>> {
+        eventually(&format!("the status of {entry} has {count} addresses"), SOON, || {
+            let object = self.lab.kubectl(["get", "-n", NAMESPACE, "serviceentry", entry, "-o", "json"])?;
+            let object: Value = serde_json::from_str(&object)?;
+            let all = object["status"]["addresses"].as_array().cloned().unwrap_or_default();
+            anyhow::ensure!(all.len() == count && all.iter().all(|one| one["host"] == host), "{all:?}");
+            Ok(all
+                .iter()
+                .map(|one| one["value"].as_str().unwrap_or_default().parse())
+                .collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// Where a URL leads, and who answers there.
+    fn reached(&self, family: &str, url: &str) -> anyhow::Result<(IpAddr, Value)> {
+        let line = ["curl", family, "-sS", "--fail", "--max-time", "10", "-w", "\\n%{remote_ip}", url];
+        let answer = self.client.exec_ok(line)?;
+        let (answer, address) = answer.trim().rsplit_once('\n').unwrap_or_default();
+        Ok((address.parse()?, serde_json::from_str(answer)?))
     }
 
     /// What the status of an object says of it.
@@ -111,6 +135,56 @@ fn what_is_outside_is_reached_by_a_virtual_address() {
         let odd = json!({ "endpoints": [{ "address": "unix:///run/odd" }] });
         entries.apply("ServiceEntry", "odd", &service("240.0.0.3", "STATIC", 80, &odd))?;
         entries.status("serviceentry", "odd", "False", "unix:///run/odd")
+    });
+}
+
+/// As most of Istio's users write them: without addresses.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_host_without_an_address_gets_one() {
+    scenario(|lab| {
+        let entries = Entries::new(lab)?;
+        let outside = fabric::outside(Family::V4).to_string();
+        let spec = |host: &str, more: Value| {
+            let mut spec = service("192.0.2.1", "STATIC", 80, &more);
+            spec["hosts"] = json!([host]);
+            spec.as_object_mut().and_then(|spec| spec.remove("addresses"));
+            spec
+        };
+        let host = "no-address.example";
+        let endpoints = json!({ "endpoints": [{ "address": outside }] });
+        entries.apply("ServiceEntry", "static", &spec(host, endpoints))?;
+        entries.apply("ServiceEntry", "dns", &spec(OUTSIDE_NAME, json!({ "resolution": "DNS" })))?;
+        for (entry, host) in [("static", host), ("dns", OUTSIDE_NAME)] {
+            let addresses = entries.made_up(entry, host, 2)?;
+            for (family, option, address) in
+                [(Family::V4, "-4", addresses[0]), (Family::V6, "-6", addresses[1])]
+            {
+                let url = format!("http://{host}/");
+                let end = log_end(lab, 1)?;
+                let answer = eventually(&format!("{host} is reached at {address}"), SOON, || {
+                    let (at, answer) = entries.reached(option, &url)?;
+                    anyhow::ensure!(at == address, "at {at}");
+                    Ok(answer)
+                })?;
+                assert_eq!(answer["service"], "outside");
+                // The name leads to both, the listed endpoint is where it is.
+                let family = if entry == "dns" { family } else { Family::V4 };
+                let target = format!("dst.addr={}", SocketAddr::new(fabric::outside(family), 80));
+                log_line(lab, 1, end, &["outbound", "connection complete", host, &target])?;
+            }
+            entries.status("serviceentry", entry, "True", "accepted")?;
+        }
+
+        let label = "networking.istio.io/enable-autoallocate-ip=false";
+        lab.kubectl(["label", "serviceentry", "-n", NAMESPACE, "static", label])?;
+        entries.made_up("static", host, 0)?;
+        eventually("nobody knows the host any more", SOON, || {
+            let error = entries.reached("-4", &format!("http://{host}/")).err();
+            let text = error.map(|error| format!("{error:#}")).unwrap_or_default();
+            anyhow::ensure!(text.contains("not resolve"), "{text:?}");
+            Ok(())
+        })
     });
 }
 

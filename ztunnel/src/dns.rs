@@ -17,6 +17,7 @@ pub mod udp;
 use std::time::Duration;
 
 use mesh_core::allowance::Allowance;
+use mesh_core::workload::Workload;
 
 use self::answer::{Answer, Client};
 use self::message::Transport;
@@ -42,7 +43,8 @@ async fn turn(pod: &Pod) {
 /// What becomes of a message of the pod's application, which is counted.
 fn judge(pod: &Pod, bytes: &[u8], transport: Transport) -> (Answer, Labels) {
     let labels = Labels::new(message::kind(bytes), transport, pod.described());
-    let client = Client { namespace: &pod.described().namespace, network: &pod.described().network };
+    let Workload { namespace, network, addresses, .. } = pod.described();
+    let client = Client { namespace, network, addresses };
     let Pod { proxy, .. } = pod;
     let random = rand::random::<u64>() as usize;
     let answer = answer::answer(&proxy.mesh, &proxy.zone, client, bytes, transport, random);

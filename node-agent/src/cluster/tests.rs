@@ -39,7 +39,8 @@ async fn a_policys_status_is_of_the_version_that_was_read() {
     let conditions = vec![json!({"type": "Other"}), json!({"type": verdict::CONDITION, "status": "True"})];
     let (kind, name) = (crate::index::event::Kind::AuthorizationPolicy, ObjectName::new("shop", "p"));
     let api_version = "security.istio.io/v1beta1".into();
-    let verdict = Verdict { kind, name, api_version, resource_version: "7".into(), conditions };
+    let verdict =
+        Verdict { kind, name, api_version, resource_version: "7".into(), conditions, addresses: None };
     server.judge(&verdict).await.unwrap();
     let seen = seen.lock().unwrap();
     let (request, body) = seen[0].split_once(" {").unwrap();
@@ -54,6 +55,27 @@ async fn a_policys_status_is_of_the_version_that_was_read() {
     assert_eq!(conditions[1]["status"], "True");
     assert!(conditions[1]["lastTransitionTime"].as_str().unwrap().ends_with('Z'), "{conditions:?}");
     assert_eq!(seen.len(), 1);
+}
+
+#[tokio::test]
+async fn addresses_are_written_together_with_the_conditions() {
+    let (server, seen) = recorder();
+    let addresses = json!([{"host": "db.example", "value": "240.240.0.1"}]);
+    for (addresses, expect) in [
+        (addresses.as_array().cloned(), json!({"conditions": [], "addresses": addresses})),
+        (Some(Vec::new()), json!({"conditions": [], "addresses": null})),
+        (None, json!({"conditions": []})),
+    ] {
+        let (kind, name) = (crate::index::event::Kind::ServiceEntry, ObjectName::new("shop", "db"));
+        let (api_version, resource_version) = ("networking.istio.io/v1".into(), "7".into());
+        let verdict = Verdict { kind, name, api_version, resource_version, conditions: vec![], addresses };
+        server.judge(&verdict).await.unwrap();
+        let request = seen.lock().unwrap().pop().unwrap();
+        let (path, body) = request.split_once(" {").unwrap();
+        assert_eq!(path, "PATCH /apis/networking.istio.io/v1/namespaces/shop/serviceentries/db/status");
+        let body: Value = serde_json::from_str(&format!("{{{body}")).unwrap();
+        assert_eq!(body, json!({"metadata": {"resourceVersion": "7"}, "status": expect}));
+    }
 }
 
 #[tokio::test]

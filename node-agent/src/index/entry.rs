@@ -4,8 +4,10 @@
 //! Each host of a ServiceEntry is a service of its namespace. Its endpoints are those that it lists, each a workload of
 //! its own, or the pods and WorkloadEntries of the namespace that it selects. A Service selects WorkloadEntries, too.
 
+mod allocate;
 mod budget;
 mod claims;
+mod hosts;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,7 +15,10 @@ use std::sync::Arc;
 
 use mesh_core::proto::workload as proto;
 
+use self::allocate::Allocator;
 use self::claims::{Claimed, Turn};
+pub(super) use self::hosts::EXHAUSTED;
+use self::hosts::Said;
 use self::read::{Endpoint, Place, Port, ServiceEntry, WorkloadEntry};
 use super::by_namespace::ByNamespace;
 use super::event::{Custom, Kind, ObjectName};
@@ -26,8 +31,11 @@ use super::{Changes, Config, Index, Key, Problem};
 pub(super) struct Entries {
     services: Claimed<ServiceEntry>,
     workloads: Claimed<WorkloadEntry>,
-    /// Who names a host, by namespace and host.
-    of_host: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    /// Who names a host, by namespace and host, the oldest first.
+    of_host: HashMap<ObjectName, BTreeSet<(i64, ObjectName)>>,
+    /// What the ServiceEntries' status says of addresses.
+    said: HashMap<ObjectName, Said>,
+    allocator: Allocator,
     /// What Kubernetes' Services select.
     selectors: ByNamespace<Labels>,
 }
@@ -80,12 +88,14 @@ impl Index {
     pub(super) fn apply_service_entry(&mut self, name: &ObjectName, object: &Custom, changes: &mut Changes) {
         let (entry, faults) = read::service_entry(&self.config, name, object);
         self.note(Kind::ServiceEntry, name, object, faults, changes);
+        self.entries.said.insert(name.clone(), Said::read(object));
         let turns = self.entries.services.put(name, Some(entry));
         self.turn_service_entries(turns, changes);
     }
 
     pub(super) fn delete_service_entry(&mut self, name: &ObjectName, changes: &mut Changes) {
         self.readings.remove(&(Kind::ServiceEntry, name.clone()));
+        self.entries.said.remove(name);
         let turns = self.entries.services.put(name, None);
         self.turn_service_entries(turns, changes);
     }
@@ -93,17 +103,14 @@ impl Index {
     /// An entry is another, or gone: others may be left out then, or no longer.
     fn turn_service_entries(&mut self, turns: Vec<Turn<ServiceEntry>>, changes: &mut Changes) {
         self.note_left_out(Kind::ServiceEntry, &turns, changes);
-        for Turn { name, old, new, .. } in turns.into_iter().filter(|turn| turn.old != turn.new) {
-            if let Some(old) = &old {
-                self.unlink_hosts(&name, old);
-            }
-            for host in new.iter().flat_map(|new| &new.hosts) {
-                self.entries.of_host.entry(host_key(&name, host)).or_default().insert(name.clone());
-            }
-            for entry in old.iter().chain(&new) {
-                self.touch_service_entry(&name, entry, changes);
+        for Turn { name, old, new, .. } in turns.iter().filter(|turn| turn.old != turn.new) {
+            old.iter().for_each(|old| self.unlink_hosts(name, old));
+            new.iter().for_each(|new| self.link_hosts(name, new));
+            for entry in old.iter().chain(new) {
+                self.touch_service_entry(name, entry, changes);
             }
         }
+        self.turn_addresses(&turns, changes);
     }
 
     /// For their status, each; the log has the first and how many more.
@@ -120,18 +127,6 @@ impl Index {
         };
         let first = left_out.into_iter().next();
         changes.problems.extend(first.map(|name| Problem { kind, name, skipped: false, reason }));
-    }
-
-    fn unlink_hosts(&mut self, name: &ObjectName, entry: &ServiceEntry) {
-        for host in &entry.hosts {
-            let key = host_key(name, host);
-            if let Some(names) = self.entries.of_host.get_mut(&key) {
-                names.remove(name);
-                if names.is_empty() {
-                    self.entries.of_host.remove(&key);
-                }
-            }
-        }
     }
 
     /// Its services, and all that is or was an endpoint of them.
@@ -192,38 +187,6 @@ impl Index {
         self.note_left_out(Kind::WorkloadEntry, turns, changes);
         let turned = turns.iter().filter(|turn| turn.old != turn.new);
         changes.keys.extend(turned.map(|turn| Key::WorkloadEntry(turn.name.clone())));
-    }
-
-    /// The service of a host, as the oldest ServiceEntry of those that name it says.
-    pub(super) fn host_service(&self, host: &ObjectName) -> Option<proto::Service> {
-        let names = self.entries.of_host.get(host)?.iter();
-        let all = names.filter_map(|name| Some((name, self.entries.services.get(name)?)));
-        let (name, entry) = all.min_by_key(|(name, entry)| (entry.created, *name))?;
-        let visibility = match entry.own_namespace_only {
-            true => proto::Visibility::Namespace,
-            false => proto::Visibility::Public,
-        };
-        let address = |(ip, length): &(std::net::IpAddr, Option<u8>)| proto::NetworkAddress {
-            address: bytes(ip),
-            length: length.map(u32::from),
-            ..Default::default()
-        };
-        Some(proto::Service {
-            name: name.name.to_string(),
-            namespace: name.namespace.to_string(),
-            hostname: host.name.to_string(),
-            addresses: entry.addresses.iter().map(address).collect(),
-            ports: entry
-                .ports
-                .iter()
-                .map(|port| wire_port(port.number, port.target, port.protocol))
-                .collect(),
-            subject_alt_names: entry.identities.clone(),
-            created: entry.created.try_into().unwrap_or_default(),
-            load_balancing: entry.balancing.clone(),
-            visibility: visibility.into(),
-            ..Default::default()
-        })
     }
 
     /// An endpoint that a ServiceEntry lists.

@@ -1,7 +1,9 @@
-//! What became of a policy, for its users to read: the condition `ZtunnelAccepted` of its status, as Istio has it.
+//! What became of a policy, for its users to read: the condition `ZtunnelAccepted` of its status, as Istio has it; and of
+//! a ServiceEntry the addresses that were made up for it.
 
 use serde_json::{Value, json};
 
+use super::entry::EXHAUSTED;
 use super::event::{Custom, Kind, ObjectName};
 use super::{Changes, Index, Problem};
 
@@ -20,6 +22,10 @@ pub(super) struct Reading {
     faults: Vec<String>,
     /// Why nothing of it is in force, which another object's change can change.
     left_out: Option<&'static str>,
+    /// There is no address for something of it.
+    exhausted: bool,
+    /// What `status.addresses` is to say; none: what it says.
+    addresses: Option<Vec<Value>>,
     api_version: String,
     generation: i64,
     resource_version: String,
@@ -39,6 +45,8 @@ pub struct Verdict {
     pub resource_version: String,
     /// All conditions as they should be; where the status of ours is new it has no time yet.
     pub conditions: Vec<Value>,
+    /// All of `status.addresses` as it should be; none: it stays as it is.
+    pub addresses: Option<Vec<Value>>,
 }
 
 impl Reading {
@@ -46,6 +54,8 @@ impl Reading {
         Self {
             faults: bounded(faults),
             left_out: None,
+            exhausted: false,
+            addresses: None,
             api_version: object.api_version.clone(),
             generation: object.metadata.generation.unwrap_or_default(),
             resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
@@ -53,8 +63,12 @@ impl Reading {
         }
     }
 
-    /// None: the status says so already.
-    fn verdict(&self) -> Option<Vec<Value>> {
+    fn is_said(&self) -> bool {
+        self.addresses.is_none() && self.wanted().is_none()
+    }
+
+    /// All conditions. None: the status says so already.
+    fn wanted(&self) -> Option<Vec<Value>> {
         let ours = |condition: &&Value| condition["type"] == CONDITION;
         let mut wanted = self.condition();
         let told = self.conditions.iter().find(ours);
@@ -74,11 +88,13 @@ impl Reading {
     }
 
     fn condition(&self) -> Value {
-        let faults: Vec<&str> =
-            self.left_out.into_iter().chain(self.faults.iter().map(String::as_str)).collect();
+        let exhausted = self.exhausted.then_some(EXHAUSTED);
+        let told = self.left_out.into_iter().chain(exhausted);
+        let faults: Vec<&str> = told.chain(self.faults.iter().map(String::as_str)).collect();
         let (status, reason, message) = match faults.is_empty() {
             true => ("True", "Accepted", ACCEPTED.to_owned()),
             false if self.left_out.is_some() => ("False", "OverBudget", faults.join("; ")),
+            false if self.exhausted => ("False", "AddressesExhausted", faults.join("; ")),
             false => ("False", "UnsupportedValue", faults.join("; ")),
         };
         json!({
@@ -109,9 +125,11 @@ impl Index {
         changes: &mut Changes,
     ) {
         let mut reading = Reading::new(object, faults);
-        reading.left_out = self.readings.get(&(kind, name.clone())).and_then(|known| known.left_out);
+        if let Some(known) = self.readings.get(&(kind, name.clone())) {
+            (reading.left_out, reading.exhausted) = (known.left_out, known.exhausted);
+        }
         let known = self.readings.insert((kind, name.clone()), reading.clone());
-        changes.verdicts |= known.as_ref() != Some(&reading) && reading.verdict().is_some();
+        changes.verdicts |= known.as_ref() != Some(&reading) && !reading.is_said();
         if known.is_none_or(|known| known.faults != reading.faults) {
             let problem = |reason| Problem { kind, name: name.clone(), skipped: false, reason };
             changes.problems.extend(reading.faults.into_iter().map(problem));
@@ -129,26 +147,41 @@ impl Index {
         let reading = self.readings.get_mut(&(kind, name.clone()));
         let Some(reading) = reading.filter(|reading| reading.left_out != left_out) else { return false };
         reading.left_out = left_out;
-        changes.verdicts |= reading.verdict().is_some();
+        changes.verdicts |= !reading.is_said();
         true
+    }
+
+    /// Notes what the status of a ServiceEntry is to say of addresses, and whether there are too few.
+    pub(super) fn amend_addresses(
+        &mut self,
+        name: &ObjectName,
+        addresses: Option<Vec<Value>>,
+        exhausted: bool,
+        changes: &mut Changes,
+    ) {
+        let Some(reading) = self.readings.get_mut(&(Kind::ServiceEntry, name.clone())) else { return };
+        let is_news = reading.addresses != addresses || reading.exhausted != exhausted;
+        (reading.addresses, reading.exhausted) = (addresses, exhausted);
+        changes.verdicts |= is_news && !reading.is_said();
     }
 
     /// The policies whose status is to be written. Takes time in proportion to the number of policies.
     pub fn unsaid(&self) -> Vec<(Kind, ObjectName)> {
-        let unsaid = self.readings.iter().filter(|(_, reading)| reading.verdict().is_some());
+        let unsaid = self.readings.iter().filter(|(_, reading)| !reading.is_said());
         unsaid.map(|(policy, _)| policy.clone()).collect()
     }
 
     /// What is to be written into the status of a policy; none if it is there.
     pub fn verdict(&self, policy: &(Kind, ObjectName)) -> Option<Verdict> {
-        let reading = self.readings.get(policy)?;
+        let reading = self.readings.get(policy).filter(|reading| !reading.is_said())?;
         let (kind, name) = policy.clone();
         Some(Verdict {
             kind,
             name,
             api_version: reading.api_version.clone(),
             resource_version: reading.resource_version.clone(),
-            conditions: reading.verdict()?,
+            conditions: reading.wanted().unwrap_or_else(|| reading.conditions.clone()),
+            addresses: reading.addresses.clone(),
         })
     }
 

@@ -32,7 +32,7 @@ pub fn run(data: &[u8]) {
     }
     let said = MESH.with(|mesh| {
         let (network, zone) = (Network::default(), Zone::from("cluster.local"));
-        let client = Client { namespace: "shop", network: &network };
+        let client = Client { namespace: "shop", network: &network, addresses: &[] };
         answer(mesh.get_or_init(xds::world), &zone, client, bytes, transport, usize::from(first / 2))
     });
     if let Answer::Reply(reply) = &said {

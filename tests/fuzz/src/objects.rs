@@ -201,6 +201,13 @@ pub fn seeds() -> Vec<Vec<u8>> {
         ),
         (
             2,
+            json!({"metadata": {"labels": {"networking.istio.io/enable-autoallocate-ip": "true"}},
+            "spec": {"hosts": ["a.example.com", "b.example.com"], "ports": ports, "resolution": "DNS"},
+            "status": {"addresses": [{"host": "a.example.com", "value": "240.240.0.9"},
+                                     {"host": "A.example.com", "value": "2001:2::9"}, {"value": "240.240.0.8"}]}}),
+        ),
+        (
+            2,
             json!({"spec": {"hosts": hosts, "ports": numbers, "resolution": "STATIC", "endpoints": endpoints,
             "subjectAltNames": vec!["spiffe://cluster.local/ns/x/sa/y"; 64]}}),
         ),

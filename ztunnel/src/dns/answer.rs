@@ -25,6 +25,8 @@ pub struct Client<'a> {
     pub namespace: &'a str,
     /// Whose addresses it can reach.
     pub network: &'a Network,
+    /// Its own addresses: it has no way to those of another family.
+    pub addresses: &'a [IpAddr],
 }
 
 /// What becomes of a message.
@@ -56,11 +58,11 @@ pub fn answer(
         match query.kind {
             A | AAAA => {
                 let meaning = zone.find(mesh, client, &query.name)?;
-                with_addresses(reply, &meaning, client.network, query.kind == A, random)
+                with_addresses(reply, &meaning, client, query.kind == A, random)
             }
             SRV => {
                 let (service, port) = zone.port(mesh, client.namespace, &query.name)?;
-                with_locations(reply, &service, port, client.network, random)
+                with_locations(reply, &service, port, client, random)
             }
             _ => None,
         }
@@ -71,7 +73,7 @@ pub fn answer(
 fn with_addresses(
     mut reply: Reply,
     meaning: &Meaning,
-    network: &Network,
+    client: Client<'_>,
     v4: bool,
     random: usize,
 ) -> Option<Reply> {
@@ -84,9 +86,9 @@ fn with_addresses(
     if meaning.pod.is_none() && meaning.of_cluster && service.service.vips.is_empty() {
         let directory = service.directory();
         // Whether there is such a name at all, the server knows.
-        put(&mut reply, directory.here(network)?.addresses(v4)?, random);
+        put(&mut reply, directory.here(client.network)?.addresses(v4)?, random);
     } else {
-        put(&mut reply, &addresses(meaning, network, v4)?, random);
+        put(&mut reply, &addresses(meaning, client, v4)?, random);
     }
     Some(reply)
 }
@@ -105,18 +107,18 @@ fn with_locations(
     mut reply: Reply,
     service: &Arc<ServiceEntry>,
     port: ServicePort,
-    network: &Network,
+    client: Client<'_>,
     random: usize,
 ) -> Option<Reply> {
     let host = &service.service.key.hostname;
     if !service.service.vips.is_empty() {
         let meaning = Meaning { service: service.clone(), pod: None, of_cluster: true, canonical: None };
-        let [v4, v6] = [true, false].map(|v4| addresses(&meaning, network, v4));
+        let [v4, v6] = [true, false].map(|v4| addresses(&meaning, client, v4));
         let location = Location { port: port.port, host: host.to_string(), addresses: [v4?, v6?].concat() };
         return (reply.location(location, WHOLE, TTL) != Put::NoName).then_some(reply);
     }
     let directory = service.directory();
-    let endpoints = directory.here(network)?.all_with_port(port.port)?;
+    let endpoints = directory.here(client.network)?.all_with_port(port.port)?;
     // As the cluster's DNS has it.
     let weight = u16::try_from(usize::from(WHOLE) / endpoints.len()).unwrap_or(1).max(1);
     for endpoint in rotated(endpoints, random) {
@@ -150,7 +152,8 @@ fn rotated<T>(all: &[T], random: usize) -> impl Iterator<Item = &T> {
 
 /// The addresses of one family, which are few: of a service that has its own, or of one pod; none if the mesh does not
 /// know what the name's are.
-fn addresses(meaning: &Meaning, network: &Network, v4: bool) -> Option<Vec<IpAddr>> {
+fn addresses(meaning: &Meaning, client: Client<'_>, v4: bool) -> Option<Vec<IpAddr>> {
+    let Client { network, .. } = client;
     let Meaning { service: entry, pod, of_cluster, .. } = meaning;
     let service = &entry.service;
     if let (Some(pod), true) = (pod, service.vips.is_empty()) {
@@ -171,6 +174,11 @@ fn addresses(meaning: &Meaning, network: &Network, v4: bool) -> Option<Vec<IpAdd
     let mut found: Vec<IpAddr> = service.vips.iter().filter_map(own).collect();
     if found.is_empty() {
         return None;
+    }
+    // A host's other addresses would only be tried in vain. What the cluster's own services have, its DNS tells all.
+    let usable = |ip: &IpAddr| client.addresses.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
+    if !of_cluster && found.iter().any(usable) {
+        found.retain(usable);
     }
     found.retain(|ip| ip.is_ipv4() == v4 && (!of_cluster || service.families.allows(*ip)));
     if *of_cluster {

@@ -50,7 +50,7 @@ impl Zone {
     pub fn find(
         &self,
         mesh: &Reader,
-        Client { namespace, network }: Client<'_>,
+        Client { namespace, network, .. }: Client<'_>,
         name: &str,
     ) -> Option<Meaning> {
         let look = Look { zone: self, mesh, namespace, network };

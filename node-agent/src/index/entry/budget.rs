@@ -12,7 +12,7 @@ use mesh_core::proto::workload as proto;
 use super::super::event::ObjectName;
 use super::super::pod::Labels;
 use super::claims::{Claim, Claimant};
-use super::read::{Endpoint, ServiceEntry, WorkloadEntry};
+use super::read::{Endpoint, MadeUp, ServiceEntry, WorkloadEntry};
 
 /// Of the services of one ServiceEntry, and as much again of the endpoints that it lists.
 const MOST_OF_OBJECT: usize = 512 << 10;
@@ -42,6 +42,8 @@ const RESOURCE: usize = 256;
 const PORT: usize = 14;
 /// The lengths around a text in a list or map.
 const TEXT: usize = 12;
+/// An address of the ranges that addresses are made up from, which are everybody's: lest one namespace take them all.
+const MADE_UP: usize = 1 << 10;
 /// An address with its prefix length.
 const ADDRESS: usize = 30;
 
@@ -64,9 +66,13 @@ pub(super) fn bound(name: &ObjectName, entry: &mut ServiceEntry, faults: &mut Ve
     let mut left = MOST_OF_OBJECT;
     let is_endpoint = entry.is_its_own_endpoint;
     let itself = |host: &str| if is_endpoint { workload(name, host) + of_endpoint(host) } else { 0 };
-    cut(&mut hosts, "spec.hosts", &mut left, faults, |host| service + 2 * host.len() + itself(host));
+    let is_made_up = entry.made_up == MadeUp::Wanted;
+    let made_up = |host: &str| if is_made_up && !host.starts_with('*') { MADE_UP } else { 0 };
+    cut(&mut hosts, "spec.hosts", &mut left, faults, |host| {
+        service + 2 * host.len() + itself(host) + made_up(host)
+    });
     entry.hosts = hosts;
-    entry.cost = MOST_OF_OBJECT - left;
+    entry.cost = MOST_OF_OBJECT - left + entry.reserved.len() * MADE_UP;
     let services: usize = entry.hosts.iter().map(|host| of_endpoint(host)).sum();
     let mut left = MOST_OF_OBJECT;
     cut(&mut entry.endpoints, "spec.endpoints", &mut left, faults, |endpoint| {

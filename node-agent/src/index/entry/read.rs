@@ -1,5 +1,7 @@
 //! What a ServiceEntry and a WorkloadEntry say, as far as layer 4 goes, and what of it cannot be done.
 
+mod made_up;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -8,9 +10,11 @@ use mesh_core::proto::workload as proto;
 use proto::load_balancing::{Mode, Scope};
 use serde::Deserialize;
 
+pub(super) use self::made_up::MadeUp;
 use super::super::Config;
 use super::super::event::{Custom, ObjectName};
 use super::super::pod::{Labels, REDIRECTION_ANNOTATION, REDIRECTION_ENABLED};
+use super::allocate::is_made_up;
 use super::budget;
 
 /// What the model keeps of a ServiceEntry.
@@ -21,6 +25,9 @@ pub(in super::super) struct ServiceEntry {
     pub(super) hosts: Vec<String>,
     /// With their prefix length where it is not the whole address.
     pub(super) addresses: Vec<(IpAddr, Option<u8>)>,
+    /// Those of them that could be made up for others.
+    pub(super) reserved: Vec<IpAddr>,
+    pub(super) made_up: MadeUp,
     pub(super) ports: Vec<Port>,
     pub(super) resolution: Resolution,
     /// Pods and WorkloadEntries that are its endpoints.
@@ -162,7 +169,7 @@ pub(super) fn service_entry(
     let resolution = resolution(&spec.resolution, &mut faults);
     let hosts = hosts(config, &spec.hosts, &mut faults);
     let ports: Vec<Port> = spec.ports.iter().filter_map(|port| read_port(port, &mut faults)).collect();
-    let selector = spec.workload_selector.map(|selector| selector.labels);
+    let selector = spec.workload_selector.as_ref().map(|selector| selector.labels.clone());
     let mut endpoints: Vec<Endpoint> = spec
         .endpoints
         .iter()
@@ -180,10 +187,14 @@ pub(super) fn service_entry(
     for host in hosts.iter().filter(|host| is_its_own_endpoint && host.starts_with('*')) {
         faults.push(format!("{host} cannot be looked up: spec.endpoints has to name hosts"));
     }
+    let addresses: Vec<_> = spec.addresses.iter().filter_map(|text| address(text, &mut faults)).collect();
+    let whole = addresses.iter().filter(|(_, length)| length.is_none()).map(|(ip, _)| *ip);
     let mut entry = ServiceEntry {
         created: created(object),
         hosts,
-        addresses: spec.addresses.iter().filter_map(|text| address(text, &mut faults)).collect(),
+        reserved: whole.filter(|ip| is_made_up(*ip)).collect(),
+        addresses,
+        made_up: made_up::made_up(&spec, object, !ports.is_empty()),
         ports,
         resolution,
         selector,

@@ -1,5 +1,6 @@
 //! ServiceEntry and WorkloadEntry, and what they join to.
 
+mod addresses;
 mod budget;
 
 use super::verdicts::verdicts;

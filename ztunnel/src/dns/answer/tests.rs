@@ -1,3 +1,5 @@
+mod families;
+
 use std::net::IpAddr;
 
 use hickory_proto::op::{Message, Query as Question, ResponseCode};
@@ -111,7 +113,7 @@ fn query(name: &str, kind: RecordType) -> Vec<u8> {
 /// What a client of the namespace is answered: records' data, sorted; none if the server is to answer.
 fn ask(mesh: &Reader, namespace: &str, name: &str, kind: RecordType) -> Option<String> {
     let network = Network::default();
-    let client = Client { namespace, network: &network };
+    let client = Client { namespace, network: &network, addresses: &[] };
     let zone = Zone::from("cluster.local");
     match answer(mesh, &zone, client, &query(name, kind), Transport::Udp, 1) {
         Answer::Reply(bytes) => {
@@ -212,7 +214,7 @@ fn other_types_and_other_messages_go_to_the_server() {
         }
     }
     let network = Network::default();
-    let client = Client { namespace: "shop", network: &network };
+    let client = Client { namespace: "shop", network: &network, addresses: &[] };
     let zone = Zone::from("cluster.local.");
     let judged = |bytes: &[u8]| answer(&mesh, &zone, client, bytes, Transport::Udp, 0);
     let mut bytes = query("web.shop.svc.cluster.local.", RecordType::A);
@@ -269,7 +271,7 @@ fn ports_of_the_clusters_services() {
         assert_eq!(ask(&mesh, "shop", name, RecordType::SRV).as_deref(), expected, "{name}");
     }
     let network = Network::default();
-    let client = Client { namespace: "shop", network: &network };
+    let client = Client { namespace: "shop", network: &network, addresses: &[] };
     for (name, beside) in [
         (
             "_http._tcp.web.shop.svc.cluster.local.",
@@ -299,7 +301,7 @@ fn another_address_is_the_first_each_time() {
     let mesh =
         mesh(|mesh| mesh.put_service(service("shop", "a.b", &["240.0.0.1", "240.0.0.2", "240.0.0.3"])));
     let network = Network::default();
-    let client = Client { namespace: "shop", network: &network };
+    let client = Client { namespace: "shop", network: &network, addresses: &[] };
     let first = |random| {
         let bytes = query("a.b.", RecordType::A);
         let zone = Zone::from("cluster.local");
@@ -330,7 +332,7 @@ fn another_cluster_domain() {
     let web = Service { canonical: true, ..service("shop", "web.shop.svc.corp.example", &["10.96.0.7"]) };
     let mesh = mesh(|mesh| mesh.put_service(web));
     let network = Network::default();
-    let client = Client { namespace: "shop", network: &network };
+    let client = Client { namespace: "shop", network: &network, addresses: &[] };
     let zone = Zone::from("Corp.Example");
     for name in ["web.shop.svc.corp.example.", "web.", "web.shop.shop.svc.corp.example."] {
         let reply = answer(&mesh, &zone, client, &query(name, RecordType::A), Transport::Udp, 0);
@@ -355,7 +357,7 @@ fn the_number_of_a_services_pods_is_not_the_price_of_a_question() {
     };
     let (small, big) = (of(200), of(10_000));
     let network = Network::default();
-    let client = Client { namespace: "shop", network: &network };
+    let client = Client { namespace: "shop", network: &network, addresses: &[] };
     let zone = Zone::from("cluster.local");
     for (name, kind, transport, some) in [
         (format!("{host}."), RecordType::A, Transport::Udp, 20..100),
