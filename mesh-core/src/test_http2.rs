@@ -56,8 +56,10 @@ pub struct Attack {
     open: bool,
     /// The n-th time, from 0.
     again: fn(u32, &str) -> Vec<u8>,
-    /// Payload of DATA each time; it needs the server's window.
+    /// Payload of DATA on stream 1 each time; it needs the server's window.
     data: i64,
+    /// Payload of DATA on other streams, whose windows are never used up; it needs the connection's.
+    of_connection: i64,
     /// Whether each is a request that waits until fewer than the server takes are unanswered.
     pub patient: bool,
     /// Whether the server has to end it.
@@ -70,6 +72,7 @@ const PLAIN: Attack = Attack {
     once: |_| Vec::new(),
     again: |_, _| Vec::new(),
     data: 0,
+    of_connection: 0,
     patient: false,
     ends: true,
 };
@@ -158,6 +161,7 @@ pub const ATTACKS: &[Attack] = &[
             [streams, connection].concat().into_iter().chain(requests).collect()
         },
         again: |n, _| frame(kind::DATA, 0, odd(n % STREAMS), b"x"),
+        of_connection: 1,
         ends: false,
         ..PLAIN
     },
@@ -220,6 +224,7 @@ pub async fn flood(
     let (window, more) = (AtomicI64::new(may), Notify::new());
     let connection = AtomicI64::new(65_535);
     let each = if attack.patient { 1 } else { attack.data };
+    let of_connection = attack.data + attack.of_connection;
     let hear = async {
         loop {
             let Ok(heard) = next(&mut reader).await else { return End::Closed };
@@ -271,14 +276,14 @@ pub async fn flood(
                     writer.write_all(&answer).await?;
                 }
                 let has = |window: &AtomicI64, bytes| window.load(Ordering::SeqCst) >= bytes;
-                if has(&window, each) && has(&connection, attack.data) {
+                if has(&window, each) && has(&connection, of_connection) {
                     break;
                 }
                 writer.flush().await?;
                 more.notified().await;
             }
             window.fetch_sub(each, Ordering::SeqCst);
-            connection.fetch_sub(attack.data, Ordering::SeqCst);
+            connection.fetch_sub(of_connection, Ordering::SeqCst);
             writer.write_all(&(attack.again)(n, authority)).await?;
         }
         writer.flush().await

@@ -48,6 +48,9 @@ pub struct Config {
 /// More than a client waits for its next tunnel after it was sent away.
 const SENT_AWAY: Duration = Duration::from_secs(60);
 
+/// Until all tunnels of an attack, and the connections in them, are open: what is measured is what goes on.
+const LEAD: Duration = Duration::from_secs(1);
+
 /// One attack.
 #[derive(Debug, Serialize)]
 struct Row {
@@ -59,6 +62,8 @@ struct Row {
     ratio: f64,
     /// Processors that the attacked pod's proxy was busy on.
     cpu: f64,
+    /// Processors that the attacked application was busy on.
+    application: f64,
     /// Memory of that proxy while the attack goes on.
     rss_mib: f64,
     /// Tunnels that the attacker has opened, a second.
@@ -95,6 +100,7 @@ impl Against {
 struct Scene<'a> {
     lab: &'a Lab,
     victim: PodRef<'a>,
+    target: PodRef<'a>,
     echo: String,
     attacker: Arc<Attacker>,
 }
@@ -129,6 +135,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
             tunnels: config.tunnels,
             opened: AtomicU64::new(0),
         }),
+        target,
     };
     // Tunnels, certificates and caches are warm.
     scene.latency(config.connections / 4 + 1)?;
@@ -162,13 +169,13 @@ fn print(rows: &[Row]) {
     );
     println!("is the server's. The ratio is that of p99 to the one beside a busy thread.");
     println!(
-        "{:<30} {:>8} {:>8} {:>6} {:>5} {:>8} {:>8}",
-        "attack", "p50 us", "p99 us", "ratio", "CPU", "RSS MiB", "opened/s"
+        "{:<30} {:>8} {:>8} {:>6} {:>5} {:>5} {:>8} {:>8}",
+        "attack", "p50 us", "p99 us", "ratio", "CPU", "app", "RSS MiB", "opened/s"
     );
     for row in rows {
         println!(
-            "{:<30} {:>8.0} {:>8.0} {:>6.2} {:>5.2} {:>8.1} {:>8.1}",
-            row.attack, row.p50_us, row.p99_us, row.ratio, row.cpu, row.rss_mib, row.opened
+            "{:<30} {:>8.0} {:>8.0} {:>6.2} {:>5.2} {:>5.2} {:>8.1} {:>8.1}",
+            row.attack, row.p50_us, row.p99_us, row.ratio, row.cpu, row.application, row.rss_mib, row.opened
         );
     }
 }
@@ -193,12 +200,16 @@ impl Scene<'_> {
                 stop.cancel();
             }
             begins?;
+            std::thread::sleep(LEAD);
         }
         let pid = self.lab.daemon("ztunnel", 2).live()?.pid(None).context("ztunnel does not run")?;
-        let (began, busy) = (Instant::now(), busy_seconds(pid)?);
+        let application = self.target.live()?.pid(None).context("the attacked application does not run")?;
+        let both = || anyhow::Ok([busy_seconds(pid)?, busy_seconds(application)?]);
+        let (began, before) = (Instant::now(), both()?);
         let latency = self.latency(connections);
         let seconds = began.elapsed().as_secs_f64();
-        let (cpu, rss_mib) = ((busy_seconds(pid)? - busy) / seconds, resident_mib(pid)?);
+        let (after, rss_mib) = (both()?, resident_mib(pid)?);
+        let [cpu, application] = [0, 1].map(|of| (after[of] - before[of]) / seconds);
         #[expect(clippy::cast_precision_loss, reason = "a count of tunnels")]
         let opened = opened() as f64 / begun.elapsed().as_secs_f64();
         stop.cancel();
@@ -211,6 +222,7 @@ impl Scene<'_> {
             p99_us: time("p99")?,
             ratio: 1.0,
             cpu,
+            application,
             rss_mib,
             opened,
         })
