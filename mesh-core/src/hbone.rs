@@ -16,6 +16,7 @@ mod conduct;
 mod frames;
 
 pub use self::client::{ConnectError, Connected, DialError};
+pub use self::conduct::Pacer;
 pub use self::request::{Authority, Baggage, ConnectRequest, Forwarded, Host, InvalidRequest, TraceParent};
 pub use self::stream::{DeniedByPeer, HboneStream};
 

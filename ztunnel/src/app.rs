@@ -84,6 +84,7 @@ pub async fn run(
     let readiness = Readiness::new();
     let (revocations, follow_file) = revocations(&config, &metrics, &readiness).await;
     let (roots, follow_roots) = Roots::follow_if(config.ca.mesh_roots.as_deref()).await;
+    let pace = Pace::new(config.pace.frames(config.worker_threads()), metrics.slowed.clone());
     let proxy = Arc::new(Proxy {
         mesh,
         certificates: Certificates::new(surroundings.authority, revocations.clone(), roots),
@@ -95,7 +96,7 @@ pub async fn run(
         denials,
         limits: config.budget,
         descriptors: surroundings.descriptors,
-        pace: Pace::new(config.pace.frames(config.worker_threads())),
+        pace,
         neighbours: Neighbours::default(),
         pool_idle: config.pool_idle,
         same_node_mtls: config.same_node_mtls,

@@ -84,7 +84,7 @@ async fn accept(
     let mut config = server::Config {
         wasted: pace.wasted.clone(),
         given_up: pace.given_up.clone(),
-        frames: Some(pace.frames.clone()),
+        frames: Some(Arc::new(pace.frames.clone())),
         ..server::Config::default()
     };
     tokio::time::timeout(config.handshake_timeout, pace.handshake())

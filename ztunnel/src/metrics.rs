@@ -7,6 +7,7 @@ mod policies;
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_core::identity::Identity;
@@ -204,6 +205,8 @@ pub struct Metrics {
     pub pods_started: Counter,
     /// Pods that are no longer.
     pub pods_stopped: Counter,
+    /// See [`pace::Paced`](crate::pace::Paced).
+    pub slowed: Seconds,
     refused: Gauge,
     unreadable: Gauge,
     denying: Gauge,
@@ -221,6 +224,9 @@ pub struct Metrics {
     said: Arc<Mutex<HashSet<PeerLabels>>>,
     registry: Arc<Registry>,
 }
+
+/// A counter of time.
+pub type Seconds = Counter<f64, AtomicU64>;
 
 /// What one open connection counts in.
 #[derive(Clone, Debug)]
@@ -248,6 +254,12 @@ impl Metrics {
             "ambit_shed_connections",
             "Connections that were reset because the process has too few descriptors for more",
             descriptors.shed.clone(),
+        );
+        let slowed = Seconds::default();
+        root.register(
+            "ambit_slowed_seconds",
+            "Time that tunnels of clients have waited which send more frames than are read of one client",
+            slowed.clone(),
         );
         let (pods, pods_started, pods_stopped) = (Gauge::default(), Counter::default(), Counter::default());
         root.register("workload_manager_active_proxy_count", "Pods that are served", pods.clone());
@@ -297,6 +309,7 @@ impl Metrics {
             pods,
             pods_started,
             pods_stopped,
+            slowed,
             refused,
             unreadable,
             denying,

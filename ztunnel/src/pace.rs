@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mesh_core::allowance::Allowance;
+use mesh_core::hbone::Pacer;
+
+use crate::metrics::Seconds;
 
 /// Handshakes of one client with all pods of this node, at once and a second; each takes about a millisecond. A tunnel
 /// has room for a hundred connections, and all clients behind one gateway are one.
@@ -24,6 +27,8 @@ const REFUSED: (u32, u32) = (1000, 500);
 const FINE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
 /// After so long without, the first fine is the next one.
 const FORGIVEN: Duration = Duration::from_secs(60);
+/// How often it is told that a client is read more slowly.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Clients before those are looked for that can be forgotten.
 const MANY: usize = 1024;
 
@@ -52,6 +57,7 @@ impl Config {
 #[derive(Clone, Debug)]
 pub struct Pace {
     frames: u32,
+    slowed: Seconds,
     clients: Arc<Mutex<Clients>>,
 }
 
@@ -74,7 +80,7 @@ pub struct OfClient {
     /// Requests that are refused.
     pub refused: Allowance,
     /// Frames in its tunnels.
-    pub frames: Allowance,
+    pub frames: Paced,
     fines: Arc<Mutex<Fines>>,
 }
 
@@ -83,15 +89,15 @@ pub struct OfClient {
 struct Fines(Option<(Duration, Instant)>);
 
 impl Pace {
-    /// Nobody has come yet. Of each client so many frames are read in a second.
-    pub fn new(frames: u32) -> Self {
-        Self { frames, clients: Arc::default() }
+    /// Nobody has come yet. Of each client so many frames are read in a second; for how long more have waited is counted.
+    pub fn new(frames: u32, slowed: Seconds) -> Self {
+        Self { frames, slowed, clients: Arc::default() }
     }
 
     /// What `client` may do; the same for all that ask.
     pub fn of(&self, client: IpAddr) -> OfClient {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = clients.by_address.entry(client).or_insert_with(|| OfClient::new(self.frames)).clone();
+        let found = clients.by_address.entry(client).or_insert_with(|| OfClient::new(client, self)).clone();
         if clients.by_address.len() > MANY.max(2 * clients.before) {
             clients.by_address.retain(|at, of| *at == client || !of.is_whole());
             clients.before = clients.by_address.len();
@@ -101,13 +107,14 @@ impl Pace {
 }
 
 impl OfClient {
-    fn new(frames: u32) -> Self {
+    fn new(client: IpAddr, Pace { frames, slowed, .. }: &Pace) -> Self {
+        let allowance = Allowance::new((frames / 4).max(1), *frames);
         Self {
             handshakes: Allowance::new(HANDSHAKES.0, HANDSHAKES.1),
             wasted: Allowance::new(WASTED.0, WASTED.1),
             given_up: Allowance::new(GIVEN_UP.0, GIVEN_UP.1),
             refused: Allowance::new(REFUSED.0, REFUSED.1),
-            frames: Allowance::new((frames / 4).max(1), frames),
+            frames: Paced { client, allowance, slowed: slowed.clone(), told: Arc::default() },
             fines: Arc::default(),
         }
     }
@@ -131,8 +138,34 @@ impl OfClient {
 
     fn is_whole(&self) -> bool {
         let Self { handshakes, wasted, given_up, refused, frames, .. } = self;
-        let whole = [handshakes, wasted, given_up, refused, frames].into_iter().all(Allowance::is_whole);
+        let whole =
+            [handshakes, wasted, given_up, refused, &frames.allowance].into_iter().all(Allowance::is_whole);
         whole && self.fines().are_forgiven(Instant::now())
+    }
+}
+
+/// Frames of one client. Nobody has to guess why it is slow: it is counted, and told now and then.
+#[derive(Clone, Debug)]
+pub struct Paced {
+    client: IpAddr,
+    allowance: Allowance,
+    slowed: Seconds,
+    told: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Pacer for Paced {
+    fn charge(&self, frames: u32) -> Option<Duration> {
+        let wait = self.allowance.charge(frames)?;
+        self.slowed.inc_by(wait.as_secs_f64());
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+            *told = Some(Instant::now());
+            tracing::warn!(
+                client = %self.client,
+                "sends more small frames than are read of one client: its tunnels wait (--max-client-frames)"
+            );
+        }
+        Some(wait)
     }
 }
 
@@ -154,7 +187,7 @@ mod tests {
     use super::*;
 
     fn pace() -> Pace {
-        Pace::new(1)
+        Pace::new(1, Seconds::default())
     }
 
     fn client(number: u32) -> IpAddr {
@@ -181,6 +214,16 @@ mod tests {
         pace.of(client(1)).fine();
         assert!(pace.of(client(1)).handshakes.take(1).is_err());
         assert!(pace.of(client(2)).handshakes.take(1).is_ok());
+    }
+
+    #[test]
+    fn for_how_long_a_client_waits_is_counted() {
+        let pace = pace();
+        let [ours, others] = [1, 2].map(|number| pace.of(client(number)).frames);
+        assert_eq!((ours.charge(1), pace.slowed.get()), (None, 0.0));
+        let waits = [ours.charge(2), pace.of(client(1)).frames.charge(1)].map(Option::unwrap);
+        assert_eq!(pace.slowed.get(), waits.iter().map(Duration::as_secs_f64).sum::<f64>());
+        assert_eq!(others.charge(1), None);
     }
 
     /// Also where each fine is over before the next one.

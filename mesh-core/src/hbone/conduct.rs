@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
@@ -33,6 +34,12 @@ pub(super) const TOO_MUCH_WASTE: Abuse = "too many requests that make no sense o
 /// What h2 counts: resets before a request was looked at, streams over the limit, heads without end, unread short frames.
 pub(super) const TOO_MUCH_FOR_HTTP2: Abuse =
     "more resets, refused streams, header fields or short frames than HTTP/2 is to bear";
+
+/// Says how fast a client is read.
+pub trait Pacer: std::fmt::Debug + Send + Sync {
+    /// So many frames have been read of it; how long the next ones have to wait.
+    fn charge(&self, frames: u32) -> Option<Duration>;
+}
 
 /// What is known of one peer's conduct; clones are the same.
 #[derive(Clone, Debug)]
@@ -94,7 +101,7 @@ pub(super) struct Watched<IO> {
     frames: Frames,
     chatter: Allowance,
     /// What the peer may send, over all its connections.
-    paced: Option<Allowance>,
+    paced: Option<Arc<dyn Pacer>>,
     /// Until it may be read again.
     pause: Option<Pin<Box<Sleep>>>,
     /// Frames, and TLS records, of which others have not had their turn yet.
@@ -103,7 +110,7 @@ pub(super) struct Watched<IO> {
 }
 
 impl<IO> Watched<IO> {
-    pub(super) fn new(io: IO, frames: Frames, conduct: Conduct, paced: Option<Allowance>) -> Self {
+    pub(super) fn new(io: IO, frames: Frames, conduct: Conduct, paced: Option<Arc<dyn Pacer>>) -> Self {
         let chatter = Allowance::new(CHATTER.0, CHATTER.1);
         Self { io, frames, chatter, paced, pause: None, owed: 0, conduct }
     }
@@ -189,7 +196,6 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
-    use std::time::Duration;
 
     use tokio::io::AsyncReadExt;
 
@@ -211,9 +217,16 @@ mod tests {
         }
     }
 
+    impl Pacer for Allowance {
+        fn charge(&self, frames: u32) -> Option<Duration> {
+            Allowance::charge(self, frames)
+        }
+    }
+
     /// A client's bytes, one such piece in each record.
     fn watched(bytes: &[u8], record: usize, paced: Option<Allowance>) -> Watched<Records> {
         let records = bytes.chunks(record).map(<[u8]>::to_vec).collect();
+        let paced = paced.map(|paced| Arc::new(paced) as Arc<dyn Pacer>);
         Watched::new(Records(records), Frames::of_server(), Conduct::new(Allowance::new(0, 1)), paced)
     }
 

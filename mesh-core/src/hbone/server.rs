@@ -4,6 +4,7 @@
 //! streams until the client leaves or the drain says so.
 
 use std::future::{Future, poll_fn};
+use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
-use super::conduct::{self, Conduct, Watched};
+use super::conduct::{self, Conduct, Pacer, Watched};
 use super::frames::Frames;
 use super::request::{Baggage, ConnectRequest, InvalidRequest, MAX_POLICY, MAX_REASON, POLICY, REASON};
 use super::settings::{self, Dead, HANDSHAKE_TIMEOUT, KeepAlive, MAX_STREAMS};
@@ -46,8 +47,8 @@ pub struct Config {
     /// Requests that it may give up later, before they are answered, as clients do whose application is too slow; while
     /// this is used up, no others are looked at.
     pub given_up: Allowance,
-    /// Frames that are read of the client, if not as many as it sends; more wait.
-    pub frames: Option<Allowance>,
+    /// How fast frames of the client are read, if not as fast as it sends them.
+    pub frames: Option<Arc<dyn Pacer>>,
     /// A tunnel without a connection for so long is closed. Istio's clients keep one for five minutes.
     pub idle: Duration,
 }
