@@ -20,7 +20,7 @@ const RANGES: [Range; 2] = [
 ];
 
 /// So many addresses are tried here and there, which finds a free one soon unless the range is almost full; after that
-/// one after the other.
+/// the next one that is free.
 const SCATTERED: u64 = 64;
 
 /// Whether an address is one that could be made up.
@@ -144,6 +144,40 @@ pub(super) struct Touched {
     pub(super) entries: BTreeSet<ObjectName>,
 }
 
+/// Which offsets of the IPv4 range are taken, a bit for each: so a free one is found soon, however few there are.
+#[derive(Debug)]
+struct Used([u64; 1024]);
+
+impl Default for Used {
+    fn default() -> Self {
+        let mut words = [0; 1024];
+        (words[0], words[1023]) = (1, 1 << 63);
+        Self(words)
+    }
+}
+
+impl Used {
+    fn set(&mut self, ip: IpAddr, used: bool) {
+        let IpAddr::V4(v4) = ip else { return };
+        if !RANGES[0].contains(ip) {
+            return;
+        }
+        let offset = usize::from(u32::from(v4) as u16);
+        let bit = 1 << (offset % 64);
+        match used {
+            true => self.0[offset / 64] |= bit,
+            false => self.0[offset / 64] &= !bit,
+        }
+    }
+
+    /// Near an offset.
+    fn next_free(&self, start: u64) -> Option<u64> {
+        let words = (0..1024).map(|n| (start / 64 + n) % 1024);
+        let mut free = words.filter(|word| self.0[*word as usize] != u64::MAX);
+        free.next().map(|word| word * 64 + u64::from(self.0[word as usize].trailing_ones()))
+    }
+}
+
 /// All addresses.
 #[derive(Debug, Default)]
 pub(super) struct Allocator {
@@ -151,6 +185,7 @@ pub(super) struct Allocator {
     slots: HashMap<IpAddr, Slot>,
     /// How many of each range are taken.
     taken: [u64; 2],
+    used: Used,
     /// Those for whom there was no address, the oldest first.
     waiting: [BTreeSet<Claim>; 2],
 }
@@ -273,6 +308,7 @@ impl Allocator {
         self.slots.entry(ip).or_insert_with(|| {
             let family = RANGES.iter().position(|range| range.contains(ip));
             family.into_iter().for_each(|family| self.taken[family] += 1);
+            self.used.set(ip, true);
             Slot::default()
         })
     }
@@ -286,6 +322,7 @@ impl Allocator {
         self.slots.remove(&ip);
         if let Some(family) = RANGES.iter().position(|range| range.contains(ip)) {
             self.taken[family] -= 1;
+            self.used.set(ip, false);
             open.extend(self.waiting[family].pop_first().and_then(|claim| claim.host()));
         }
     }
@@ -324,7 +361,14 @@ impl Allocator {
             None => true,
             Some(slot) => slot.claims.is_empty() && slot.proposed.as_ref().is_none_or(|other| claim < other),
         };
-        let Some(ip) = range.preferred(name).find(may_have) else { return };
+        let is_free = |ip: &IpAddr| !self.slots.contains_key(ip);
+        let mut preferred = range.preferred(name);
+        let scattered = preferred.by_ref().take(SCATTERED as usize).find(may_have);
+        let next = || match range.first {
+            IpAddr::V4(_) => self.used.next_free(hash(name, 1)).map(|offset| range.at(offset)),
+            IpAddr::V6(_) => preferred.find(is_free),
+        };
+        let Some(ip) = scattered.or_else(next) else { return };
         let displaced = self.slot(ip).proposed.replace(claim.clone());
         self.propose(name, family, Some(ip));
         self.forget(ip, displaced, open);
