@@ -5,7 +5,7 @@
 //! address comes from the hash of its name, so that it has the same again after it was gone, and all agents come to the
 //! same without talking to each other. Where two want or have one address it is the older's, and the other gets its next.
 //! **Invariant:** which address is proposed to whom does not depend on the order in which they came, as long as there is
-//! room for all. A change takes time in proportion to the hosts that it concerns.
+//! room for all and none goes. A change takes time in proportion to the hosts of the entries that it concerns.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -88,6 +88,8 @@ fn hash(host: &ObjectName, salt: u8) -> u64 {
 /// Who has a say in an address: of several the first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Claim {
+    /// It is about its own namespace only: nobody has to give way to it.
+    yields: bool,
     /// Seconds since 1970.
     created: i64,
     entry: ObjectName,
@@ -98,6 +100,23 @@ struct Claim {
 impl Claim {
     fn host(&self) -> Option<ObjectName> {
         Some(ObjectName { namespace: self.entry.namespace.clone(), name: self.host.clone()? })
+    }
+}
+
+/// What an entry says itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reserved<'a> {
+    /// When the entry was created, in seconds since 1970.
+    pub(super) created: i64,
+    /// Nobody outside of its namespace is told.
+    pub(super) own_namespace_only: bool,
+    /// Of its addresses those that [`is_made_up`].
+    pub(super) addresses: &'a [IpAddr],
+}
+
+impl Reserved<'_> {
+    fn claim(self, entry: &ObjectName) -> Claim {
+        Claim { yields: self.own_namespace_only, created: self.created, entry: entry.clone(), host: None }
     }
 }
 
@@ -122,7 +141,7 @@ struct Host {
 impl Host {
     fn claim(&self, name: &ObjectName) -> Claim {
         let Wish { created, entry, .. } = &self.wish;
-        Claim { created: *created, entry: entry.clone(), host: Some(name.name.clone()) }
+        Claim { yields: false, created: *created, entry: entry.clone(), host: Some(name.name.clone()) }
     }
 }
 
@@ -218,21 +237,20 @@ impl Allocator {
         self.settle(open, touched);
     }
 
-    /// An entry says these addresses itself now, all of them [`is_made_up`], instead of those.
+    /// An entry says these addresses itself now instead of those.
     pub(super) fn reserve(
         &mut self,
         entry: &ObjectName,
-        old: (i64, &[IpAddr]),
-        new: (i64, &[IpAddr]),
+        old: Reserved<'_>,
+        new: Reserved<'_>,
         touched: &mut Touched,
     ) {
         if old == new {
             return;
         }
         let mut open = Vec::new();
-        let claim = |created| Claim { created, entry: entry.clone(), host: None };
-        old.1.iter().for_each(|ip| self.release(*ip, &claim(old.0), &mut open));
-        new.1.iter().for_each(|ip| self.claim(*ip, &claim(new.0), &mut open));
+        old.addresses.iter().for_each(|ip| self.release(*ip, &old.claim(entry), &mut open));
+        new.addresses.iter().for_each(|ip| self.claim(*ip, &new.claim(entry), &mut open));
         self.settle(open, touched);
     }
 

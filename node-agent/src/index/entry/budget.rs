@@ -66,13 +66,11 @@ pub(super) fn bound(name: &ObjectName, entry: &mut ServiceEntry, faults: &mut Ve
     let mut left = MOST_OF_OBJECT;
     let is_endpoint = entry.is_its_own_endpoint;
     let itself = |host: &str| if is_endpoint { workload(name, host) + of_endpoint(host) } else { 0 };
-    let is_made_up = entry.made_up == MadeUp::Wanted;
-    let made_up = |host: &str| if is_made_up && !host.starts_with('*') { MADE_UP } else { 0 };
-    cut(&mut hosts, "spec.hosts", &mut left, faults, |host| {
-        service + 2 * host.len() + itself(host) + made_up(host)
-    });
+    cut(&mut hosts, "spec.hosts", &mut left, faults, |host| service + 2 * host.len() + itself(host));
     entry.hosts = hosts;
-    entry.cost = MOST_OF_OBJECT - left + entry.reserved.len() * MADE_UP;
+    let is_made_up = |host: &&String| entry.made_up == MadeUp::Wanted && !host.starts_with('*');
+    let made_up = entry.hosts.iter().filter(is_made_up).count() + entry.reserved.len();
+    entry.cost = MOST_OF_OBJECT - left + made_up * MADE_UP;
     let services: usize = entry.hosts.iter().map(|host| of_endpoint(host)).sum();
     let mut left = MOST_OF_OBJECT;
     cut(&mut entry.endpoints, "spec.endpoints", &mut left, faults, |endpoint| {

@@ -11,17 +11,22 @@ use serde_json::{Value, json};
 use super::super::event::{Custom, Kind, ObjectName};
 use super::super::wds::{bytes, wire_port};
 use super::super::{Changes, Index, Key, Problem};
-use super::allocate::{Touched, Wish};
+use super::allocate::{Reserved, Touched, Wish};
 use super::claims::Turn;
 use super::host_key;
 use super::read::{MadeUp, ServiceEntry};
+
+/// Values of one host in a status that are looked at, of each IP family: some writer may give it more than one.
+const MOST_OF_FAMILY: usize = 4;
+/// The longest text of an address (RFC 4291 2.2), IPv4-mapped.
+const LONGEST_ADDRESS: usize = 45;
 
 /// What `status.addresses` of an entry says.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Said {
     /// By host, in lower case, of those that the entry names.
     of_host: BTreeMap<String, Vec<SaidAddress>>,
-    /// There are others, too.
+    /// There are others, too: of no host of it, more than are looked at, or no addresses.
     has_others: bool,
 }
 
@@ -42,11 +47,16 @@ impl Said {
             let text = |field: &str| address[field].as_str().unwrap_or_default().to_owned();
             let (host, value) = (text("host"), text("value"));
             let key = host.to_ascii_lowercase();
-            if hosts.contains(&key) {
-                let ip = value.parse().ok().map(|ip: IpAddr| ip.to_canonical());
-                said.of_host.entry(key).or_default().push(SaidAddress { host, value, ip });
-            } else {
+            if !hosts.contains(&key) || value.len() > LONGEST_ADDRESS {
                 said.has_others = true;
+                continue;
+            }
+            let ip = value.parse().ok().map(|ip: IpAddr| ip.to_canonical());
+            let all = said.of_host.entry(key).or_default();
+            let family = |ip: Option<IpAddr>| ip.map(|ip| ip.is_ipv4());
+            match all.iter().filter(|one| family(one.ip) == family(ip)).count() < MOST_OF_FAMILY {
+                true => all.push(SaidAddress { host, value, ip }),
+                false => said.has_others = true,
             }
         }
         said
@@ -125,8 +135,10 @@ impl Index {
         let was_exhausted = self.entries.allocator.is_exhausted();
         let mut touched = Touched::default();
         for Turn { name, old, new, .. } in turns {
-            fn reserved(entry: &Option<Arc<ServiceEntry>>) -> (i64, &[IpAddr]) {
-                entry.as_ref().map_or((0, &[]), |entry| (entry.created, &*entry.reserved))
+            fn reserved(entry: &Option<Arc<ServiceEntry>>) -> Reserved<'_> {
+                let Some(entry) = entry.as_deref() else { return Reserved::default() };
+                let ServiceEntry { created, own_namespace_only, ref reserved, .. } = *entry;
+                Reserved { created, own_namespace_only, addresses: reserved }
             }
             self.entries.allocator.reserve(name, reserved(old), reserved(new), &mut touched);
             for host in old.iter().chain(new).flat_map(|entry| &entry.hosts) {

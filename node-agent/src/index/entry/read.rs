@@ -280,9 +280,15 @@ fn address(text: &str, faults: &mut Vec<String>) -> Option<(IpAddr, Option<u8>)>
         None => (text, None),
     };
     let read = || {
-        let ip: IpAddr = ip.parse().ok()?;
+        let written: IpAddr = ip.parse().ok()?;
+        // IPv4-mapped ones are IPv4 for the proxies, too.
+        let ip = written.to_canonical();
+        let mapped = if ip.is_ipv4() && written.is_ipv6() { 96 } else { 0 };
+        let length = match length {
+            Some(length) => Some(length.parse::<u8>().ok()?.checked_sub(mapped)?),
+            None => None,
+        };
         let bits = if ip.is_ipv4() { 32 } else { 128 };
-        let length = length.map(str::parse::<u8>).transpose().ok()?;
         let sensible = length.is_none_or(|length| length <= bits);
         sensible.then_some((ip, length.filter(|length| *length < bits)))
     };

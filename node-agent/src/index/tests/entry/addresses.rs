@@ -215,6 +215,46 @@ fn of_two_with_one_address_the_older_keeps_it() {
     assert_eq!((cluster.said("web").len(), cluster.addresses("db.example")), (2, own));
 }
 
+/// However it is written: the proxies take IPv4-mapped addresses for IPv4.
+#[test]
+fn what_an_older_entry_says_itself_is_taken_in_any_spelling() {
+    let mut cluster = Cluster::new();
+    let old =
+        with(entry("old", &["vip.example"]), "/metadata/creationTimestamp", json!("2020-01-01T00:00:00Z"));
+    cluster.apply(entry("db", &["db.example"]));
+    cluster.write();
+    let own = cluster.addresses("db.example");
+    let IpAddr::V4(v4) = own[0] else { panic!("{own:?}") };
+    let mapped = json!([v4.to_ipv6_mapped().to_string(), "::ffff:192.0.2.0/120", "::ffff:192.0.2.0/95"]);
+    let changes = cluster.apply(with(old, "/spec/addresses", mapped));
+    assert_eq!(cluster.addresses("db.example"), own[1..]);
+    let faults: Vec<&str> = changes.problems.iter().map(|problem| &*problem.reason).collect();
+    assert!(faults.len() == 1 && faults[0].contains("/95"), "{faults:?}");
+    let Some(resource) = cluster.index.resource(&host("vip.example")) else { panic!("no service") };
+    let Some(proto::address::Type::Service(service)) = resource.r#type else { panic!("no service") };
+    let lengths: Vec<Option<u32>> = service.addresses.iter().map(|address| address.length).collect();
+    assert_eq!(lengths, [None, Some(24)]);
+    cluster.write();
+    assert!(cluster.addresses("db.example").len() == 2 && cluster.addresses("db.example")[0] != own[0]);
+}
+
+/// Who may write a status gives no host more than a few.
+#[test]
+fn a_status_that_says_very_much() {
+    let mut cluster = Cluster::new();
+    let all: Vec<Value> =
+        (1..200).map(|n| json!({"host": "db.example", "value": format!("192.0.2.{n}")})).collect();
+    let long = json!({"host": "db.example", "value": "1".repeat(10_000)});
+    let all = [vec![long], all].concat();
+    let status = json!({ "addresses": all });
+    cluster.apply(with(entry("db", &["db.example"]), "/status", status));
+    let in_force = cluster.addresses("db.example");
+    assert_eq!(in_force.len(), 4);
+    cluster.write();
+    assert_eq!((cluster.said("db").len(), cluster.due("db")), (5, None), "and one of IPv6");
+    assert!(in_force.iter().all(|ip| cluster.addresses("db.example").contains(ip)));
+}
+
 /// The oldest says what the host is, and so its status says where. Another one that takes over has the same address.
 #[test]
 fn one_host_of_two_entries() {
