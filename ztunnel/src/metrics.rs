@@ -258,7 +258,7 @@ impl Metrics {
         let slowed = Seconds::default();
         root.register(
             "ambit_slowed_seconds",
-            "Time that tunnels of clients have waited which send more frames than are read of one client",
+            "Time that tunnels were told to wait, of clients that send more frames than are read of one",
             slowed.clone(),
         );
         let (pods, pods_started, pods_stopped) = (Gauge::default(), Counter::default(), Counter::default());

@@ -157,15 +157,24 @@ impl Pacer for Paced {
     fn charge(&self, frames: u32) -> Option<Duration> {
         let wait = self.allowance.charge(frames)?;
         self.slowed.inc_by(wait.as_secs_f64());
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
-            *told = Some(Instant::now());
+        if self.is_to_be_told() {
             tracing::warn!(
                 client = %self.client,
                 "sends more small frames than are read of one client: its tunnels wait (--max-client-frames)"
             );
         }
         Some(wait)
+    }
+}
+
+impl Paced {
+    fn is_to_be_told(&self) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = told.is_none_or(|at| at.elapsed() >= TOLD_EVERY);
+        if due {
+            *told = Some(Instant::now());
+        }
+        due
     }
 }
 
