@@ -255,7 +255,11 @@ impl World {
     pub(crate) fn interface_pin(&self, pod: &Pod, interface: &str, hook: GuardHook) -> Result<PathBuf> {
         let index = shell::run("ip", ["-n", pod.netns.name(), "-o", "link", "show", interface])?;
         let (index, _) = index.split_once(':').context("ip link show")?;
-        let end = if hook == GuardHook::Clsact { "-clsact" } else { "" };
+        let clsact = match hook {
+            GuardHook::Auto => !mesh_tests::kernel::names("tcx_link_attach")?,
+            hook => hook == GuardHook::Clsact,
+        };
+        let end = if clsact { "-clsact" } else { "" };
         Ok(self.pod_pins(pod).join(format!("guard-{index}{end}")))
     }
 
